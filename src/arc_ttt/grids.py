@@ -218,7 +218,7 @@ def load_tasks(path: Path) -> LoadedTasks:
 
 
 def read_json(path: Path) -> tuple[Any, list[str]]:
-    """Parse a JSON file without trusting it. Returns the document and the keys of the top object that stand there twice.
+    """Parse a JSON file without trusting it. Returns the document, and the names that stand twice in one object.
 
     Raises:
         TaskFileError: names the file and what is wrong with it.
