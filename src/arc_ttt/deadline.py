@@ -108,6 +108,8 @@ def parse_duration(text: str) -> float:
 
 def format_duration(seconds: float) -> str:
     """A short text for people: 42s, 4m10s, 11h05m."""
+    if seconds == float("inf"):
+        return "no limit"
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole}s"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from enum import StrEnum
-from io import TextIOWrapper
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ class Journal:
     path: Path
     clock: Clock = REAL_CLOCK
     start_s: float = 0.0
-    _file: TextIOWrapper | None = None
+    _file: FileIO | None = None
+    _torn: bool = False  # the file may end inside a line
     lost_lines: int = 0
 
     def __post_init__(self) -> None:
@@ -37,13 +38,16 @@ class Journal:
 
     def append(self, event: str, **fields: Any) -> None:
         """Write one event with the seconds since the start of the run."""
-        line = json.dumps({"t": round(self.clock.now() - self.start_s, 3), "event": event, **fields})
+        seconds = round(self.clock.now() - self.start_s, 3)
+        line = json.dumps({"t": seconds, "event": event, **fields}, default=str) + "\n"
         try:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self.path.open("a", encoding="utf-8")
-            self._file.write(line + "\n")
-            self._file.flush()
+                self._torn = self.path.is_file() and self.path.stat().st_size > 0
+                self._file = FileIO(self.path, "a")
+            whole = (("\n" if self._torn else "") + line).encode()
+            self._torn = self._file.write(whole) < len(whole)
+            self.lost_lines += self._torn
         except OSError:
             self.lost_lines += 1
 
@@ -59,7 +63,7 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             event = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict):
             events.append(event)

@@ -76,11 +76,12 @@ _LONGEST_TOKEN = 16
 class AnswerReader:
     """Reads an answer character by character and knows what may follow.
 
-    `done` once `stop` was read; then `grid()` is the answer. Cells left and rows left are capped at the longest token,
-    so that few states exist and their masks can be kept.
+    limits: most rows and most columns. `done` once `stop` was read; then `grid()` is the answer. Cells left and rows
+    left are capped at the longest token, so that few states exist and their masks can be kept.
     """
 
     syntax: GridSyntax
+    limits: tuple[int, int] = (MAX_SIDE, MAX_SIDE)
     rows: list[list[int]] = field(default_factory=lambda: [[]])
     pending: str = ""
     done: bool = False
@@ -90,13 +91,13 @@ class AnswerReader:
         syntax, row = self.syntax, self.rows[-1]
         if not row:
             return {syntax.start + cell: value for value, cell in enumerate(syntax.cells)}
-        width = len(self.rows[0]) if len(self.rows) > 1 else MAX_SIDE
+        width = len(self.rows[0]) if len(self.rows) > 1 else self.limits[1]
         found: dict[str, int] = {}
         if len(row) < width:
             found.update({syntax.cell_gap + cell: value for value, cell in enumerate(syntax.cells)})
         if len(self.rows) == 1 or len(row) == width:
             found[syntax.stop] = _STOP
-            if len(self.rows) < MAX_SIDE:
+            if len(self.rows) < self.limits[0]:
                 found.update({syntax.row_gap + cell: _NEW_ROW + value for value, cell in enumerate(syntax.cells)})
         return found
 
@@ -126,18 +127,18 @@ class AnswerReader:
         return True
 
     def copy(self) -> AnswerReader:
-        return AnswerReader(self.syntax, [list(row) for row in self.rows], self.pending, self.done)
+        return AnswerReader(self.syntax, self.limits, [list(row) for row in self.rows], self.pending, self.done)
 
     @property
     def state(self) -> _STATE:
         row, first = self.rows[-1], len(self.rows) == 1
-        width = MAX_SIDE if first else len(self.rows[0])
+        width = self.limits[1] if first else len(self.rows[0])
         started = 0 if not row else 1
         return (
             self.pending,
             first,
             min(width - len(row), _LONGEST_TOKEN),
-            started * (1 + min(MAX_SIDE - len(self.rows), _LONGEST_TOKEN)),
+            started * (1 + min(self.limits[0] - len(self.rows), _LONGEST_TOKEN)),
         )
 
     def grid(self) -> Grid | None:
@@ -209,9 +210,9 @@ class Format:
         """Position of `token` when it comes next; text formats count on."""
         return cursor.next_position
 
-    def cursor(self, prompt: TokenSequence) -> AnswerCursor:
-        """A cursor for the answer to `prompt`."""
-        return AnswerCursor(self, AnswerReader(self.syntax), 0, int(prompt.positions[-1]) + 1)
+    def cursor(self, prompt: TokenSequence, limits: tuple[int, int] = (MAX_SIDE, MAX_SIDE)) -> AnswerCursor:
+        """A cursor for the answer to `prompt`, of at most `limits` rows and columns."""
+        return AnswerCursor(self, AnswerReader(self.syntax, limits), 0, int(prompt.positions[-1]) + 1)
 
     def allowed(self, reader: AnswerReader) -> NDArray[np.bool_]:
         """(V,) bool: the tokens whose whole text may follow. Kept by state, so it costs a look-up."""
@@ -301,9 +302,9 @@ class CompactFormat(Format):
         ids = np.concatenate(([marker], body.ravel()))
         return ids, np.concatenate(([self.ROW_STEP], places.ravel())) + self.GRID_STEP * index
 
-    def cursor(self, prompt: TokenSequence) -> AnswerCursor:
+    def cursor(self, prompt: TokenSequence, limits: tuple[int, int] = (MAX_SIDE, MAX_SIDE)) -> AnswerCursor:
         place = int(prompt.positions[-1])
-        return AnswerCursor(self, AnswerReader(self.syntax), place // self.GRID_STEP, place + 1)
+        return AnswerCursor(self, AnswerReader(self.syntax, limits), place // self.GRID_STEP, place + 1)
 
     def answer_position(self, cursor: AnswerCursor, token: int) -> int:
         """A cell stands behind the last one, or first in the row that NL has opened; NL and END open the next row."""

@@ -8,6 +8,7 @@ import difflib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, get_type_hints
 
 from arc_ttt.errors import SettingsError
@@ -124,6 +125,7 @@ class TttSettings:
         _within("ttt.weight_decay", self.weight_decay, 0.0, 1.0)
         _within("ttt.alpha", self.alpha, 1e-6)
         _within("ttt.clip_norm", self.clip_norm, 1e-6)
+        _within("ttt.loss_scale", self.loss_scale, 1e-6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,6 +314,8 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
         if kind is float:
             return float(value)
         if kind is str:
+            if not isinstance(value, str | PurePath):
+                raise TypeError
             return str(value)
         return tuple(value.split(",")) if isinstance(value, str) else tuple(str(v) for v in value)
     except (ValueError, KeyError, TypeError, OverflowError) as error:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from arc_ttt.errors import SubmissionError
 from arc_ttt.grids import COLOURS, MAX_SIDE, Grid, LoadedTasks
 from arc_ttt.votes import attempts, fallback_grids
@@ -41,7 +43,8 @@ class Submission:
         if task_id not in self._attempts or not 0 <= test_index < len(self._attempts[task_id]):
             raise SubmissionError(f"task {task_id!r} has no test input {test_index}")
         for grid in both:
-            if grid.ndim != 2 or not (min(grid.shape) >= 1 and max(grid.shape) <= MAX_SIDE) or grid.max() >= COLOURS:
+            sides = grid.shape if grid.ndim == 2 and grid.dtype == np.uint8 else (0,)
+            if not 1 <= min(sides) <= max(sides) <= MAX_SIDE or grid.max() >= COLOURS:
                 raise SubmissionError(f"task {task_id!r}, test input {test_index}: an attempt is no valid grid")
         self._attempts[task_id][test_index] = both
         self._texts[task_id] = self._text(task_id)

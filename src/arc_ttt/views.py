@@ -31,6 +31,11 @@ def undo_dihedral(grid: Grid, index: int) -> Grid:
     return freeze(turned.T if index >= 4 else turned)
 
 
+def turns_sides(index: int) -> bool:
+    """Whether symmetry `index` exchanges rows and columns."""
+    return (index % 2 == 1) != (index >= 4)
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """One look at a task. `apply` and `undo` are exact inverses on grids.
@@ -76,7 +81,7 @@ def random_colours(rng: np.random.Generator, *, keep_black: bool = False) -> tup
 
 
 def sample_views(count: int, demonstrations: int, rng: np.random.Generator, *, colours: bool = True) -> list[View]:
-    """`count` views that walk through the 8 symmetries; the first is the identity, the others permute colours and order.
+    """`count` views walking through the 8 symmetries; the first is the identity, the others permute colours and order.
 
     Source: ours; 8 symmetries x colour and order variants as in the 2024 and 2025 winning kernels.
     """

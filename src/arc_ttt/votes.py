@@ -73,15 +73,25 @@ def attempts(ranked: Sequence[Grid], fallbacks: Sequence[Grid]) -> tuple[Grid, G
 def fallback_grids(task: Task | None, test_index: int) -> list[Grid]:
     """Answers for a test input that nothing was found for: its own input, then outputs of the demonstrations.
 
-    If no demonstration keeps its size, the outputs come first. A task that cannot be used gets a single black cell.
+    If no demonstration keeps its size, the outputs come first. Black squares come last, and alone for a task that
+    cannot be used.
     """
     if task is None:
-        return [freeze(np.zeros((1, 1))), freeze(np.zeros((2, 2)))]
+        return _BLACK
     outputs = [example.output for example in task.train]
     same_size = not outputs or any(e.input.shape == e.output.shape for e in task.train)
     question = task.tests[test_index]
     grids = [question, *outputs] if same_size else [*outputs, question]
-    return [*grids, freeze(np.zeros((1, 1)))]
+    return [*grids, *_BLACK]
+
+
+_BLACK = [freeze(np.zeros((side, side))) for side in (1, 2)]
+
+
+def _mean_nll(nlls: Sequence[float]) -> float:
+    """Mean of `nlls`; infinite where there is none or one is NaN, which would compare with nothing."""
+    mean = float(np.mean(nlls)) if nlls else np.inf
+    return np.inf if np.isnan(mean) else mean
 
 
 def _distinct(grids: Sequence[Grid]) -> dict[bytes, Grid]:
@@ -100,7 +110,7 @@ def _product(candidates: Sequence[Candidate], scored: Sequence[ScoredCandidate])
     """
     best: dict[bytes, tuple[float, Grid]] = {}
     for item in scored:
-        mean = float(np.mean(item.nll_by_view))
+        mean = _mean_nll(item.nll_by_view)
         identity = grid_bytes(item.grid)
         if identity not in best or mean < best[identity][0]:
             best[identity] = (mean, item.grid)
@@ -116,7 +126,7 @@ def _flattened(candidates: Sequence[Candidate]) -> list[Grid]:
     nlls: dict[bytes, list[float]] = {}
     for candidate in candidates:
         nlls.setdefault(grid_bytes(candidate.grid), []).append(candidate.nll)
-    order = sorted(grids, key=lambda g: (-counts[g], -identity[g], float(np.mean(nlls[g]))))
+    order = sorted(grids, key=lambda g: (-counts[g], -identity[g], _mean_nll(nlls[g])))
     return [grids[g] for g in order]
 
 

@@ -1,0 +1,397 @@
+"""A run: tasks -> fleet -> votes -> submission. Owns the clock; ends in time whatever the workers do.
+
+The submission is complete and on the disk before the first worker starts, and is replaced whenever an answer changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from arc_ttt.cost import BASE, TTT, CostModel
+from arc_ttt.deadline import REAL_CLOCK, Deadline, format_duration
+from arc_ttt.errors import ArcError
+from arc_ttt.events import Journal, Outcome
+from arc_ttt.fleet import Death, Fleet, Message
+from arc_ttt.grids import LoadedTasks, Task, parse_grid
+from arc_ttt.schedule import JOINT, Job, Plan
+from arc_ttt.settings import Settings
+from arc_ttt.submission import Submission
+from arc_ttt.votes import Candidate, ScoredCandidate, attempts, fallback_grids, rank
+
+POLL_S = 0.2
+WRITE_EVERY_S = 0.5
+
+
+@dataclass(slots=True)
+class TaskResult:
+    """All that was found for one task in one stage ("base" or "ttt")."""
+
+    candidates: list[Candidate] = field(default_factory=list)
+    scored: list[ScoredCandidate] = field(default_factory=list)
+    outcome: str = ""
+    reason: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class RunResult:
+    """What a run leaves behind for a report."""
+
+    results: dict[tuple[str, str], TaskResult] = field(default_factory=dict)  # by stage and task id
+    seconds: float = 0.0
+    limit_s: float = 0.0
+    workers: int = 0
+    stopped_by: str = "all done"
+    deaths: list[str] = field(default_factory=list)
+    fatal: str = ""
+    train_tokens: int = 0
+    train_s: float = 0.0
+    write_errors: int = 0
+
+
+@dataclass(slots=True)
+class Status:
+    """A moment of a run, for a progress line."""
+
+    elapsed_s: float
+    limit_s: float
+    base_done: int
+    ttt_done: int
+    tasks: int
+    running: list[str]
+
+    def line(self) -> str:
+        """One line for a log."""
+        time = f"{format_duration(self.elapsed_s)} of {format_duration(self.limit_s)}"
+        now = ", ".join(self.running) or "workers loading"
+        return f"{time} | base {self.base_done}/{self.tasks} | adapted {self.ttt_done} | {now}"
+
+
+def rank_result(result: TaskResult, test_index: int, rule: str) -> list[Any]:
+    """Distinct grids of one test input, best first."""
+    return rank(
+        [c for c in result.candidates if c.test_index == test_index],
+        [c for c in result.scored if c.test_index == test_index],
+        rule=rule,
+    )
+
+
+class Coordinator:
+    """One run. `start_s` is the moment, on the clock of `deadline`, from which the limit counts."""
+
+    def __init__(
+        self, loaded: LoadedTasks, settings: Settings, out: Path, *, start_s: float, fleet: Fleet, deadline: Deadline
+    ) -> None:
+        self.loaded, self.settings, self.out = loaded, settings, out
+        self.start_s, self.fleet = start_s, fleet
+        self.clock = deadline.clock
+        self.limit = deadline
+        self.stop_at = deadline.minus(settings.run.reserve)
+        self.tasks = {task.task_id: task for task in loaded.tasks}
+        self.cost = CostModel(settings)
+        scope = settings.ttt.scope
+        self.plan = Plan(
+            loaded.tasks,
+            self.cost.predict,
+            budget_s=max(1.0, self.stop_at.remaining()) * max(1, len(fleet.slots)),
+            joint=scope if scope in ("shared", "joint") else "",
+            base_passes=settings.decode.base_views > 0,
+        )
+        self.submission = Submission(out / "submission.json", loaded)
+        self.journal = Journal(out / "events.jsonl", self.clock, start_s)
+        self.result = RunResult(limit_s=settings.run.limit_s, workers=len(fleet.slots))
+        self._jobs: dict[int, Job] = {}
+        self._job_number = 0
+        self._dirty = True
+        self._written_s = -1e9
+        self._joint_path = ""
+        self._signal = 0
+
+    def run(self, on_status: Callable[[Status], None] = lambda status: None) -> RunResult:
+        """Run to the end: all jobs done, the deadline less the reserve, or a signal."""
+        self.journal.append("start", tasks=len(self.tasks), problems=len(self.loaded.problems))
+        for problem in self.loaded.problems:
+            self.journal.append("bad task", task_id=problem.task_id, reason=str(problem))
+        self._write()
+        with self._signals():
+            try:
+                if self.tasks:
+                    self._loop(on_status)
+            finally:
+                self._write(final=True)
+                self.fleet.stop()
+                self.result.seconds = self.clock.now() - self.start_s
+                self.journal.append("end", stopped_by=self.result.stopped_by, seconds=round(self.result.seconds, 3))
+                self.journal.close()
+        return self.result
+
+    def _loop(self, on_status: Callable[[Status], None]) -> None:
+        while True:
+            if self._signal:
+                self.result.stopped_by = f"signal {signal.Signals(self._signal).name}"
+                return
+            if self.stop_at.passed():
+                self.result.stopped_by = "deadline"
+                return
+            self._start_missing()
+            self._dispatch()
+            if not self._jobs and not self._anything_coming():
+                return
+            for event in self.fleet.poll(min(POLL_S, max(0.0, self.stop_at.remaining()))):
+                if isinstance(event, Death):
+                    self._died(event)
+                else:
+                    self._heard(event)
+            self._write()
+            on_status(self._status())
+
+    def _anything_coming(self) -> bool:
+        """Whether a job that waits could still start: a worker lives, and some job fits the time left."""
+        if not self.fleet.slots:
+            self.result.stopped_by = self.result.fatal or "all workers lost"
+            return False
+        if self.plan.left == 0:
+            return False
+        if any(self.fleet.ready(slot) for slot in self.fleet.slots):
+            self.result.stopped_by = "nothing left that fits the time"
+            return False  # a ready worker is idle, so no job fits any more
+        return True
+
+    def _start_missing(self) -> None:
+        """Start workers that are not there, but none any more once one has found that the model cannot be loaded."""
+        for slot in self.fleet.slots:
+            if not self.fleet.alive(slot):
+                if self.result.fatal:
+                    self.fleet.retire(slot)
+                else:
+                    self.fleet.start(slot)
+
+    def _dispatch(self) -> None:
+        for slot in self.fleet.slots:
+            if slot in self._jobs or not self.fleet.ready(slot):
+                continue
+            job = self.plan.next_job(self.stop_at.remaining())
+            if job is None:
+                continue
+            self._job_number += 1
+            self._jobs[slot] = job
+            self.fleet.send(slot, {"type": "job", "id": self._job_number, "kind": job.kind, **self._body(job)})
+            self.journal.append(
+                "job", slot=slot, kind=job.kind, task_id=job.task_id, predicted_s=round(job.predicted_s, 2)
+            )
+
+    def _body(self, job: Job) -> dict[str, Any]:
+        if job.kind == JOINT:
+            path = self.out / "joint.safetensors"
+            share = 0.5 if self.settings.ttt.scope == "shared" else 0.2
+            until = self.clock.now() + share * max(0.0, self.stop_at.remaining())
+            return {"tasks": {i: _task_json(t) for i, t in self.tasks.items()}, "path": str(path), "until": until}
+        body: dict[str, Any] = {"task_id": job.task_id, "task": _task_json(self.tasks[job.task_id])}
+        if job.kind == TTT:
+            body |= {"share": job.share, "decode_s": self.cost.decoding(self.tasks[job.task_id])}
+            if self._joint_path:
+                body["joint"] = self._joint_path
+        return body
+
+    def _heard(self, message: Message) -> None:
+        body = message.body
+        job = self._jobs.get(message.slot)
+        if body["type"] == "fatal":
+            self.result.fatal = str(body.get("reason", ""))
+            self.journal.append("fatal", slot=message.slot, reason=self.result.fatal)
+        elif body["type"] == "ready":
+            self.journal.append("ready", slot=message.slot, device=body.get("device"), dtype=body.get("dtype"))
+        elif body["type"] == "candidates" and job is not None and body.get("task_id") == job.task_id:
+            self._take(job, body)
+        elif body["type"] == "done" and job is not None:
+            self._done(message.slot, job, body)
+
+    def _take(self, job: Job, body: dict[str, Any]) -> None:
+        """Check the candidates of a test input and let them change its attempts. Malformed ones are dropped."""
+        task, index = self.tasks[job.task_id], body.get("test_index")
+        if not isinstance(index, int) or not 0 <= index < len(task.tests):
+            self.journal.append("dropped", task_id=job.task_id, reason="no such test input")
+            return
+        result = self.result.results.setdefault((job.kind, job.task_id), TaskResult())
+        try:
+            where = f"candidate of {job.task_id}"
+            for c in body["candidates"]:
+                grid = parse_grid(c["grid"], where=where, task_id=job.task_id)
+                result.candidates.append(
+                    Candidate(job.task_id, index, grid, str(c["group"]), _finite(c["nll"]), job.kind)
+                )
+            for c in body["scored"]:
+                grid = parse_grid(c["grid"], where=where, task_id=job.task_id)
+                nlls = tuple(_finite(v) for v in c["nll_by_view"])
+                result.scored.append(ScoredCandidate(job.task_id, index, grid, nlls, job.kind))
+        except (ArcError, KeyError, TypeError, ValueError) as error:
+            self.journal.append("dropped", task_id=job.task_id, reason=f"malformed candidate: {error}")
+        self._vote(task, index)
+
+    def _vote(self, task: Task, index: int) -> None:
+        """Attempts from the adapted model's candidates where there are any, filled up from the base model's."""
+        ranked = []
+        for stage in (TTT, BASE):
+            result = self.result.results.get((stage, task.task_id))
+            if result is not None:
+                ranked += rank_result(result, index, self.settings.vote.rule)
+        if ranked:
+            self.submission.set(task.task_id, index, attempts(ranked, fallback_grids(task, index)))
+            self._dirty = True
+
+    def _done(self, slot: int, job: Job, body: dict[str, Any]) -> None:
+        del self._jobs[slot]
+        seconds = float(body.get("seconds", 0.0))
+        known = {
+            k: body[k] for k in ("outcome", "reason", "seconds", "steps", "loss", "tokens", "train_s") if k in body
+        }
+        self.journal.append("done", slot=slot, kind=job.kind, task_id=job.task_id, **known)
+        if job.kind == JOINT:
+            self.plan.joint_done()
+            if body.get("outcome") == Outcome.FINISHED:
+                self._joint_path = str(self.out / "joint.safetensors")
+            return
+        result = self.result.results.setdefault((job.kind, job.task_id), TaskResult())
+        result.outcome, result.reason, result.seconds = str(body.get("outcome")), str(body.get("reason", "")), seconds
+        self.result.train_tokens += int(body.get("train_tokens", 0))
+        self.result.train_s += float(body.get("train_s", 0.0))
+        if result.outcome == Outcome.FINISHED and job.share == 1.0:
+            self.cost.observe(self.tasks[job.task_id], job.kind, seconds)
+
+    def _died(self, death: Death) -> None:
+        self.result.deaths.append(death.cause)
+        job = self._jobs.pop(death.slot, None)
+        again = self.plan.lost(job) if job is not None else False
+        if job is not None and job.kind != JOINT and not again:
+            result = self.result.results.setdefault((job.kind, job.task_id), TaskResult())
+            result.outcome, result.reason = Outcome.LOST, death.cause
+        self.journal.append(
+            "death",
+            slot=death.slot,
+            cause=death.cause,
+            task_id=job.task_id if job else "",
+            again=again,
+            final=death.final,
+        )
+
+    def _write(self, *, final: bool = False) -> None:
+        """Replace the submission if something changed; at most twice a second, and always at the end."""
+        if not self._dirty or (not final and self.clock.now() - self._written_s < WRITE_EVERY_S):
+            return
+        try:
+            self.submission.write()
+            self._dirty = False
+        except OSError as error:
+            self.result.write_errors += 1
+            self.journal.append("write failed", reason=str(error))
+        self._written_s = self.clock.now()
+
+    def _status(self) -> Status:
+        done = [kind for (kind, _), result in self.result.results.items() if result.outcome]
+        running = [f"{job.kind} {job.task_id or 'all tasks'}" for job in self._jobs.values()]
+        elapsed = self.clock.now() - self.start_s
+        return Status(elapsed, self.result.limit_s, done.count(BASE), done.count(TTT), len(self.tasks), running)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT only set a flag; the loop sees it within one poll."""
+
+        def note(number: int, _frame: FrameType | None) -> None:
+            self._signal = number
+
+        try:
+            old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:  # not the main thread: a test or a notebook
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+def _finite(value: Any) -> float:
+    """A number that can be ranked. Raises ValueError for NaN and infinities."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{number} is no likelihood")
+    return number
+
+
+def _task_json(task: Task) -> dict[str, Any]:
+    return {
+        "train": [{"input": e.input.tolist(), "output": e.output.tolist()} for e in task.train],
+        "test": [{"input": grid.tolist()} for grid in task.tests],
+    }
+
+
+def count_gpus() -> int:
+    """Visible NVIDIA GPUs, without importing torch: the driver lists one folder for each."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+    with contextlib.suppress(OSError):
+        return len(list(Path("/proc/driver/nvidia/gpus").iterdir()))
+    return 0
+
+
+def make_fleet(settings: Settings, out: Path, deadline: Deadline) -> Fleet:
+    """One worker a GPU, or without one up to two on the CPU. Each sees its own device and few threads."""
+    gpus = count_gpus()
+    workers = settings.run.workers or gpus or min(2, os.cpu_count() or 1)
+    source = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environments = []
+    for slot in range(workers):
+        threads = str(settings.run.threads)
+        environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **OFFLINE}
+        if gpus:
+            names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+            cache = out / "caches" / str(slot)
+            environment |= {
+                "CUDA_VISIBLE_DEVICES": names[slot % gpus],
+                "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+                "TRITON_CACHE_DIR": str(cache / "triton"),
+                "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+                "UNSLOTH_COMPILE_LOCATION": str(cache / "unsloth"),
+            }
+        environments.append(environment)
+    command = [sys.executable, "-m", "arc_ttt.worker"]
+    stop_at = deadline.minus(settings.run.reserve)
+    hello = {"type": "hello", "settings": settings.to_json(), "deadline": stop_at.at_s, "gpu": 0 if gpus else None}
+    return Fleet([command] * workers, hello, environments, out / "logs")
+
+
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "UNSLOTH_DISABLE_STATISTICS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "BITSANDBYTES_NOWELCOME": "1",
+}
+
+
+def start_run(
+    loaded: LoadedTasks,
+    settings: Settings,
+    out: Path,
+    *,
+    start_s: float,
+    on_status: Callable[[Status], None] = lambda status: None,
+) -> RunResult:
+    """Run `loaded` under `settings`, with the limit counted from `start_s` on the monotonic clock."""
+    deadline = Deadline(start_s + settings.run.limit_s, REAL_CLOCK)
+    fleet = make_fleet(settings, out, deadline)
+    return Coordinator(loaded, settings, out, start_s=start_s, fleet=fleet, deadline=deadline).run(on_status)
