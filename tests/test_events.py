@@ -147,4 +147,3 @@ def test_values_that_json_does_not_know_do_not_stop_the_run(tmp_path: Path) -> N
     written.append("next")
     written.close()
     assert [event["event"] for event in read_journal(written.path)] == ["odd", "next"]
-

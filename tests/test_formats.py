@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from functools import cache
 
 import numpy as np
@@ -46,7 +47,8 @@ QUERY, ANSWER = grid("8"), grid("90", "12")
 # A byte-level tokenizer in the manner of Llama 3, trained here on the formats' own texts.
 
 LLAMA_3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPECIALS = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 BOS, EOS = SPECIALS[:2]
@@ -133,8 +135,8 @@ def test_the_tokenizers_of_this_file_cut_as_they_should() -> None:
     assert len(ids) < 7
     assert offsets[0] == (0, len(BOS))
     texts = [text for text in tokenizer_for("architects", "greedy").token_texts() if text]
-    assert any(text.count("\n") == 1 and text.strip("\n").replace("\n", "").isdigit() for text in texts)
-    assert any(text[0] == "\n" and text[1:].isdigit() and len(text) > 2 for text in texts)
+    assert any(re.fullmatch(r"\d+\n\d+", text) for text in texts)
+    assert any(re.fullmatch(r"\d\d\d?", text or "") for text in tokenizer_for("architects", "llama").token_texts())
     assert len(tokenizer_for("barc", "llama").encode("Black Orange\nRed")[0]) == 4
 
 
@@ -221,9 +223,9 @@ BARC = (
     "You are a world-class puzzle solver with exceptional pattern recognition skills. Your task is to analyze puzzles, "
     "spot patterns, and provide direct solutions.<|eot_id|>"
     "<|start_header_id|>user<|end_header_id|>\n\n"
-    "Given input-output grid pairs as reference examples, carefully observe the patterns to predict the output grid for "
-    "new test input. Each pair follows the same transformation rule. Grids are 2D arrays represented as strings, with "
-    "cells (colors) separated by spaces and rows by newlines.\n"
+    "Given input-output grid pairs as reference examples, carefully observe the patterns to predict the output grid "
+    "for new test input. Each pair follows the same transformation rule. Grids are 2D arrays represented as strings, "
+    "with cells (colors) separated by spaces and rows by newlines.\n"
     "Here are the input and output grids for the reference examples:\n"
     "Example 1:\nInput:\nBlack Blue\nRed Green\n\nOutput:\nYellow\n"
     "Example 2:\nInput:\nGray\n\nOutput:\nPink Orange\n"
@@ -297,12 +299,15 @@ def test_the_spans_of_a_sequence_hold_the_tokens_of_its_outputs(name: str) -> No
     for text, wanted in zip(found, [*outputs, answer.removesuffix("<|eot_id|>")], strict=True):
         assert text.strip("\n") == wanted.strip("\n")
     assert np.flatnonzero(sequence.loss_mask).tolist() == list(range(*sequence.outputs[-1]))
-    assert "".join(form.texts[i] or "?" for i in sequence.ids.tolist()) == form.text([DEMONSTRATION, SECOND], QUERY, ANSWER)[0]
+    assert (
+        "".join(form.texts[i] or "?" for i in sequence.ids.tolist())
+        == form.text([DEMONSTRATION, SECOND], QUERY, ANSWER)[0]
+    )
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @given(EXAMPLES, GRIDS, GRIDS)
-@settings(fuzz, max_examples=15)
+@settings(fuzz, max_examples=8)
 def test_prompt_and_answer_are_the_whole_sequence(name: str, pairs: list[Example], query: Grid, answer: Grid) -> None:
     """What training sees is what decoding continues: the prompt is the start of the sequence, and the answer's ids and
     positions are its end, up to the token that closes the turn."""
@@ -320,7 +325,7 @@ def test_prompt_and_answer_are_the_whole_sequence(name: str, pairs: list[Example
 
 @pytest.mark.parametrize("name", FORMATS)
 @given(EXAMPLES, GRIDS, GRIDS)
-@settings(fuzz, max_examples=15)
+@settings(fuzz, max_examples=8)
 def test_every_answer_can_be_read_token_by_token(name: str, pairs: list[Example], query: Grid, answer: Grid) -> None:
     form = form_of(name)
     prompt = form.encode(pairs, query)
@@ -344,7 +349,7 @@ def test_every_answer_can_be_read_token_by_token(name: str, pairs: list[Example]
 
 @pytest.mark.parametrize("name", [*FORMATS, *GREEDY])
 @given(st.integers(0, 2**32), st.integers(0, 3))
-@settings(fuzz, max_examples=12)
+@settings(fuzz, max_examples=8)
 def test_a_walk_through_allowed_tokens_always_ends_in_a_grid(name: str, seed: int, hurry: int) -> None:
     """Rows of one width, at most 30 x 30, whatever the tokenizer merges; what is not allowed cannot be pushed."""
     form, chance = form_of(name), random.Random(seed)
@@ -389,7 +394,9 @@ def test_the_allowed_tokens_are_those_that_the_reader_can_read(name: str, answer
     text = form.syntax.write(answer)
     at = chance.randrange(len(text))
     assert cursor.reader.push(text[:at])
-    readable = [bool(t) and len(t or "") <= 16 and cursor.reader.copy().push(t or "") for t in form.texts]
+    readable = [bool(t) and cursor.reader.copy().push(t or "") for t in form.texts]
+    known = set(form.answer_tokens())
+    assert all(token in known for token, can in enumerate(readable) if can)
     assert cursor.allowed().tolist() == readable
 
 
@@ -451,7 +458,7 @@ def test_an_end_of_sequence_with_a_long_name_can_be_reached() -> None:
         ([1, 99], "token 2"),
         ([1, -1], "token 2"),
         ([0] * 31 + [13], "token 31"),
-        ([0, 10] * 30 + [0, 13], "token 61"),
+        ([0, 10] * 30 + [0, 13], "token 60"),
     ],
 )
 def test_ids_that_spell_no_grid_come_back_with_the_reason(ids: list[int], reason: str) -> None:
@@ -478,7 +485,7 @@ def test_any_ids_are_a_grid_or_have_a_reason(ids: list[int]) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 @given(GRIDS)
-@settings(fuzz, max_examples=15)
+@settings(fuzz, max_examples=8)
 def test_reading_undoes_writing(name: str, picture: Grid) -> None:
     form = form_of(name)
     reader = form.cursor(form.encode([], QUERY)).reader

@@ -119,7 +119,10 @@ BAD_BODIES: dict[str, tuple[object, str]] = {
     "row is empty": (changed("train", 1, "input", to=[[1], []]), "train 2: input: row 2 is not a non-empty list"),
     "first row is empty": (changed("train", 1, "input", to=[[]]), "train 2: input: row 1 is not a non-empty list"),
     "row is a number": (changed("test", 0, "input", to=[[1], 2]), "test 1: input: row 2 is not a non-empty list"),
-    "ragged": (changed("train", 0, "input", to=[[1, 2], [1, 2], [1]]), "train 1: input: row 3 has 1 cells, row 1 has 2"),
+    "ragged": (
+        changed("train", 0, "input", to=[[1, 2], [1, 2], [1]]),
+        "train 1: input: row 3 has 1 cells, row 1 has 2",
+    ),
     "31 rows": (changed("train", 0, "input", to=wide(31, 1)), "train 1: input: has 31 rows"),
     "31 columns": (changed("test", 0, "input", to=wide(1, 31)), "test 1: input: row 1 has 31 cells"),
     "31x31": (changed("train", 1, "output", to=wide(31, 31)), "train 2: output: has 31 rows"),
@@ -154,7 +157,9 @@ def test_a_cell_that_is_no_colour_is_named_by_pair_row_and_cell(literal: str, pl
 def test_a_number_too_long_for_the_parser_costs_one_task(digits: int, tmp_path: Path) -> None:
     """Python refuses to convert more than 4300 digits with an error that is no JSON error."""
     path = tmp_path / "challenges.json"
-    path.write_text(json.dumps({"good": GOOD, "odd": changed("test", 0, "input", to=[[77]])}).replace("77", "7" * digits))
+    path.write_text(
+        json.dumps({"good": GOOD, "odd": changed("test", 0, "input", to=[[77]])}).replace("77", "7" * digits)
+    )
     loaded = load_tasks(path)
     assert [task.task_id for task in loaded.tasks] == ["good"]
     assert [problem.task_id for problem in loaded.problems] == ["odd"]
@@ -339,8 +344,10 @@ def test_an_id_of_two_files_of_a_folder_is_loaded_once_and_said(tmp_path: Path) 
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 12) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.sampled_from(["train", "test", "input", "output", "a", ""]) | st.text(max_size=5), inner),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["train", "test", "input", "output", "a", ""]) | st.text(max_size=5), inner)
+    ),
     max_leaves=10,
 )
 CELLS = st.integers(0, 9) | st.sampled_from([-1, 10, 3.0, True, None, "5"])
@@ -386,15 +393,20 @@ def test_any_json_is_loaded_or_refused(folder: Path, document: object) -> None:
     consistent(loaded)
 
 
-@given(st.binary(max_size=60), st.integers(0, len(WHOLE)), st.sampled_from([b"", b"\xef\xbb\xbf", b"\xff\xfe", b"\x1f\x8b\x08"]))
+@given(
+    st.binary(max_size=60),
+    st.integers(0, len(WHOLE)),
+    st.sampled_from([b"", b"\xef\xbb\xbf", b"\xff\xfe", b"\x1f\x8b\x08"]),
+)
 @fuzz
 def test_any_bytes_are_loaded_or_refused(folder: Path, noise: bytes, at: int, head: bytes) -> None:
     path = folder / "noise.json"
     path.write_bytes(head + WHOLE[:at] + noise + WHOLE[at:])
     try:
-        consistent(load_tasks(path))
-    except TaskFileError as error:
-        assert "noise.json" in str(error)
+        loaded = load_tasks(path)
+    except TaskFileError:
+        return
+    consistent(loaded)
 
 
 GRID = st.builds(
@@ -428,7 +440,9 @@ def test_solutions_are_found_in_the_sibling_file_and_in_the_test_pairs(tmp_path:
     assert found == {"a": [[[2]]], "b": [[[1]]]}
 
 
-@pytest.mark.parametrize("solutions", ['{"a": null, "b": [[[2]]]}', '{"a": 5, "b": [[[2]]]}', '{"a": [[[]]], "b": [[[2]]]}'])
+@pytest.mark.parametrize(
+    "solutions", ['{"a": null, "b": [[[2]]]}', '{"a": 5, "b": [[[2]]]}', '{"a": [[[]]], "b": [[[2]]]}']
+)
 def test_a_bad_solution_costs_only_its_own_task(solutions: str, tmp_path: Path) -> None:
     found = dataset_of(tmp_path, {"a": GOOD, "b": GOOD}, solutions)
     assert set(found.solutions.by_task) == {"b"}

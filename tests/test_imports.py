@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src"
 
 GROUND = ("errors", "deadline", "settings", "events", "grids", "views", "formats", "sequences", "votes", "submission")
-MODEL = ("model", "adapter", "training", "kv_cache", "search", "scoring")
-RUN = ("solve", "cost", "schedule", "fleet", "worker", "run")
+MODEL = ("checkpoints", "model", "adapter", "training", "kv_cache", "search", "scoring")
+RUN = ("solve", "cost", "schedule", "fleet", "worker", "run", "kaggle")
 ORDER = ("bootstrap", *GROUND, "synthesis", *MODEL, *RUN)
 """Modules of arc_ttt, top to bottom: each may import only from those above it. `synthesis` is a package of its own."""
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -126,7 +125,7 @@ def test_two_pairs_give_leave_two_out_sequences_without_demonstrations() -> None
     assert shown == {0, 1}
 
 
-@pytest.mark.parametrize(("count", "cap"), [(3, 30), (3, 144), (3, 250), (7, 250), (2, 60)])
+@pytest.mark.parametrize(("count", "cap"), [(3, 30), (3, 144), (3, 250), (5, 200), (2, 60)])
 def test_the_cap_holds_and_leave_one_out_goes_first(count: int, cap: int) -> None:
     task, settings = make_task(count), replace(PAPER, max_sequences=cap)
     sequences = ttt_sequences(task, FORM, settings, rng())
@@ -147,7 +146,9 @@ def test_over_the_cap_a_random_part_is_kept_and_not_the_first() -> None:
 def test_no_leave_one_out_sequence_fits_so_the_shorter_ones_are_capped_too() -> None:
     """The official code then keeps all leave-two-out sequences, however many."""
     task = make_task(5, side=6)
-    lengths = sorted({len(s.outputs): len(s) for s in ttt_sequences(task, FORM, replace(ALL, augment="none"), rng())}.values())
+    lengths = sorted(
+        {len(s.outputs): len(s) for s in ttt_sequences(task, FORM, replace(ALL, augment="none"), rng())}.values()
+    )
     settings = replace(PAPER, augment="none", max_sequence_tokens=lengths[0], max_sequences=7)
     sequences = ttt_sequences(task, FORM, settings, rng())
     assert [len(s.outputs) for s in sequences] == [4] * 7
@@ -156,10 +157,10 @@ def test_no_leave_one_out_sequence_fits_so_the_shorter_ones_are_capped_too() -> 
 @pytest.mark.parametrize("augment", ["paper", "dihedral", "none"])
 @pytest.mark.parametrize("in_context", [True, False])
 def test_no_sequence_is_longer_than_its_cap(augment: str, in_context: bool) -> None:
-    settings = replace(PAPER, augment=augment, in_context=in_context, max_sequence_tokens=60, max_sequences=50)
+    settings = replace(PAPER, augment=augment, in_context=in_context, max_sequence_tokens=100, max_sequences=50)
     sequences = ttt_sequences(make_task(4), FORM, settings, rng())
     assert 0 < len(sequences) <= 50
-    assert max(len(sequence) for sequence in sequences) <= 60
+    assert max(len(sequence) for sequence in sequences) <= 100
 
 
 def test_a_variant_that_is_too_long_loses_its_first_demonstrations() -> None:
@@ -327,7 +328,6 @@ def test_sequences_depend_on_the_seed_and_on_nothing_else(changes: dict[str, Any
     assert fingerprint(1, changes) != fingerprint(2, changes)
 
 
-@cache
 def fingerprints_of_a_process(hash_seed: str) -> list[str]:
     code = "import test_sequences as t; print(*[t.fingerprint(1, c) for c in t.CHANGES])"
     path = os.pathsep.join([os.path.dirname(__file__), *(entry for entry in sys.path if entry)])

@@ -155,7 +155,9 @@ GRIDS = st.builds(
 )
 
 
-@given(st.lists(st.tuples(st.sampled_from([("one", 0), ("two", 0), ("two", 1), ("ragged", 1)]), GRIDS, GRIDS), max_size=5))
+@given(
+    st.lists(st.tuples(st.sampled_from([("one", 0), ("two", 0), ("two", 1), ("ragged", 1)]), GRIDS, GRIDS), max_size=5)
+)
 @fuzz
 def test_the_file_holds_the_last_answer_to_each_test_input(
     folder: Path, answers: list[tuple[tuple[str, int], Grid, Grid]]

@@ -257,7 +257,9 @@ def test_an_augmenter_maps_every_grid_alike_or_is_left_out(pictures: list[Grid],
         mapped = map_examples(examples, step)
         assert (mapped is not None) == fits
         if mapped is not None:
-            assert [(e.input.tolist(), e.output.tolist()) for e in mapped] == [(a.tolist(), b.tolist()) for a, b in plain]
+            assert [(e.input.tolist(), e.output.tolist()) for e in mapped] == [
+                (a.tolist(), b.tolist()) for a, b in plain
+            ]
 
 
 @given(st.lists(GRIDS, min_size=2, max_size=4), st.lists(GRIDS, min_size=2, max_size=4))

@@ -68,16 +68,14 @@ class GridSyntax:
 
 
 _DIGITS = tuple("0123456789")
-_STATE = tuple[str, bool, int, int]  # what may follow: pending text, first row?, cells left in the row, rows left
-_LONGEST_TOKEN = 16
+_STATE = tuple[str, bool, int, int, int]  # pending text, first row?, cells left in the row, rows left, width
 
 
 @dataclass(slots=True)
 class AnswerReader:
     """Reads an answer character by character and knows what may follow.
 
-    limits: most rows and most columns. `done` once `stop` was read; then `grid()` is the answer. Cells left and rows
-    left are capped at the longest token, so that few states exist and their masks can be kept.
+    limits: most rows and most columns. `done` once `stop` was read; then `grid()` is the answer.
     """
 
     syntax: GridSyntax
@@ -129,16 +127,18 @@ class AnswerReader:
     def copy(self) -> AnswerReader:
         return AnswerReader(self.syntax, self.limits, [list(row) for row in self.rows], self.pending, self.done)
 
-    @property
-    def state(self) -> _STATE:
+    def state(self, longest: int) -> _STATE:
+        """All that decides which tokens of at most `longest` characters may follow. Counts are capped at `longest`, as
+        no token reaches further, so that few states exist and their masks can be kept."""
         row, first = self.rows[-1], len(self.rows) == 1
         width = self.limits[1] if first else len(self.rows[0])
         started = 0 if not row else 1
         return (
             self.pending,
             first,
-            min(width - len(row), _LONGEST_TOKEN),
-            started * (1 + min(self.limits[0] - len(self.rows), _LONGEST_TOKEN)),
+            min(width - len(row), longest),
+            started * (1 + min(self.limits[0] - len(self.rows), longest)),
+            min(len(self.rows[0]), longest),
         )
 
     def grid(self) -> Grid | None:
@@ -170,7 +170,7 @@ class AnswerCursor:
         """Take the next token and return its position. Afterwards `done` or `allowed` tell how to go on."""
         position = self.form.answer_position(self, token)
         text = self.form.texts[token]
-        if text is None or not self.reader.push(text):
+        if not text or not self.reader.push(text):
             self.reason = f"token {token} cannot follow in row {len(self.reader.rows)}"
             raise ValueError(self.reason)
         self.next_position = position + 1
@@ -195,9 +195,13 @@ class Format:
     pad: int
     vocabulary: int
     texts: list[str | None]
+    end_token = ""
+    """Special token that an answer ends with, where it ends with one; it must come whole."""
 
     def __init__(self) -> None:
-        self._masks: dict[_STATE, NDArray[np.bool_]] = {}
+        self._allowed: dict[_STATE, Ids] = {}
+        self._answer_tokens: list[int] | None = None
+        self._longest = 0  # characters of the longest answer token
 
     def encode(self, demonstrations: Sequence[Example], query: Grid, answer: Grid | None = None) -> TokenSequence:
         """Tokens of a prompt (no answer) or of a training sequence (with one).
@@ -216,21 +220,35 @@ class Format:
 
     def allowed(self, reader: AnswerReader) -> NDArray[np.bool_]:
         """(V,) bool: the tokens whose whole text may follow. Kept by state, so it costs a look-up."""
+        mask = np.zeros(self.vocabulary, dtype=np.bool_)
         if reader.done:
-            return np.zeros(self.vocabulary, dtype=np.bool_)
-        mask = self._masks.get(reader.state)
-        if mask is None:
-            mask = np.zeros(self.vocabulary, dtype=np.bool_)
-            for token in self.answer_tokens():
-                mask[token] = reader.copy().push(self.texts[token] or "")
-            self._masks[reader.state] = mask
+            return mask
+        tokens = self.answer_tokens()
+        state = reader.state(self._longest)
+        if state not in self._allowed:
+            fitting = [token for token in tokens if reader.copy().push(self.texts[token] or "")]
+            self._allowed[state] = np.array(fitting, dtype=np.int64)
+        mask[self._allowed[state]] = True
         return mask
 
     def answer_tokens(self) -> list[int]:
-        """Ids whose text is made of an answer's characters only."""
-        alphabet = set(self.syntax.write(freeze(np.arange(COLOURS).reshape(2, 5))))
-        short = [(i, text) for i, text in enumerate(self.texts) if text and len(text) <= _LONGEST_TOKEN]
-        return [i for i, text in short if set(text) <= alphabet or text in self.syntax.stop]
+        """Ids that can stand in an answer: every two neighbouring characters are neighbours in some answer."""
+        if self._answer_tokens is None:
+            pairs = [freeze(np.array([[a, b], [b, a]])) for a in range(COLOURS) for b in range(COLOURS)]
+            answers = {self.syntax.write(pair) for pair in pairs}
+            known = {text[i : i + size] for text in answers for size in (1, 2) for i in range(len(text))}
+            self._answer_tokens = [
+                token
+                for token, text in enumerate(self.texts)
+                if text and all(text[i : i + 2] in known for i in range(len(text))) and not self._spells_end(text)
+            ]
+            texts = [self.texts[token] or "" for token in self._answer_tokens]
+            self._longest = max((len(text) for text in texts if text not in self.syntax.stop), default=1)
+        return self._answer_tokens
+
+    def _spells_end(self, text: str) -> bool:
+        """Whether plain tokens like this one would spell the end token letter by letter instead of being it."""
+        return bool(self.end_token) and self.end_token not in text and bool(set(text) & set(self.end_token))
 
     def answer_ids(self, prompt: TokenSequence, answer: Grid) -> tuple[Ids, Ids]:
         """Ids and positions, (A,) each, of `answer` after `prompt`, closing token included."""
@@ -374,7 +392,9 @@ class ArchitectsFormat(TextFormat):
     PREFACE = "ABCDEFGHJKLMNPQRSTUVWXYZabcdefghjklmnpqrstuvwxyz"
 
     def __init__(self, tokenizer: TextTokenizer, *, pad: int, bos: str, eos: str) -> None:
-        self.name, self.bos, self.eos = "architects", bos, eos
+        if not eos:
+            raise ModelError("format architects: the tokenizer has no text for the end of a sequence")
+        self.name, self.bos, self.end_token = "architects", bos, eos
         self.syntax = GridSyntax(_DIGITS, "", "", "\n", "\n" + eos)
         super().__init__(tokenizer, pad=pad)
 

@@ -121,6 +121,8 @@ class Coordinator:
         self.journal.append("start", tasks=len(self.tasks), problems=len(self.loaded.problems))
         for problem in self.loaded.problems:
             self.journal.append("bad task", task_id=problem.task_id, reason=str(problem))
+        for stale in self.out.glob(".submission.json.*.part"):  # a write that a kill cut short
+            stale.unlink(missing_ok=True)
         self._write()
         with self._signals():
             try:

@@ -101,6 +101,8 @@ class TttSettings:
     schedule: str = "linear"
     """linear or cosine, to a tenth of and to nothing of the learning rate."""
     clip_norm: float = 1.0
+    stop_loss: float = 0.005
+    """Stop early once the mean loss of the last four steps is below this, in nats a target. 0 never stops early."""
     loss_scale: float = 4096.0
     """First loss scale under float16; low, so that the first steps count."""
     joint_sequences: int = 4
@@ -123,6 +125,7 @@ class TttSettings:
         _within("ttt.learning_rate", self.learning_rate, 1e-9, 1.0)
         _within("ttt.warmup_fraction", self.warmup_fraction, 0.0, 1.0)
         _within("ttt.weight_decay", self.weight_decay, 0.0, 1.0)
+        _within("ttt.stop_loss", self.stop_loss, 0.0)
         _within("ttt.alpha", self.alpha, 1e-6)
         _within("ttt.clip_norm", self.clip_norm, 1e-6)
         _within("ttt.loss_scale", self.loss_scale, 1e-6)

@@ -25,7 +25,7 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # ids, positions (B, T)
 
 @dataclass(slots=True)
 class TrainingReport:
-    """What a training did. losses: one a step, nats a target. stopped_by: finished or deadline."""
+    """What a training did. losses: one a step, nats a target. stopped_by: finished, learned or deadline."""
 
     steps: int = 0
     tokens: int = 0
@@ -133,6 +133,9 @@ def train(
             if not math.isfinite(loss) or loss > 3 * report.losses[0] + 3:
                 raise TrainingDiverged(f"loss {loss:.3g} at step {number + 1}, {report.losses[0]:.3g} at step 1")
             on_step(number + 1, loss)
+            if number >= 3 and sum(report.losses[-4:]) / 4 < settings.stop_loss:
+                report.stopped_by = "learned"
+                break
     finally:
         base.llama.eval()
         report.seconds = deadline.clock.now() - start_s
