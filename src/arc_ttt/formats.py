@@ -170,7 +170,7 @@ class AnswerCursor:
         """Take the next token and return its position. Afterwards `done` or `allowed` tell how to go on."""
         position = self.form.answer_position(self, token)
         text = self.form.texts[token]
-        if not text or not self.reader.push(text):
+        if not text or self.form.spells_end(text) or not self.reader.push(text):
             self.reason = f"token {token} cannot follow in row {len(self.reader.rows)}"
             raise ValueError(self.reason)
         self.next_position = position + 1
@@ -240,13 +240,13 @@ class Format:
             self._answer_tokens = [
                 token
                 for token, text in enumerate(self.texts)
-                if text and all(text[i : i + 2] in known for i in range(len(text))) and not self._spells_end(text)
+                if text and all(text[i : i + 2] in known for i in range(len(text))) and not self.spells_end(text)
             ]
             texts = [self.texts[token] or "" for token in self._answer_tokens]
             self._longest = max((len(text) for text in texts if text not in self.syntax.stop), default=1)
         return self._answer_tokens
 
-    def _spells_end(self, text: str) -> bool:
+    def spells_end(self, text: str) -> bool:
         """Whether plain tokens like this one would spell the end token letter by letter instead of being it."""
         return bool(self.end_token) and self.end_token not in text and bool(set(text) & set(self.end_token))
 
