@@ -35,17 +35,23 @@ def score_task(task_id: str, ranked: Sequence[Sequence[Grid]], answers: Sequence
 
 
 def score_submission(document: Mapping[str, object], solutions: Solutions) -> list[TaskScore]:
-    """Scores of a parsed submission.json on the tasks with known answers."""
+    """Scores of a parsed submission.json on those of its tasks whose answers are known.
+
+    A task with more or fewer answers than test inputs counts as not solved.
+    """
     import numpy as np
 
     from arc_ttt.grids import freeze
 
     scores = []
     for task_id, answers in solutions.by_task.items():
-        rows = document.get(task_id)
+        if task_id not in document:
+            continue
+        rows = document[task_id]
+        ranked: list[list[Grid]] = [[] for _ in answers]
         if isinstance(rows, list) and len(rows) == len(answers):
             ranked = [[freeze(np.array(row[name])) for name in ("attempt_1", "attempt_2")] for row in rows]
-            scores.append(score_task(task_id, ranked, answers))
+        scores.append(score_task(task_id, ranked, answers))
     return scores
 
 

@@ -39,16 +39,21 @@ class Adapter:
         else:
             _attach_lora(base, settings, seed)
         self.trainable = {name: weight for name, weight in llama.named_parameters() if weight.requires_grad}
-        self._fresh = {name: weight.detach().clone() for name, weight in self.trainable.items()}
+        self._base = {name: weight.detach().clone() for name, weight in self.trainable.items()}
+        self._fresh = self._base
 
     def parameters(self) -> list[torch.nn.Parameter]:
         return list(self.trainable.values())
 
     @torch.no_grad()
-    def reset(self) -> None:
-        """Bring every trainable weight back to its fresh value, bit for bit, and drop gradients."""
+    def reset(self, *, to_base: bool = False) -> None:
+        """Bring every trainable weight back to its fresh value, bit for bit, and drop gradients.
+
+        to_base: to the value of the untrained model, also after a joint stage.
+        """
+        source = self._base if to_base else self._fresh
         for name, weight in self.trainable.items():
-            weight.copy_(self._fresh[name])
+            weight.copy_(source[name])
             weight.grad = None
 
     def rebase(self) -> None:

@@ -26,7 +26,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(f"{folder}: no readable config.json: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{folder}/config.json is not JSON: {error}") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "llama":

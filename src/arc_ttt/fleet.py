@@ -21,9 +21,10 @@ from arc_ttt.deadline import REAL_CLOCK, Clock
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 READ_BYTES = 1 << 16
-READS_A_POLL = 64
+READS_A_POLL = 8
 LOAD_TIMEOUT_S = 600.0
 SILENCE_TIMEOUT_S = 180.0
+EXIT_S = 0.3  # how long a worker that has closed its pipe may take to end by itself
 RESTARTS = 3
 
 
@@ -132,21 +133,39 @@ class Fleet:
     def _flush(self, slot: int) -> None:
         worker = self._workers[slot]
         assert worker.process.stdin is not None
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+        try:
             while worker.outgoing:
                 sent = os.write(worker.process.stdin.fileno(), worker.outgoing[:READ_BYTES])
                 del worker.outgoing[:sent]
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:  # it has ended, or reads no more: its death or its silence will tell
+            worker.outgoing.clear()
 
     def poll(self, timeout_s: float) -> list[Message | Death]:
         """What happened, waiting at most `timeout_s` for something to happen."""
         events: list[Message | Death] = []
-        for slot in self._workers:
-            self._flush(slot)
         if not self._workers:
             self._clock.sleep(timeout_s)
             return events
-        for selected, _ in self._selector.select(timeout_s):
-            events += self._read(selected.data)
+        full = [worker.process.stdin for worker in self._workers.values() if worker.outgoing]
+        for slot, worker in self._workers.items():
+            if worker.outgoing:
+                self._selector.register(worker.process.stdin, selectors.EVENT_WRITE, slot)  # type: ignore[arg-type]
+        selected = self._selector.select(timeout_s)
+        for pipe in full:
+            self._selector.unregister(pipe)  # type: ignore[arg-type]
+        for found, mask in selected:
+            if mask & selectors.EVENT_WRITE:
+                self._flush(found.data)
+        for found, mask in selected:
+            if mask & selectors.EVENT_READ:
+                events += self._read(found.data)
+        for slot, worker in list(self._workers.items()):
+            if _has_ended(worker.process):  # a child of its own may hold its pipe open
+                events += self._read(slot)
+                if slot in self._workers:
+                    events.append(self._bury(slot, ""))
         now = self._clock.now()
         for slot, worker in list(self._workers.items()):
             limit = SILENCE_TIMEOUT_S if worker.ready else LOAD_TIMEOUT_S
@@ -180,6 +199,8 @@ class Fleet:
         if len(worker.incoming) > MAX_LINE_BYTES:
             return [*events, self._bury(slot, "a line without end")]
         if ended:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # the pipe closes a moment before the process ends
+                worker.process.wait(timeout=EXIT_S)
             events.append(self._bury(slot, ""))
         return events
 
@@ -217,12 +238,19 @@ def _kill_group(process: subprocess.Popen[bytes], number: signal.Signals) -> Non
         os.killpg(process.pid, number)
 
 
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it has ended, without waiting for it: until then no other process group can get its number."""
+    with contextlib.suppress(ChildProcessError):
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    return True
+
+
 def _parse(line: bytes) -> dict[str, Any] | None:
     """A message, or None for anything else."""
     if len(line) > MAX_LINE_BYTES:
         return None
     try:
         body = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return body if isinstance(body, dict) and isinstance(body.get("type"), str) else None

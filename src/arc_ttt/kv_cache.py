@@ -22,16 +22,17 @@ Tensor = torch.Tensor
 class KVCache:
     """Keys and values of one batch, allocated once.
 
-    keys, values: (layers, B, heads_kv, capacity, D). Row b is valid below lengths[b]; what lies behind is garbage that
-    attention never reads. `rollback` only changes lengths. Bytes: 2 * layers * B * heads_kv * capacity * D * itemsize.
+    keys, values: (layers, B, heads_kv, capacity, D). Row b is valid below lengths[b]; what lies behind is garbage to
+    which attention gives weight 0. It must be finite, for 0 times NaN is NaN: hence zeros at the start. `rollback`
+    only changes lengths. Bytes: 2 * layers * B * heads_kv * capacity * D * itemsize.
     """
 
     def __init__(self, config: Any, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
         heads = config.num_key_value_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (config.num_hidden_layers, rows, heads, capacity, width)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.longest = 0  # upper bound of lengths, kept on the host
 
@@ -51,7 +52,7 @@ class KVCache:
         kept = self.longest
         for name in ("keys", "values"):
             old = getattr(self, name)
-            new = old.new_empty((*old.shape[:1], len(rows), old.shape[2], capacity, old.shape[4]))
+            new = old.new_zeros((*old.shape[:1], len(rows), old.shape[2], capacity, old.shape[4]))
             new[:, :, :, :kept] = old[:, index, :, :kept]
             setattr(chosen, name, new)
         chosen.lengths = self.lengths[index]
@@ -130,7 +131,11 @@ class Decoder:
     def log_probabilities(self, hidden: Tensor) -> Tensor:
         """Log-probabilities (..., V), float32, of the token after each hidden state."""
         with torch.no_grad():
-            return torch.log_softmax(self.llama.lm_head(hidden).float(), dim=-1)
+            head = self.llama.lm_head
+            weight = next(head.parameters())
+            if weight.is_floating_point():  # float32 under full adapters, whatever computes
+                hidden = hidden.to(weight.dtype)
+            return torch.log_softmax(head(hidden).float(), dim=-1)
 
 
 class _Layer:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from arc_ttt.checkpoints import model_folder, read_config
 from arc_ttt.errors import ModelError
@@ -71,6 +72,7 @@ def load_model(settings: ModelSettings, device: torch.device, *, seed: int = 0) 
     if not four_bit and device.type == "cpu":
         llama.float()
     _disarm_repacking(llama)
+    _compute_in(llama, dtype)
     torch.set_float32_matmul_precision("highest")
     form = _format(settings.format, folder, llama.config)
     return LoadedModel(llama, form, device, dtype, four_bit, parameters)
@@ -166,7 +168,7 @@ def _from_folder(
                 output_loading_info=True,
                 **extra,
             )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"{folder}: cannot be loaded: {error}") from error
     if report.get("missing_keys"):
         missing = sorted(report["missing_keys"])
@@ -232,6 +234,13 @@ def _disarm_repacking(llama: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def _compute_in(llama: Any, dtype: torch.dtype) -> None:
+    """Let 4-bit layers multiply in `dtype`; a checkpoint stores its own, which may be one that this device emulates."""
+    for module in llama.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.compute_dtype = dtype
+
+
 def _count_parameters(llama: Any) -> int:
     """Weights of the model; a 4-bit byte holds two."""
     count = 0
@@ -253,10 +262,15 @@ def _format(name: str, folder: Path, config: Any) -> Format:
     tokenizer = HubTokenizer(folder, config.vocab_size)
     texts = tokenizer.token_texts()
     eos = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
-    pad = config.pad_token_id if config.pad_token_id is not None else eos
+    pad = next(token for token in (config.pad_token_id, eos, 0) if token is not None)
     if name == "architects":
-        bos_text = texts[config.bos_token_id] if config.bos_token_id is not None else ""
-        return ArchitectsFormat(tokenizer, pad=pad, bos=bos_text or "", eos=texts[eos] or "")
+        bos_text, eos_text = (
+            texts[token] if token is not None and 0 <= token < len(texts) else None
+            for token in (config.bos_token_id, eos)
+        )
+        if config.bos_token_id is not None and not bos_text or not eos_text:
+            raise ModelError(f"{folder}: the tokenizer has no text for the start or the end of a sequence")
+        return ArchitectsFormat(tokenizer, pad=pad, bos=bos_text or "", eos=eos_text)
     kinds = {"marc": MarcFormat, "barc": BarcFormat}
     return kinds[name](tokenizer, pad=pad)
 

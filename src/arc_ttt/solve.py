@@ -65,7 +65,7 @@ class TaskSolver:
     def answer(self, task: Task, deadline: Deadline, progress: Progress = lambda *_: None) -> Answers:
         """Candidates of the base model under `decode.base_views` views."""
         if self.adapter is not None:
-            self.adapter.reset()
+            self.adapter.reset(to_base=True)
         return self._answer(task, "base", self.settings.decode.base_views, deadline, progress)
 
     def adapt(
@@ -102,7 +102,7 @@ class TaskSolver:
                         progress,
                     )
                 except TrainingDiverged as error:
-                    self.adapter.reset()
+                    self.adapter.reset(to_base=True)
                     outcome, reason = Outcome.DIVERGED, str(error)
             else:
                 reason = "no trainable sequence; the base model answers"
@@ -123,7 +123,7 @@ class TaskSolver:
         """Train one adapter over the demonstrations of all tasks; later resets return to it (scope shared or joint)."""
         if self.adapter is None:
             raise ValueError("scope none has no adapter to train")
-        self.adapter.reset()
+        self.adapter.reset(to_base=True)
         seed = self.settings.run.seed
         sequences = joint_sequences(
             tasks, self.base.form, self.settings.ttt, lambda task_id: task_rng(seed, task_id, "joint")
@@ -133,7 +133,7 @@ class TaskSolver:
             try:
                 report = self._train(sequences, task_rng(seed, "", "joint order"), deadline, progress)
             except TrainingDiverged:
-                self.adapter.reset()
+                self.adapter.reset(to_base=True)
                 report.stopped_by = "diverged"
         self.adapter.rebase()
         return report
