@@ -97,9 +97,18 @@ def compose(images: Sequence[Image]) -> Image:
 
 
 def label(mask: Mask, *, eight: bool) -> tuple[Labels, int]:
-    """Connected components of the true cells, over four or eight neighbours, and their number."""
+    """Connected components of the true cells, over four or eight neighbours, and their number.
+
+    The labels are shared between equal calls: do not write to them.
+    """
+    return _label(mask.tobytes(), mask.shape, eight)
+
+
+@lru_cache(maxsize=2048)
+def _label(mask: bytes, shape: tuple[int, ...], eight: bool) -> tuple[Labels, int]:
     labels: Labels
-    labels, count = ndimage.label(mask, EIGHT if eight else None)
+    labels, count = ndimage.label(np.frombuffer(mask, dtype=bool).reshape(shape), EIGHT if eight else None)
+    labels.flags.writeable = False
     return labels, int(count)
 
 
@@ -121,7 +130,8 @@ def enclosed(mask: Mask, *, eight: bool) -> Mask:
 
     `eight` lets paths also go diagonally, so that fewer cells are enclosed.
     """
-    free = np.pad(~mask, 1, constant_values=True)
+    free = np.ones((mask.shape[0] + 2, mask.shape[1] + 2), dtype=bool)
+    free[1:-1, 1:-1] = ~mask
     labels, _ = label(free, eight=eight)
     inside: Mask = (free & (labels != labels[0, 0]))[1:-1, 1:-1]
     return inside
@@ -132,10 +142,16 @@ def _row_numbers(rows: int) -> NDArray[np.intp]:
     return np.arange(rows)[:, None]
 
 
+@lru_cache(maxsize=4096)
+def _column_numbers(columns: int) -> NDArray[np.intp]:
+    return np.arange(columns)[None]
+
+
 def fill_down(cells: Cells) -> Cells:
     """Every 0 takes the nearest other colour above it in its column; (H, W)."""
-    at = np.maximum.accumulate(np.where(cells != 0, _row_numbers(cells.shape[0]), 0), axis=0)
-    return np.take_along_axis(cells, at, axis=0)
+    rows, columns = cells.shape
+    at = np.maximum.accumulate(np.where(cells != 0, _row_numbers(rows), 0), axis=0)
+    return cells[at, _column_numbers(columns)]
 
 
 def skew(cells: Cells) -> Cells:
@@ -167,8 +183,17 @@ DIRECTIONS: dict[str, tuple[int, int]] = {
 
 
 def fill_towards(cells: Cells, direction: str) -> Cells:
-    """Every 0 takes the colour of the nearest other cell that it meets looking against `direction`; (H, W)."""
-    columns = cells.shape[1]
+    """Every 0 takes the colour of the nearest other cell that it meets looking against `direction`; (H, W).
+
+    The answer is shared between equal calls: do not write to it.
+    """
+    return _fill_towards(cells.tobytes(), cells.shape, direction)
+
+
+@lru_cache(maxsize=2048)
+def _fill_towards(raw: bytes, shape: tuple[int, ...], direction: str) -> Cells:
+    cells = np.frombuffer(raw, dtype=np.int8).reshape(shape)
+    columns = shape[1]
     if direction == "down":
         return fill_down(cells)
     if direction == "up":

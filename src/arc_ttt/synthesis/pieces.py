@@ -55,48 +55,45 @@ class Piece:
     program: str
 
 
-def search(problem: Problem, sizes: list[Size] | None, max_cost: int, budget: Budget) -> list[Piece]:
-    """All different pieces up to `max_cost`, cheapest first, as far as the budget allows.
+class Search:
+    """All different pieces up to a cost, in the order in which they are made. Can be continued.
 
     sizes: of all outputs, test inputs included, or None when they are not known (no sized primitives then).
     """
-    return _Search(problem, sizes, max_cost, budget).run()
 
-
-class _Search:
-    def __init__(self, problem: Problem, sizes: list[Size] | None, max_cost: int, budget: Budget) -> None:
-        self.problem = problem
+    def __init__(self, problem: Problem, sizes: list[Size] | None, max_cost: int) -> None:
         self.sizes = sizes
         self.max_cost = max_cost
-        self.budget = budget
         self.pieces: list[Piece] = []
         self.seen: set[bytes] = set()
         self.queue: list[tuple[int, int, int]] = []  # cost of what it will make, order of entry, piece or ~piece
-        colours = shared_colours(problem)
-        self.primitives = unary_primitives(colours) + repairs(problem)
+        self.primitives = unary_primitives(shared_colours(problem))
+        self.repairs = repairs(problem)
         self.sized: list[SizedPrimitive] = sized_primitives() if sizes else []
         self.cutters: list[Cutter] = cutters()
         self.joiners: list[Joiner] = joiners()
+        self.starts = list(starts(problem, sizes))
 
-    def run(self) -> list[Piece]:
-        for state, cost, program in starts(self.problem, self.sizes):
-            self.add(state, cost, program)
-        while self.queue and not self.budget.spent():
+    def run(self, until: int, budget: Budget) -> list[Piece]:
+        """Expand pieces as long as what they make costs about `until` at most. Returns all pieces, cheapest first."""
+        while self.starts:
+            self.add(*self.starts.pop(0), budget)
+        while self.queue and self.queue[0][0] <= until and not budget.spent():
             _, _, number = heapq.heappop(self.queue)
             made = self.cut(self.pieces[~number]) if number < 0 else self.step(self.pieces[number])
             for state, cost, program in made:
-                if not self.add(state, cost, program) or self.budget.spent():
+                if not self.add(state, cost, program, budget) or budget.spent():
                     break
         return sorted(self.pieces, key=lambda piece: piece.cost)
 
-    def add(self, state: State, cost: int, program: str) -> bool:
+    def add(self, state: State, cost: int, program: str, budget: Budget) -> bool:
         """Keep a new piece. Returns False when memory has run out."""
         if any(not 0 < image.cells.size <= MAX_CELLS for image in state):
             return True
         key = state_key(state)
         if key in self.seen:
             return True
-        if not self.budget.store(state_bytes(state) + len(key) + 100):
+        if not budget.store(state_bytes(state) + len(key) + 100):
             return False
         self.seen.add(key)
         number = len(self.pieces)
@@ -109,7 +106,7 @@ class _Search:
 
     def step(self, piece: Piece) -> Iterator[tuple[State, int, str]]:
         """All primitives of one piece."""
-        for primitive in self.primitives:
+        for primitive in self.primitives + (self.repairs if piece.cost == 0 else []):
             if piece.cost + primitive.cost <= self.max_cost:
                 state = apply_to_all(primitive.apply, piece.state)
                 if state is not None:

@@ -5,7 +5,7 @@ The idea of "greedy fill" is icecuber's; this method, rules that no visible cell
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def by_period(cells: Cells) -> Cells:
     """Fill hidden cells (-1) by the smallest period that no visible cell contradicts; (H, W)."""
     rows, columns = cells.shape
     visible = cells != HIDDEN
-    if visible.all() or not visible.any():
+    if visible.all() or visible.sum() * 3 < cells.size or len(np.unique(cells)) < 3:
         return cells
     for row_period, column_period, slant in _periods(rows, columns):
         block = (np.arange(rows)[:, None] // row_period) * slant
@@ -64,12 +64,13 @@ def by_period(cells: Cells) -> Cells:
     return cells
 
 
-def _periods(rows: int, columns: int) -> Iterator[tuple[int, int, int]]:
+@lru_cache(maxsize=256)
+def _periods(rows: int, columns: int) -> tuple[tuple[int, int, int], ...]:
     """Row period, column period, and the shift to the right from one block of rows to the next, smallest first."""
     plain = [(r, c, 0) for r in range(1, rows + 1) for c in range(1, columns + 1)]
     slanted = [(1, c, s) for c in range(2, columns + 1) for s in range(1, c)]
     fitting = [p for p in plain + slanted if p[0] * p[1] <= min(100, rows * columns // 2) and p[:2] != (1, 1)]
-    return iter(sorted(fitting, key=lambda p: (p[0] * p[1], p[2], p)))
+    return tuple(sorted(fitting, key=lambda p: (p[0] * p[1], p[2], p)))
 
 
 def _axis_maps(length: int) -> list[int]:

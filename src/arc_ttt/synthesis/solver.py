@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +19,26 @@ from arc_ttt.synthesis.cells import Rule, View, learn
 from arc_ttt.synthesis.frames import Problem, by_rank, output_sizes, plain
 from arc_ttt.synthesis.gate import Evidence, confidence
 from arc_ttt.synthesis.images import Size
-from arc_ttt.synthesis.pieces import Piece, search
+from arc_ttt.synthesis.pieces import Piece, Search
 from arc_ttt.synthesis.stacker import Pieces, Stack, stacks
 
 CAPS = (5, 10, 15, 20, 25, 30, 40)  # costs of the pieces that a stack may use, tried in turn
-MAX_VIEWS = 6
+MAX_COST = 20  # of a piece: two ordinary steps
 DEFAULT_MEMORY = 200 * 1024 * 1024
 SEED = 20200526
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """One round of work. until_cost: of the pieces it makes. search, stack: shares of the limit at which these end."""
+
+    until_cost: int
+    search: float
+    stack: float
+    views: int
+
+
+EFFORTS = (Effort(12, 0.3, 0.4, 4), Effort(MAX_COST + 2, 0.8, 0.9, 3))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,17 +131,22 @@ def _solve_framed(problem: Problem, pool: _Pool, budget: Budget, share: float) -
 
     sizes = output_sizes(problem)
     if sizes is None:
-        sizes = sizes_of_a_piece(problem, search(problem, None, 15, until(0.2)))
+        sizes = sizes_of_a_piece(problem, Search(problem, None, 15).run(15, until(0.2)))
     if sizes is None:
         return
-    pieces = search(problem, sizes, 20, until(0.6))
-    _stack(problem, sizes, pieces, pool, until(0.75))
-    for number, view in enumerate(views(problem, pieces)):
-        if number == MAX_VIEWS or budget.spent():
-            break
-        _learn(problem, view, pool, until(1.0), rng, turned=False)
-        if number == 0 and problem.same_size:
-            _learn(problem, view, pool, until(1.0), rng, turned=True)
+    pieces = Search(problem, sizes, MAX_COST)
+    seen: set[bytes] = set()
+    for effort in EFFORTS:
+        found = pieces.run(effort.until_cost, until(effort.search))
+        _stack(problem, sizes, found, pool, until(effort.stack))
+        for view in islice(views(problem, found, seen), effort.views):
+            if budget.spent():
+                return
+            _learn(problem, view, pool, until(1.0), rng, turned=False)
+            if view.name == "input":
+                _learn(problem, view, pool, until(1.0), rng, turned=True)
+        if _settled(pool):
+            return
 
 
 def sizes_of_a_piece(problem: Problem, pieces: Sequence[Piece]) -> list[Size] | None:
@@ -140,9 +159,8 @@ def sizes_of_a_piece(problem: Problem, pieces: Sequence[Piece]) -> list[Size] | 
     return None
 
 
-def views(problem: Problem, pieces: Sequence[Piece]) -> Iterator[View]:
-    """Every different set of pictures with the sizes of the outputs, cheapest piece first."""
-    seen: set[bytes] = set()
+def views(problem: Problem, pieces: Sequence[Piece], seen: set[bytes]) -> Iterator[View]:
+    """Every set of pictures with the sizes of the outputs that is not yet in `seen`, cheapest piece first."""
     for piece in pieces:
         pictures = tuple(image.cells for image in piece.state)
         known = zip(pictures, problem.outputs, strict=False)
