@@ -18,12 +18,13 @@ from arc_ttt.synthesis.budget import Budget
 from arc_ttt.synthesis.cells import Rule, View, learn
 from arc_ttt.synthesis.frames import Problem, by_rank, output_sizes, plain
 from arc_ttt.synthesis.gate import Evidence, confidence
-from arc_ttt.synthesis.images import Size
+from arc_ttt.synthesis.images import Cells, Size
 from arc_ttt.synthesis.pieces import Piece, Search
 from arc_ttt.synthesis.stacker import Pieces, Stack, stacks
 
 CAPS = (5, 10, 15, 20, 25, 30, 40)  # costs of the pieces that a stack may use, tried in turn
 MAX_COST = 20  # of a piece: two ordinary steps
+LAYERS = 12  # pieces of each kind that a cell rule may look at
 DEFAULT_MEMORY = 200 * 1024 * 1024
 SEED = 20200526
 
@@ -138,11 +139,12 @@ def _solve_framed(problem: Problem, pool: _Pool, budget: Budget, share: float) -
     seen: set[bytes] = set()
     for effort in EFFORTS:
         found = pieces.run(effort.until_cost, until(effort.search))
-        _stack(problem, sizes, found, pool, until(effort.stack))
+        laid = Pieces(problem, sizes, found, budget)
+        _stack(problem, laid, pool, until(effort.stack))
         for view in islice(views(problem, found, seen), effort.views):
             if budget.spent():
                 return
-            _learn(problem, view, pool, until(1.0), rng, turned=False)
+            _learn(problem, with_layers(view, laid), pool, until(1.0), rng, turned=False)
             if view.name == "input":
                 _learn(problem, view, pool, until(1.0), rng, turned=True)
         if _settled(pool):
@@ -172,8 +174,17 @@ def views(problem: Problem, pieces: Sequence[Piece], seen: set[bytes]) -> Iterat
             yield View(piece.program, pictures, ({},) * len(pictures))
 
 
-def _stack(problem: Problem, sizes: list[Size], found: Sequence[Piece], pool: _Pool, budget: Budget) -> None:
-    pieces = Pieces(problem, sizes, found, budget)
+def with_layers(view: View, pieces: Pieces) -> View:
+    """The view with helpful pieces as further layers."""
+    layers: list[dict[str, Cells]] = [{} for _ in view.pictures]
+    if all(cells.shape == size for cells, size in zip(view.pictures, pieces.sizes, strict=True)):
+        for row in pieces.helpful(view.pictures, LAYERS):
+            for layer, cells in zip(layers, pieces.split(pieces.cells[row]), strict=True):
+                layer[f"piece [{pieces.names[row]}]"] = cells
+    return View(view.name, view.pictures, tuple(layers))
+
+
+def _stack(problem: Problem, pieces: Pieces, pool: _Pool, budget: Budget) -> None:
     everyone = range(len(problem.outputs))
     whole = stacks(pieces, CAPS, everyone, budget)
     parts = []

@@ -80,6 +80,28 @@ class Pieces:
             mask[0, self.ends[number - 1] if number else 0 : self.ends[number]] = True
         return pack(mask)[0]
 
+    def helpful(self, pictures: Sequence[Cells], number: int) -> list[int]:
+        """Rows that may help to turn these pictures (of the outputs' sizes) into the outputs, up to 2 x `number`.
+
+        Half of them show the right colours where the pictures are wrong, half mark the place of those cells.
+        """
+        shown = np.concatenate([cells.ravel() for cells in pictures])[: len(self.target)]
+        changed = pack((shown != self.target)[None])[0]
+        total = max(1, int(np.bitwise_count(changed).sum()))
+        right = np.bitwise_count(~self.wrong & changed).sum(axis=1, dtype=np.int64) / total
+        rest = np.bitwise_count(self.wrong & ~changed).sum(axis=1, dtype=np.int64) / len(self.target)
+        both = np.bitwise_count(self.full & changed).sum(axis=1, dtype=np.int64)
+        either = np.bitwise_count(self.full | changed).sum(axis=1, dtype=np.int64)
+        price = self.costs * 0.002
+        chosen: dict[bytes, int] = {}
+        for score, bits in ((right - 0.3 * rest - price, self.wrong), (both / np.maximum(either, 1) - price, self.full)):
+            seen: set[bytes] = set()
+            for row in np.argsort(-score, kind="stable")[: 4 * number]:
+                if len(seen) < number and bits[row].tobytes() not in seen:
+                    seen.add(bits[row].tobytes())
+                    chosen.setdefault(self.cells[row].tobytes(), int(row))
+        return list(chosen.values())
+
     def split(self, line: NDArray[np.int8]) -> list[Cells]:
         """A row of cells as one grid for each input."""
         return [part.reshape(size) for part, size in zip(np.split(line, self.ends[:-1]), self.sizes, strict=True)]
