@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from arc_ttt.synthesis.images import Image, Mask, colour_counts, compose, enclosed, label
+from arc_ttt.synthesis.images import Image, Mask, colour_counts, compose, enclosed, label, majority
 
 MAX_PARTS = 40  # an image that falls into more parts is not cut: such programs rarely generalize
 Parts = tuple[Image, ...]
@@ -279,12 +279,20 @@ def lay_over(parts: Parts, *, how: str) -> Image | None:
     return Image(np.where(mask, np.maximum(layers.max(axis=0), 1), 0).astype(np.int8), 0, 0)
 
 
-def touching_aligned(parts: Parts, *, how: str) -> Image | None:
-    """Every part moved so that it starts at the same row ("row") or column ("column") as the first."""
-    first = parts[0]
-    if how == "row":
-        return compose([Image(part.cells, first.y, part.x) for part in parts])
-    return compose([Image(part.cells, part.y, first.x) for part in parts])
+def summary(parts: Parts, *, how: str) -> Image | None:
+    """One cell for each part of a regular division, where it lies: its majority colour.
+
+    how: "all"; "fullest": only for the parts with most coloured cells; "whole": only for parts without background.
+    """
+    rows, columns = sorted({part.y for part in parts}), sorted({part.x for part in parts})
+    if len(parts) < 2 or len(rows) * len(columns) != len(parts):
+        return None
+    cells = np.zeros((len(rows), len(columns)), dtype=np.int8)
+    numbers = [int((part.cells != 0).sum()) for part in parts]
+    for part, number in zip(parts, numbers, strict=True):
+        if how == "all" or (number == max(numbers) if how == "fullest" else number == part.cells.size):
+            cells[rows.index(part.y), columns.index(part.x)] = majority(part.cells)
+    return Image(cells, 0, 0)
 
 
 def cutters() -> list[Cutter]:
@@ -308,6 +316,7 @@ def joiners() -> list[Joiner]:
         for by in ("order", "axis", "size"):
             found.append(Joiner(f"colours {name} by {by}", partial(colours_in_line, axis=axis, by=by)))
     found += [Joiner(f"lay_over {how}", partial(lay_over, how=how)) for how in ("first", "last", "and", "nor", "xor")]
+    found += [Joiner(f"summary {how}", partial(summary, how=how)) for how in ("all", "fullest", "whole")]
     return found
 
 

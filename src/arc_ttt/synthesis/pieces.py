@@ -27,6 +27,7 @@ from arc_ttt.synthesis.groups import (
     selections,
 )
 from arc_ttt.synthesis.images import MAX_CELLS, Image, Size, State, colour_counts, state_bytes, state_key
+from arc_ttt.synthesis.patterns import pattern_primitives
 from arc_ttt.synthesis.primitives import (
     Primitive,
     SizedPrimitive,
@@ -68,7 +69,7 @@ class Search:
         self.seen: set[bytes] = set()
         self.queue: list[tuple[int, int, int]] = []  # cost of what it will make, order of entry, piece or ~piece
         self.primitives = unary_primitives(shared_colours(problem))
-        self.repairs = repairs(problem)
+        self.on_inputs = pattern_primitives() + repairs(problem)
         self.sized: list[SizedPrimitive] = sized_primitives() if sizes else []
         self.cutters: list[Cutter] = cutters()
         self.joiners: list[Joiner] = joiners()
@@ -106,7 +107,7 @@ class Search:
 
     def step(self, piece: Piece) -> Iterator[tuple[State, int, str]]:
         """All primitives of one piece."""
-        for primitive in self.primitives + (self.repairs if piece.cost == 0 else []):
+        for primitive in self.primitives + (self.on_inputs if piece.cost == 0 else []):
             if piece.cost + primitive.cost <= self.max_cost:
                 state = apply_to_all(primitive.apply, piece.state)
                 if state is not None:
