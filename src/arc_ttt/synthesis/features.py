@@ -6,8 +6,9 @@ that a rule may only compare with constants. Background is 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,6 @@ from scipy import ndimage
 
 from arc_ttt.synthesis.images import (
     DIRECTIONS,
-    EIGHT,
     Cells,
     Labels,
     Mask,
@@ -50,7 +50,14 @@ def features(grid: Cells, layers: dict[str, Cells], colours: Sequence[int], hidd
         colours: for these, features by colour are made.
         hidden: the colour that mosaic repair takes as hidden.
     """
-    found = Features({"own": grid, **layers})
+    base = _features(grid.tobytes(), grid.shape, tuple(colours), hidden)
+    return Features({"own": grid, **layers, **base.expressions}, base.conditions)
+
+
+@lru_cache(maxsize=64)
+def _features(raw: bytes, shape: tuple[int, int], colours: tuple[int, ...], hidden: int) -> Features:
+    grid = np.frombuffer(raw, dtype=np.int8).reshape(shape)
+    found = Features()
     _neighbours(found, grid)
     _rays(found, grid)
     _mirrors(found, grid, hidden)
@@ -361,12 +368,3 @@ def _object_table(
             )
         )
     return np.array(rows, dtype=np.int16)
-
-
-def grown(mask: Mask) -> Mask:
-    """`mask` and its eight neighbours."""
-    wider: Mask = ndimage.binary_dilation(mask, EIGHT)
-    return wider
-
-
-Selector = Callable[[Cells], Mask]

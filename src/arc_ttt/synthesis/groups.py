@@ -211,21 +211,20 @@ def part_keys(parts: Parts) -> NDArray[np.float64]:
     return table
 
 
-def selections(parts: Parts) -> list[tuple[str, tuple[int, ...] | None]]:
-    """Every way to choose parts by one key: (name, numbers of the chosen parts or None), the same names every time."""
+def selections(parts: Parts) -> list[int]:
+    """Every way to choose parts by one key, as sets of bits (bit i: part i); 0 where it does not apply.
+
+    The order is that of SELECTION_NAMES.
+    """
     table = part_keys(parts)
-    names, chosen = SELECTION_NAMES, []
-    for sign in (1, -1):
-        signed = sign * table
-        best = signed == signed.max(axis=0)
-        counts = best.sum(axis=0)
-        for key in range(len(KEYS)):
-            which = tuple(best[:, key].nonzero()[0].tolist())
-            some = counts[key] < len(parts)
-            chosen.append(which if counts[key] == 1 else None)
-            chosen.append(which if some else None)
-            chosen.append(tuple((~best[:, key]).nonzero()[0].tolist()) if some else None)
-    return list(zip(names, chosen, strict=True))
+    bit = 1 << np.arange(len(parts), dtype=np.int64)[:, None]
+    everyone = (1 << len(parts)) - 1
+    chosen = []
+    for best in (table == table.max(axis=0), table == table.min(axis=0)):
+        for some in (best * bit).sum(axis=0).tolist():
+            part = some if some != everyone else 0
+            chosen += [some if some & (some - 1) == 0 else 0, part, everyone & ~some]
+    return chosen
 
 
 SELECTION_NAMES = tuple(
@@ -326,6 +325,6 @@ def map_parts(parts: Parts, function: Callable[[Image], Image | None]) -> Parts 
     return mapped or None
 
 
-def compose_chosen(parts: Sequence[Image], chosen: tuple[int, ...]) -> Image:
-    """The chosen parts in their places."""
-    return compose([parts[number] for number in chosen])
+def compose_chosen(parts: Sequence[Image], chosen: int) -> Image:
+    """The chosen parts (a set of bits) in their places."""
+    return compose([part for number, part in enumerate(parts) if chosen >> number & 1])

@@ -206,18 +206,11 @@ def cut_all(cutter: Cutter, state: State) -> list[Parts] | None:
 def choose(groups: list[Parts]) -> Iterator[tuple[State, str]]:
     """Every different choice of parts by one key, made alike in all groups."""
     tables = [selections(parts) for parts in groups]
-    seen: set[tuple[tuple[int, ...], ...]] = set()
-    for row, name in enumerate(SELECTION_NAMES):
-        chosen = []
-        for table in tables:
-            which = table[row][1]
-            if which is None:
-                break
-            chosen.append(which)
-        else:
-            if tuple(chosen) not in seen:
-                seen.add(tuple(chosen))
-                yield tuple(compose_chosen(parts, which) for parts, which in zip(groups, chosen, strict=True)), name
+    seen: set[tuple[int, ...]] = set()
+    for name, chosen in zip(SELECTION_NAMES, zip(*tables, strict=True), strict=True):
+        if all(chosen) and chosen not in seen:
+            seen.add(chosen)
+            yield tuple(compose_chosen(parts, which) for parts, which in zip(groups, chosen, strict=True)), name
 
 
 def join(groups: list[Parts], how: list[Joiner]) -> Iterator[tuple[State, str]]:

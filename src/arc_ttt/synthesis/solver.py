@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from arc_ttt.synthesis.cells import Rule, View, learn
 from arc_ttt.synthesis.frames import Problem, by_rank, output_sizes, plain
 from arc_ttt.synthesis.gate import Evidence, confidence
 from arc_ttt.synthesis.images import Cells, Size
+from arc_ttt.synthesis.panels import panel_views
 from arc_ttt.synthesis.pieces import Piece, Search
 from arc_ttt.synthesis.stacker import Pieces, Stack, stacks
 
@@ -141,11 +142,12 @@ def _solve_framed(problem: Problem, pool: _Pool, budget: Budget, share: float) -
         found = pieces.run(effort.until_cost, until(effort.search))
         laid = Pieces(problem, sizes, found, budget)
         _stack(problem, laid, pool, until(effort.stack))
-        for view in islice(views(problem, found, seen), effort.views):
+        fresh = islice(views(problem, found, seen), effort.views)
+        for view in chain(panel_views(problem, seen), fresh):
             if budget.spent():
                 return
             _learn(problem, with_layers(view, laid), pool, until(1.0), rng, turned=False)
-            if view.name == "input":
+            if view.name == "input" and not _settled(pool):
                 _learn(problem, view, pool, until(1.0), rng, turned=True)
         if _settled(pool):
             return
