@@ -20,7 +20,7 @@ from arc_ttt.synthesis.tree import CellTable, Fitted, Grower, describe, predict
 
 MAX_SPLITS = 14
 DROPOUTS = (0.0, 0.3, 0.3, 0.3, 0.6, 0.6)
-MAX_TABLE = 24_000_000  # truth values in one table of conditions
+MAX_TABLE = 12_000_000  # truth values in one table of conditions
 VALUES_OF_ONE_FEATURE = 10
 EXPRESSION_COSTS = {"own": 0.0, "layer": 0.3, "by symmetry": 0.5, "by period": 0.5, "neighbour": 1.5, "seen": 1.2}
 
@@ -56,10 +56,10 @@ def learn(problem: Problem, view: View, budget: Budget, rng: np.random.Generator
     turned: learn from mirrored and transposed copies of the demonstrations as well (same-size tasks only).
     """
     count = len(problem.outputs)
-    problem_table = tabulate(problem, view, turned=turned)
-    if problem_table is None or not budget.store(table_bytes(problem_table[0])):
+    tabulated = tabulate(problem, view, budget, turned=turned)
+    if tabulated is None or not budget.store(table_bytes(tabulated[0])):
         return []
-    table, test_rows = problem_table
+    table, test_rows = tabulated
     grower = Grower(table, np.arange(len(table.target)), budget)
     found: dict[bytes, tuple[float, Fitted, tuple[Cells, ...]]] = {}
     for number, dropout in enumerate(DROPOUTS[:3] if turned else DROPOUTS):
@@ -117,8 +117,10 @@ def turn(cells: Cells, how: str) -> Cells:
     return np.ascontiguousarray(cells[:, ::-1] if how == "columns mirrored" else cells[::-1])
 
 
-def tabulate(problem: Problem, view: View, *, turned: bool) -> tuple[CellTable, list[NDArray[np.intp]]] | None:
-    """The table of a view and the rows of each test input; None when it is too large."""
+def tabulate(
+    problem: Problem, view: View, budget: Budget, *, turned: bool
+) -> tuple[CellTable, list[NDArray[np.intp]]] | None:
+    """The table of a view and the rows of each test input; None when time runs out."""
     count = len(problem.outputs)
     colours = colours_to_watch(view.pictures)
     hidden = hidden_colour(problem)
@@ -130,13 +132,14 @@ def tabulate(problem: Problem, view: View, *, turned: bool) -> tuple[CellTable, 
     ]
     target = np.concatenate([turn(problem.outputs[n], how).ravel() for _, _, n, how in known])
     owner = np.concatenate([np.full(picture.size, n, dtype=np.int16) for picture, _, n, _ in known])
-    found = [features(picture, layers, colours, hidden) for picture, layers, _, _ in known]
     tests = range(count, len(view.pictures))
-    found += [features(view.pictures[n], view.layers[n], colours, hidden) for n in tests]
-    table = build_table(found, target, owner)
+    found = []
+    for picture, layers in [(p, ls) for p, ls, _, _ in known] + [(view.pictures[n], view.layers[n]) for n in tests]:
+        if budget.spent():
+            return None
+        found.append(features(picture, layers, colours, hidden))
+    table = build_table(found, target, owner, budget)
     ends = np.cumsum([len(target), *(view.pictures[n].size for n in tests)])
-    if table is None:
-        return None
     return table, [np.arange(start, end) for start, end in zip(ends[:-1], ends[1:], strict=True)]
 
 
@@ -153,7 +156,9 @@ def hidden_colour(problem: Problem) -> int:
     return int(gone.argmax()) if gone.sum() == 1 else 0
 
 
-def build_table(found: Sequence[Features], target: NDArray[np.int8], owner: NDArray[np.int16]) -> CellTable | None:
+def build_table(
+    found: Sequence[Features], target: NDArray[np.int8], owner: NDArray[np.int16], budget: Budget
+) -> CellTable:
     """Put the features of all grids into columns; conditions that say the same about known cells are one."""
     expression_names = [n for n in found[0].expressions if all(n in f.expressions for f in found)]
     number_names = [n for n in found[0].conditions if all(n in f.conditions for f in found)]
@@ -163,6 +168,8 @@ def build_table(found: Sequence[Features], target: NDArray[np.int8], owner: NDAr
     columns: dict[bytes, tuple[NDArray[np.bool_], str, float]] = {}
     limit = MAX_TABLE // expressions.shape[1]
     for column, name, cost in _conditions(expression_names, expressions, number_names, numbers, known):
+        if budget.spent():
+            break
         count = int(np.count_nonzero(column[:known]))
         if 0 < count < known and len(columns) < limit:
             columns.setdefault(np.packbits(column[:known]).tobytes(), (column, name, cost))

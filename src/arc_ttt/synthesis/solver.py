@@ -26,6 +26,7 @@ from arc_ttt.synthesis.stacker import Pieces, Stack, stacks
 CAPS = (5, 10, 15, 20, 25, 30, 40)  # costs of the pieces that a stack may use, tried in turn
 MAX_COST = 20  # of a piece: two ordinary steps
 LAYERS = 12  # pieces of each kind that a cell rule may look at
+SHARE_OF_PLAIN = 0.75  # of the CPU limit, where renaming colours by rank gives a second frame
 DEFAULT_MEMORY = 200 * 1024 * 1024
 SEED = 20200526
 
@@ -113,8 +114,8 @@ def solve(
         return ()
     budget = Budget(cpu_limit_s, deadline or Deadline.never(), max_memory_bytes or DEFAULT_MEMORY)
     pool = _Pool()
-    _solve_framed(plain(task), pool, budget, 0.75)
     ranked = by_rank(task)
+    _solve_framed(plain(task), pool, budget, 1.0 if ranked is None else SHARE_OF_PLAIN)
     if ranked is not None and not budget.spent() and not _settled(pool):
         _solve_framed(ranked, pool, budget, 1.0)
     return tuple(_candidates(task, pool))
@@ -140,7 +141,7 @@ def _solve_framed(problem: Problem, pool: _Pool, budget: Budget, share: float) -
     seen: set[bytes] = set()
     for effort in EFFORTS:
         found = pieces.run(effort.until_cost, until(effort.search))
-        laid = Pieces(problem, sizes, found, budget)
+        laid = Pieces(problem, sizes, found, until(effort.stack))
         _stack(problem, laid, pool, until(effort.stack))
         fresh = islice(views(problem, found, seen), effort.views)
         for view in chain(panel_views(problem, seen), fresh):

@@ -55,6 +55,8 @@ class Pieces:
         self.ends = np.cumsum([rows * columns for rows, columns in sizes])
         kept: dict[bytes, tuple[NDArray[np.int8], int, str]] = {}
         for piece in pieces:
+            if kept and budget.spent():
+                break
             for line, name in laid_out(piece, sizes):
                 key = line.tobytes()
                 if key in kept:
