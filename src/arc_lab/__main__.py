@@ -1,0 +1,30 @@
+"""python -m arc_lab COMMAND ...: tools for a person at home."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {  # command: (module with `main(argv) -> exit status`, one sentence of help)
+    "synthesize": ("arc_lab.synthesize", "Run CPU program synthesis on a set of tasks and print a table of results."),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run one command and return its exit status; 2 for wrong use."""
+    if argv and argv[0] in COMMANDS:
+        module = importlib.import_module(COMMANDS[argv[0]][0])
+        return int(module.main(argv[1:]))
+    asked = argv[:1] in ([], ["-h"], ["--help"])
+    out = sys.stdout if argv and asked else sys.stderr
+    if not asked:
+        print(f"arc_lab: no command {argv[0]!r}; there are: {', '.join(COMMANDS)}", file=out)
+        return 2
+    print("usage: python -m arc_lab COMMAND [options]; COMMAND --help tells the options", file=out)
+    for name, (_, sentence) in COMMANDS.items():
+        print(f"  {name:12} {sentence}", file=out)
+    return 0 if argv else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,252 @@
+"""python -m arc_lab synthesize: solve a set of tasks by program synthesis, score and report.
+
+Writes to --out: candidates.json (grids and programs of all tasks), programs.txt (for people), results.json (figures).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from arc_lab.datasets import Dataset, load_dataset, select
+from arc_ttt.errors import InputError, SettingsError
+from arc_ttt.grids import Grid, Task, same_grid
+from arc_ttt.synthesis import CONFIDENT, ProgramCandidate, synthesize
+
+GUESSES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """Candidates of one task, what they cost, and its answers where they are known."""
+
+    task: Task
+    candidates: tuple[ProgramCandidate, ...]
+    cpu_s: float
+    answers: tuple[Grid, ...] | None
+
+    def guesses(self, test_index: int, engines: Iterable[str]) -> list[ProgramCandidate]:
+        """Candidates of one test input by these engines, best first."""
+        return [c for c in self.candidates if c.test_index == test_index and c.engine in engines]
+
+    def solved(self, attempts: int, engines: Sequence[str] = ("pieces", "cells", "both")) -> bool:
+        """Whether every test input is right within so many attempts."""
+        return self.answers is not None and all(
+            any(same_grid(guess.grid, answer) for guess in self.guesses(number, engines)[:attempts])
+            for number, answer in enumerate(self.answers)
+        )
+
+
+def main(argv: list[str]) -> int:
+    """Run the command. Returns 0, or 2 for wrong use with one line on stderr."""
+    try:
+        options = _parse(argv)
+        dataset = load_dataset(options.tasks)
+        dataset = select(dataset, [part for part in options.ids.split(",") if part])
+        if not dataset.loaded.tasks:
+            raise SettingsError(f"--tasks {options.tasks}: no usable task")
+        options.out.mkdir(parents=True, exist_ok=True)
+    except InputError as error:
+        print(f"synthesize: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"synthesize: --out {options.out}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    tasks = dataset.loaded.tasks[: options.first] if options.first else dataset.loaded.tasks
+    results = solve_all(dataset, tasks, options.cpu_limit)
+    figures = summarize(results) | {"tasks_of": dataset.name, "cpu_limit_s": options.cpu_limit}
+    _write(options.out, results, figures)
+    print_table(results, figures)
+    print(json.dumps(figures))
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise SettingsError(message)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = _Parser(prog="python -m arc_lab synthesize", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--tasks", default="evaluation", help="evaluation, training, ttt80, or a path")
+    parser.add_argument("--ids", default="", help="only these task ids, separated by commas")
+    parser.add_argument("--first", type=int, default=0, help="only the first N tasks (0: all)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for results; made if missing")
+    parser.add_argument("--cpu-limit", type=float, default=2.0, help="CPU seconds per task")
+    options = parser.parse_args(argv)
+    if options.first < 0:
+        raise SettingsError(f"--first {options.first}: must not be negative")
+    if not 0 < options.cpu_limit < 1e6:
+        raise SettingsError(f"--cpu-limit {options.cpu_limit}: must be a number of seconds above 0")
+    return options
+
+
+class _Progress(Protocol):
+    def __call__(self, done: int, solved: int) -> None: ...
+
+
+@contextmanager
+def progress(total: int) -> Iterator[_Progress]:
+    """A progress bar on a terminal, a plain line about every 20th task elsewhere."""
+    if sys.stdout.isatty():
+        from rich.progress import Progress
+
+        with Progress() as bar:
+            row = bar.add_task("synthesize", total=total)
+            yield lambda done, solved: bar.update(row, completed=done, description=f"synthesize, {solved} solved")
+        return
+
+    def line(done: int, solved: int) -> None:
+        if done % 20 == 0 or done == total:
+            print(f"{done}/{total} tasks, {solved} solved", flush=True)
+
+    yield line
+
+
+def solve_all(dataset: Dataset, tasks: Sequence[Task], cpu_limit_s: float) -> list[TaskResult]:
+    """Candidates of all tasks, one task after the other in this process."""
+    results: list[TaskResult] = []
+    with progress(len(tasks)) as show:
+        for task in tasks:
+            before = time.process_time()
+            candidates = synthesize(task, cpu_limit_s=cpu_limit_s)
+            cpu_s = time.process_time() - before
+            results.append(TaskResult(task, candidates, cpu_s, dataset.solutions.by_task.get(task.task_id)))
+            show(len(results), sum(result.solved(GUESSES) for result in results))
+    return results
+
+
+def summarize(results: Sequence[TaskResult]) -> dict[str, Any]:
+    """All figures of a run as one flat JSON object."""
+    known = [result for result in results if result.answers is not None]
+    seconds = np.array([result.cpu_s for result in results])
+    figures: dict[str, Any] = {"tasks": len(results), "scored": len(known)}
+    for name, engines in (
+        ("together", ("pieces", "cells", "both")),
+        ("pieces", ("pieces", "both")),
+        ("cells", ("cells", "both")),
+        ("agreed", ("both",)),
+    ):
+        for attempts in (1, GUESSES):
+            figures[f"{name}@{attempts}"] = sum(result.solved(attempts, engines) for result in known)
+    share = figures[f"together@{GUESSES}"] / max(1, len(known))
+    figures["share@2"] = round(share, 4)
+    figures["standard_error"] = round((share * (1 - share) / max(1, len(known))) ** 0.5, 4)
+    figures["by_depth@2"] = _by_depth(known)
+    figures["cpu_s"] = {
+        "mean": round(float(seconds.mean()), 3),
+        "median": round(float(np.median(seconds)), 3),
+        "p99": round(float(np.quantile(seconds, 0.99)), 3),
+        "max": round(float(seconds.max()), 3),
+    }
+    figures["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return figures | _gate_figures(known)
+
+
+def _first_right(result: TaskResult) -> ProgramCandidate | None:
+    answers = result.answers or ()
+    for guess in result.guesses(0, ("pieces", "cells", "both"))[:GUESSES]:
+        if answers and same_grid(guess.grid, answers[0]):
+            return guess
+    return None
+
+
+def _by_depth(known: Sequence[TaskResult]) -> dict[str, int]:
+    """Solved tasks by engine and depth of the right candidate of the first test input."""
+    counts: dict[str, int] = {}
+    for result in known:
+        right = _first_right(result) if result.solved(GUESSES) else None
+        if right is not None:
+            name = f"{right.engine} {right.depth}"
+            counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def _gate_figures(known: Sequence[TaskResult]) -> dict[str, Any]:
+    """How often a test input has a confident first candidate, how many of those are right, and the reliability curve."""
+    firsts = [
+        (guess.confidence, same_grid(guess.grid, answer))
+        for result in known
+        for number, answer in enumerate(result.answers or ())
+        for guess in result.guesses(number, ("pieces", "cells", "both"))[:1]
+    ]
+    sure = [right for chance, right in firsts if chance >= CONFIDENT]
+    curve = {}
+    for low in (0.0, 0.1, 0.25, 0.5, 0.75, 0.9):
+        high = {0.0: 0.1, 0.1: 0.25, 0.25: 0.5, 0.5: 0.75, 0.75: 0.9, 0.9: 1.01}[low]
+        inside = [(chance, right) for chance, right in firsts if low <= chance < high]
+        if inside:
+            said = sum(chance for chance, _ in inside) / len(inside)
+            curve[f"{low:g}-{min(high, 1.0):g}"] = [len(inside), round(said, 3), sum(r for _, r in inside)]
+    return {
+        "test_inputs": sum(len(result.answers or ()) for result in known),
+        "confident": len(sure),
+        "confident_right": sum(sure),
+        "confident_right_share": round(sum(sure) / len(sure), 4) if sure else None,
+        "reliability": curve,
+    }
+
+
+def print_table(results: Sequence[TaskResult], figures: dict[str, Any]) -> None:
+    """A table for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Program synthesis, {figures['scored']} scored tasks of {figures['tasks_of']}")
+    table.add_column("what")
+    table.add_column("1 attempt", justify="right")
+    table.add_column("2 attempts", justify="right")
+    for name in ("together", "pieces", "cells", "agreed"):
+        table.add_row(f"solved, {name}", str(figures[f"{name}@1"]), str(figures[f"{name}@{GUESSES}"]))
+    for name, count in figures["by_depth@2"].items():
+        table.add_row(f"  engine and depth: {name}", "", str(count))
+    for name, seconds in figures["cpu_s"].items():
+        table.add_row(f"CPU seconds per task, {name}", "", f"{seconds:.2f}")
+    table.add_row("peak memory, MB", "", str(figures["peak_mb"]))
+    table.add_row("test inputs with a confident candidate", "", f"{figures['confident']} of {figures['test_inputs']}")
+    table.add_row("  of these right", "", str(figures["confident_right"]))
+    for name, (count, said, right) in figures["reliability"].items():
+        table.add_row(f"  confidence {name}: {count} said {said:.2f}", "", f"{right} right")
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+
+
+def _write(out: Path, results: Sequence[TaskResult], figures: dict[str, Any]) -> None:
+    document = {
+        result.task.task_id: {
+            "cpu_s": round(result.cpu_s, 3),
+            "solved": result.solved(GUESSES) if result.answers is not None else None,
+            "candidates": [_as_json(candidate, result) for candidate in result.candidates],
+        }
+        for result in results
+    }
+    (out / "candidates.json").write_text(json.dumps(document))
+    (out / "results.json").write_text(json.dumps(figures, indent=1) + "\n")
+    with (out / "programs.txt").open("w") as file:
+        for result in results:
+            for number in range(len(result.task.tests)):
+                for guess in result.guesses(number, ("pieces", "cells", "both"))[:GUESSES]:
+                    file.write(f"{guess.task_id} test {number + 1} ({guess.confidence:.2f}): {guess.program}\n")
+
+
+def _as_json(candidate: ProgramCandidate, result: TaskResult) -> dict[str, Any]:
+    answers = result.answers
+    return {
+        "test_index": candidate.test_index,
+        "grid": candidate.grid.tolist(),
+        "program": candidate.program,
+        "engine": candidate.engine,
+        "fits_all": candidate.fits_all,
+        "confidence": round(candidate.confidence, 4),
+        "depth": candidate.depth,
+        "right": None if answers is None else same_grid(candidate.grid, answers[candidate.test_index]),
+    }

@@ -1,0 +1,49 @@
+"""What one task may spend: CPU seconds, wall time and bytes of stored images."""
+
+from __future__ import annotations
+
+import time
+
+from arc_ttt.deadline import Deadline
+
+
+class Budget:
+    """Counts down while the engines work; every inner loop asks it.
+
+    CPU seconds are those of the whole process (user + system), so give each process one task at a time and set the
+    numeric libraries to one thread. Parts of a budget share its memory.
+    """
+
+    def __init__(self, cpu_limit_s: float, deadline: Deadline, max_bytes: int) -> None:
+        self._begun_s = time.process_time()
+        self._ends_s = self._begun_s + cpu_limit_s
+        self._limit_s = cpu_limit_s
+        self._deadline = deadline
+        self._memory = [max_bytes]
+
+    def spent(self) -> bool:
+        """Whether the CPU limit or the deadline has passed or no memory is left."""
+        return self._memory[0] <= 0 or time.process_time() >= self._ends_s or self._deadline.passed()
+
+    def used_share(self) -> float:
+        """Share of the CPU limit that has been used, 0 to 1 and a little above."""
+        return (time.process_time() - self._begun_s) / self._limit_s if self._limit_s > 0 else 1.0
+
+    def part(self, share: float) -> Budget:
+        """The same budget, ending when `share` of the CPU limit has been used."""
+        inner = Budget(self._limit_s, self._deadline, 0)
+        inner._begun_s = self._begun_s
+        inner._ends_s = min(self._ends_s, self._begun_s + share * self._limit_s)
+        inner._memory = self._memory
+        return inner
+
+    def store(self, size_bytes: int) -> bool:
+        """Book memory. Returns False when it does not fit; nothing must be kept then."""
+        if size_bytes > self._memory[0]:
+            return False
+        self._memory[0] -= size_bytes
+        return True
+
+    def release(self, size_bytes: int) -> None:
+        """Give booked memory back."""
+        self._memory[0] += size_bytes

@@ -1,0 +1,226 @@
+"""Breadth-first search for pieces: programs that give an image for every grid of a task.
+
+A program is evaluated on all demonstrations and test inputs together, so every piece is defined everywhere. Two
+programs that give the same images everywhere are one piece (observational equivalence); the cheaper one is kept.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from arc_ttt.synthesis.budget import Budget
+from arc_ttt.synthesis.frames import Problem
+from arc_ttt.synthesis.groups import (
+    SELECTION_NAMES,
+    Cutter,
+    Joiner,
+    Parts,
+    compose_chosen,
+    cutters,
+    joiners,
+    map_parts,
+    selections,
+)
+from arc_ttt.synthesis.images import MAX_CELLS, Image, Size, State, colour_counts, state_bytes, state_key
+from arc_ttt.synthesis.patterns import pattern_primitives
+from arc_ttt.synthesis.primitives import (
+    Primitive,
+    SizedPrimitive,
+    fill,
+    halo,
+    hull,
+    overlay_mirror,
+    sized_primitives,
+    smear,
+    unary_primitives,
+)
+from arc_ttt.synthesis.repair import repair, repaired_part
+
+CUT_COST = 10  # cutting and choosing together count as one step
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One program and what it gives.
+
+    state: an image for each grid. cost: 10 for each ordinary step. program: steps from the input on, for people.
+    """
+
+    state: State
+    cost: int
+    program: str
+
+
+class Search:
+    """All different pieces up to a cost, in the order in which they are made. Can be continued.
+
+    sizes: of all outputs, test inputs included, or None when they are not known (no sized primitives then).
+    """
+
+    def __init__(self, problem: Problem, sizes: list[Size] | None, max_cost: int) -> None:
+        self.sizes = sizes
+        self.max_cost = max_cost
+        self.pieces: list[Piece] = []
+        self.seen: set[bytes] = set()
+        self.queue: list[tuple[int, int, int]] = []  # cost of what it will make, order of entry, piece or ~piece
+        self.primitives = unary_primitives(shared_colours(problem))
+        self.on_inputs = pattern_primitives() + repairs(problem)
+        self.sized: list[SizedPrimitive] = sized_primitives() if sizes else []
+        self.cutters: list[Cutter] = cutters()
+        self.joiners: list[Joiner] = joiners()
+        self.starts = list(starts(problem, sizes))
+
+    def run(self, until: int, budget: Budget) -> list[Piece]:
+        """Expand pieces as long as what they make costs about `until` at most. Returns all pieces, cheapest first."""
+        while self.starts:
+            self.add(*self.starts.pop(0), budget)
+        while self.queue and self.queue[0][0] <= until and not budget.spent():
+            _, _, number = heapq.heappop(self.queue)
+            made = self.cut(self.pieces[~number]) if number < 0 else self.step(self.pieces[number])
+            for state, cost, program in made:
+                if not self.add(state, cost, program, budget) or budget.spent():
+                    break
+        return sorted(self.pieces, key=lambda piece: piece.cost)
+
+    def add(self, state: State, cost: int, program: str, budget: Budget) -> bool:
+        """Keep a new piece. Returns False when memory has run out."""
+        if any(not 0 < image.cells.size <= MAX_CELLS for image in state):
+            return True
+        key = state_key(state)
+        if key in self.seen:
+            return True
+        if not budget.store(state_bytes(state) + len(key) + 100):
+            return False
+        self.seen.add(key)
+        number = len(self.pieces)
+        self.pieces.append(Piece(state, cost, program))
+        if cost + 2 <= self.max_cost:
+            heapq.heappush(self.queue, (cost + 10, number, number))
+        if cost + CUT_COST <= self.max_cost:
+            heapq.heappush(self.queue, (cost + 12, number, ~number))
+        return True
+
+    def step(self, piece: Piece) -> Iterator[tuple[State, int, str]]:
+        """All primitives of one piece."""
+        for primitive in self.primitives + (self.on_inputs if piece.cost == 0 else []):
+            if piece.cost + primitive.cost <= self.max_cost:
+                state = apply_to_all(primitive.apply, piece.state)
+                if state is not None:
+                    yield state, piece.cost + primitive.cost, f"{piece.program} > {primitive.name}"
+        if self.sizes is None:
+            return
+        for sized in self.sized:
+            if piece.cost + sized.cost <= self.max_cost:
+                images = []
+                for image, size in zip(piece.state, self.sizes, strict=True):
+                    placed = sized.apply(image, size)
+                    if placed is None:
+                        break
+                    images.append(placed)
+                else:
+                    yield tuple(images), piece.cost + sized.cost, f"{piece.program} > {sized.name}"
+
+    def cut(self, piece: Piece) -> Iterator[tuple[State, int, str]]:
+        """All ways to cut one piece and to choose or join the parts."""
+        for cutter in self.cutters:
+            groups = cut_all(cutter, piece.state)
+            if groups is None:
+                continue
+            name = f"{piece.program} > {cutter.name}"
+            cost = piece.cost + CUT_COST
+            yield from ((state, cost, f"{name} > {how}") for state, how in choose(groups))
+            yield from ((state, cost, f"{name} > {how}") for state, how in join(groups, self.joiners))
+            if piece.cost == 0 and cost + 5 <= self.max_cost:
+                for primitive in part_primitives():
+                    mapped = [map_parts(parts, primitive.apply) for parts in groups]
+                    if all(mapped):
+                        whole = [parts for parts in mapped if parts is not None]
+                        for state, how in join(whole, self.joiners[:2]):
+                            yield state, cost + 5, f"{name} > each {primitive.name} > {how}"
+
+
+def shared_colours(problem: Problem) -> tuple[int, ...]:
+    """Colours other than 0 that all inputs show."""
+    shared = np.logical_and.reduce([colour_counts(cells) > 0 for cells in problem.inputs])
+    return tuple(int(colour) for colour in shared.nonzero()[0] if colour)
+
+
+def starts(problem: Problem, sizes: list[Size] | None) -> Iterator[tuple[State, int, str]]:
+    """The pieces that programs begin with: the inputs, an empty output, and what all known outputs share."""
+    yield tuple(Image(cells, 0, 0) for cells in problem.inputs), 0, "input"
+    if sizes is None:
+        return
+    yield tuple(Image(np.zeros(size, dtype=np.int8), 0, 0) for size in sizes), 10, "empty output"
+    if len(problem.outputs) > 1 and len({cells.shape for cells in problem.outputs}) == 1 and len(set(sizes)) == 1:
+        first = problem.outputs[0]
+        shared = np.where(np.logical_and.reduce([cells == first for cells in problem.outputs]), first, 0)
+        yield (Image(shared.astype(np.int8), 0, 0),) * len(sizes), 10, "what all outputs share"
+
+
+def repairs(problem: Problem) -> list[Primitive]:
+    """Mosaic repairs, for every colour that all inputs show and for the background."""
+    found = []
+    for colour in (0, *shared_colours(problem)):
+        for how in ("both", "period", "symmetry"):
+            found.append(Primitive(f"repair {colour} by {how}", partial(repair, colour=colour, how=how)))
+            part = partial(repaired_part, colour=colour, how=how)
+            found.append(Primitive(f"repaired_part {colour} by {how}", part))
+    return found
+
+
+def part_primitives() -> list[Primitive]:
+    """What may be done to every part before the parts are put back."""
+    found = [Primitive("hull", hull), Primitive("fill 4", partial(fill, eight=False))]
+    found += [Primitive(f"smear {'+'.join(w)}", partial(smear, directions=w)) for w in (("right", "left"), ("down", "up"))]
+    found += [Primitive(f"mirror {how}", partial(overlay_mirror, how=how)) for how in ("columns", "rows", "both", "all")]
+    return [*found, Primitive("halo 8", partial(halo, eight=True))]
+
+
+def apply_to_all(function: Callable[[Image], Image | None], state: State) -> State | None:
+    """`function` of every image, or None when it does not apply to one of them."""
+    images = []
+    for image in state:
+        made = function(image)
+        if made is None:
+            return None
+        images.append(made)
+    return tuple(images)
+
+
+def cut_all(cutter: Cutter, state: State) -> list[Parts] | None:
+    """The parts of every image, or None when one cannot be cut or none falls into more than one part."""
+    groups: list[Parts] = []
+    for image in state:
+        parts = cutter.apply(image)
+        if parts is None:
+            return None
+        groups.append(parts)
+    return groups if any(len(parts) > 1 for parts in groups) else None
+
+
+def choose(groups: list[Parts]) -> Iterator[tuple[State, str]]:
+    """Every different choice of parts by one key, made alike in all groups."""
+    tables = [selections(parts) for parts in groups]
+    seen: set[tuple[int, ...]] = set()
+    for name, chosen in zip(SELECTION_NAMES, zip(*tables, strict=True), strict=True):
+        if all(chosen) and chosen not in seen:
+            seen.add(chosen)
+            yield tuple(compose_chosen(parts, which) for parts, which in zip(groups, chosen, strict=True)), name
+
+
+def join(groups: list[Parts], how: list[Joiner]) -> Iterator[tuple[State, str]]:
+    """Every way to put all parts together, made alike in all groups."""
+    for joiner in how:
+        images = []
+        for parts in groups:
+            image = joiner.apply(parts)
+            if image is None:
+                break
+            images.append(image)
+        else:
+            yield tuple(images), joiner.name

@@ -1,0 +1,529 @@
+"""Primitives: functions from one image to one image. A primitive that does not apply returns None.
+
+The families follow what solvers before found useful (icecuber 2020 for filter, fill, smear, halves, borders; Hodel's
+DSL for mirrors and gravity). The choice among them was made on the 400 training tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+from scipy import ndimage
+
+from arc_ttt.synthesis.images import (
+    EIGHT,
+    MAX_CELLS,
+    Image,
+    Size,
+    bounding_box,
+    colour_counts,
+    crop_to,
+    embed,
+    enclosed,
+    fill_towards,
+    label,
+    like,
+    majority,
+    shifted,
+    skew,
+    unskew,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Primitive:
+    """A named function of one image. cost: what it adds to a program's depth, 10 for an ordinary step."""
+
+    name: str
+    apply: Callable[[Image], Image | None]
+    cost: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class SizedPrimitive:
+    """A named function of an image and the size of the output grid."""
+
+    name: str
+    apply: Callable[[Image, Size], Image | None]
+    cost: int = 10
+
+
+def keep_colour(image: Image, colour: int) -> Image | None:
+    """Only the cells of `colour`."""
+    kept = np.where(image.cells == colour, image.cells, 0)
+    return like(image, kept) if kept.any() else None
+
+
+def drop_colour(image: Image, colour: int) -> Image:
+    """Cells of `colour` become background."""
+    return like(image, np.where(image.cells == colour, 0, image.cells))
+
+
+def keep_majority(image: Image) -> Image | None:
+    """Only the most frequent colour."""
+    return keep_colour(image, majority(image.cells) or -1)
+
+
+def keep_minority(image: Image) -> Image | None:
+    """Only the rarest colour."""
+    counts = colour_counts(image.cells)
+    counts[0] = 0
+    present = counts.nonzero()[0]
+    return keep_colour(image, int(present[counts[present].argmin()])) if len(present) > 1 else None
+
+
+def crop(image: Image) -> Image | None:
+    """The bounding box of all that is not background."""
+    return crop_to(image, image.cells != 0)
+
+
+def to_origin(image: Image) -> Image:
+    """Move to the top left corner of the grid."""
+    return Image(image.cells, 0, 0)
+
+
+def squeeze(image: Image) -> Image | None:
+    """Remove rows and columns that are all background."""
+    full = image.cells != 0
+    return Image(np.ascontiguousarray(image.cells[full.any(axis=1)][:, full.any(axis=0)]), 0, 0) if full.any() else None
+
+
+def merge_repeats(image: Image) -> Image:
+    """Keep one of neighbouring rows (and columns) that are equal."""
+    cells = image.cells
+    rows = np.concatenate(([True], (cells[1:] != cells[:-1]).any(axis=1)))
+    cells = cells[rows]
+    columns = np.concatenate(([True], (cells[:, 1:] != cells[:, :-1]).any(axis=0)))
+    return Image(np.ascontiguousarray(cells[:, columns]), 0, 0)
+
+
+def fill(image: Image, *, eight: bool) -> Image | None:
+    """Enclosed background takes the majority colour."""
+    inside = enclosed(image.cells != 0, eight=eight)
+    return like(image, np.where(inside, majority(image.cells), image.cells)) if inside.any() else None
+
+
+def interior(image: Image, *, eight: bool) -> Image | None:
+    """Enclosed background only, in the majority colour."""
+    inside = enclosed(image.cells != 0, eight=eight)
+    return like(image, np.where(inside, majority(image.cells), 0)) if inside.any() else None
+
+
+def outside(image: Image) -> Image | None:
+    """Background that is not enclosed, in the majority colour."""
+    free = (image.cells == 0) & ~enclosed(image.cells != 0, eight=False)
+    return like(image, np.where(free, majority(image.cells) or 1, 0)) if free.any() else None
+
+
+def border(image: Image) -> Image | None:
+    """Cells that touch the background around the image, or the image's edge."""
+    full = image.cells != 0
+    free = np.pad(~full & ~enclosed(full, eight=True), 1, constant_values=True)
+    near = free[:-2, 1:-1] | free[2:, 1:-1] | free[1:-1, :-2] | free[1:-1, 2:]
+    return like(image, np.where(near, image.cells, 0))
+
+
+def inner(image: Image) -> Image | None:
+    """Cells all of whose eight neighbours are not background."""
+    deep = ndimage.binary_erosion(image.cells != 0, EIGHT)
+    return like(image, np.where(deep, image.cells, 0)) if deep.any() else None
+
+
+def outline(image: Image) -> Image | None:
+    """A one-cell line in colour 1 around all that is not background, on a grid larger by one on each side."""
+    if (image.cells.shape[0] + 2) * (image.cells.shape[1] + 2) > MAX_CELLS:
+        return None
+    full = np.pad(image.cells != 0, 1)
+    return Image((ndimage.binary_dilation(full, EIGHT) & ~full).astype(np.int8), image.y - 1, image.x - 1)
+
+
+def halo(image: Image, *, eight: bool) -> Image | None:
+    """Background next to something takes colour 1, all else is background; same grid."""
+    full = image.cells != 0
+    ring = ndimage.binary_dilation(full, EIGHT if eight else None) & ~full
+    return like(image, ring) if ring.any() else None
+
+
+def invert(image: Image) -> Image:
+    """Background takes the majority colour, all else becomes background."""
+    return like(image, np.where(image.cells == 0, majority(image.cells) or 1, 0))
+
+
+def hull(image: Image) -> Image | None:
+    """The whole rectangle in the majority colour."""
+    colour = majority(image.cells)
+    return like(image, np.full_like(image.cells, colour)) if colour else None
+
+
+def hull_box(image: Image) -> Image | None:
+    """The bounding box of what is not background, filled with the majority colour."""
+    cropped = crop(image)
+    return hull(cropped) if cropped else None
+
+
+def background_in_box(image: Image) -> Image | None:
+    """Background inside the bounding box of the rest, in colour 1."""
+    cropped = crop(image)
+    return like(cropped, cropped.cells == 0) if cropped else None
+
+
+def rigid(image: Image, number: int) -> Image:
+    """One of the seven turns and mirrors of the image, in its place: 1 to 3 turn, 4 transposes, 5 to 7 turn that."""
+    return like(image, np.rot90(image.cells if number < 4 else image.cells.T, number % 4))
+
+
+def smear(image: Image, directions: tuple[str, ...]) -> Image:
+    """Colours run over background until they meet something."""
+    cells = image.cells
+    for direction in directions:
+        cells = np.where(cells == 0, fill_towards(image.cells, direction), cells)
+    return like(image, cells)
+
+
+def connect(image: Image, axes: tuple[str, ...]) -> Image:
+    """Background between two cells of one colour in a line takes that colour."""
+    cells = image.cells
+    for axis in axes:
+        there, back = {
+            "row": ("right", "left"),
+            "column": ("down", "up"),
+            "diagonal": ("down-right", "up-left"),
+            "anti-diagonal": ("down-left", "up-right"),
+        }[axis]
+        first, second = fill_towards(image.cells, there), fill_towards(image.cells, back)
+        cells = np.where((cells == 0) & (first == second), first, cells)
+    return like(image, cells)
+
+
+def spread(image: Image) -> Image | None:
+    """Every background cell takes the colour of the nearest other cell."""
+    if not image.cells.any():
+        return None
+    rows, columns = ndimage.distance_transform_edt(image.cells == 0, return_distances=False, return_indices=True)
+    return like(image, image.cells[rows, columns])
+
+
+def half(image: Image, side: str) -> Image | None:
+    """The left, right, top or bottom half; a middle line belongs to neither."""
+    rows, columns = image.cells.shape
+    if (columns if side in ("left", "right") else rows) < 2:
+        return None
+    if side == "left":
+        return like(image, image.cells[:, : columns // 2])
+    if side == "right":
+        return Image(np.ascontiguousarray(image.cells[:, (columns + 1) // 2 :]), image.y, image.x + (columns + 1) // 2)
+    if side == "top":
+        return like(image, image.cells[: rows // 2])
+    return Image(np.ascontiguousarray(image.cells[(rows + 1) // 2 :]), image.y + (rows + 1) // 2, image.x)
+
+
+def gravity(image: Image, direction: str) -> Image:
+    """Single cells fall until they meet others or the edge."""
+    cells = image.cells if direction in ("down", "up") else image.cells.T
+    empty_first = cells != 0 if direction in ("down", "right") else cells == 0
+    fallen = np.take_along_axis(cells, np.argsort(empty_first, axis=0, kind="stable"), axis=0)
+    return like(image, fallen if direction in ("down", "up") else fallen.T)
+
+
+def overlay_mirror(image: Image, how: str) -> Image | None:
+    """Background takes what its mirror image shows: across columns, rows, both, or the diagonals of a square."""
+    cells = image.cells
+    mirrored = [cells[:, ::-1], cells[::-1], cells[::-1, ::-1]]
+    if how in ("diagonals", "all") and cells.shape[0] != cells.shape[1]:
+        return None
+    chosen = {"columns": mirrored[:1], "rows": mirrored[1:2], "turn": mirrored[2:], "both": mirrored}.get(how)
+    if chosen is None:
+        turned = [cells.T, cells[::-1, ::-1].T, *mirrored[2:]]
+        chosen = turned if how == "diagonals" else [*mirrored, *turned, np.rot90(cells), np.rot90(cells, 3)]
+    for other in chosen:
+        cells = np.where(cells == 0, other, cells)
+    return like(image, cells)
+
+
+def join_mirror(image: Image, how: str) -> Image | None:
+    """The image beside its own copy or mirror image: right, left, below, above, or all four quarters."""
+    cells = image.cells
+    if cells.size * (4 if how in ("quarters", "turns") else 2) > MAX_CELLS:
+        return None
+    if how == "turns":
+        if cells.shape[0] != cells.shape[1]:
+            return None
+        grid = np.block([[cells, np.rot90(cells, 3)], [np.rot90(cells), np.rot90(cells, 2)]])
+        return Image(grid, 0, 0)
+    parts = {
+        "right": [[cells, cells[:, ::-1]]],
+        "left": [[cells[:, ::-1], cells]],
+        "below": [[cells], [cells[::-1]]],
+        "above": [[cells[::-1]], [cells]],
+        "quarters": [[cells, cells[:, ::-1]], [cells[::-1], cells[::-1, ::-1]]],
+        "quarters reversed": [[cells[::-1, ::-1], cells[::-1]], [cells[:, ::-1], cells]],
+        "copy right": [[cells, cells]],
+        "copy below": [[cells], [cells]],
+    }
+    if cells.size * len(parts[how]) * len(parts[how][0]) > MAX_CELLS:
+        return None
+    return Image(np.block(parts[how]), 0, 0)
+
+
+def enlarge(image: Image, factor: int) -> Image | None:
+    """Every cell becomes a block of `factor` x `factor`."""
+    if image.cells.size * factor * factor > MAX_CELLS:
+        return None
+    return Image(image.cells.repeat(factor, axis=0).repeat(factor, axis=1), 0, 0)
+
+
+def enlarge_by_colours(image: Image) -> Image | None:
+    """Every cell becomes a block whose side is the number of colours."""
+    return enlarge(image, int((colour_counts(image.cells)[1:] > 0).sum()) or 1)
+
+
+def shrink(image: Image) -> Image | None:
+    """Undo the largest enlargement: the greatest block side that divides all runs."""
+    cells = image.cells
+    rows = np.concatenate(([0], (cells[1:] != cells[:-1]).any(axis=1).nonzero()[0] + 1, [cells.shape[0]]))
+    columns = np.concatenate(([0], (cells[:, 1:] != cells[:, :-1]).any(axis=0).nonzero()[0] + 1, [cells.shape[1]]))
+    side = int(np.gcd(np.gcd.reduce(np.diff(rows)), np.gcd.reduce(np.diff(columns))))
+    return Image(np.ascontiguousarray(cells[::side, ::side]), 0, 0) if side > 1 else None
+
+
+def outer_product(image: Image, *, inverted: bool) -> Image | None:
+    """A copy of the image at every cell that is (or, inverted, is not) background: a fractal."""
+    if image.cells.size**2 > MAX_CELLS:
+        return None
+    places = image.cells == 0 if inverted else image.cells != 0
+    return Image(np.kron(places, image.cells).astype(np.int8), 0, 0)
+
+
+def outer_product_majority(image: Image) -> Image | None:
+    """A copy of the image at every cell of the majority colour."""
+    if image.cells.size**2 > MAX_CELLS:
+        return None
+    return Image(np.kron(image.cells == majority(image.cells), image.cells).astype(np.int8), 0, 0)
+
+
+def swap_colours(image: Image) -> Image | None:
+    """Exchange the two colours of an image that has exactly two."""
+    present = colour_counts(image.cells)[1:].nonzero()[0] + 1
+    if len(present) != 2:
+        return None
+    return like(image, np.where(image.cells == 0, 0, int(present.sum()) - image.cells))
+
+
+def move(image: Image, dy: int, dx: int) -> Image:
+    """Shift by one cell."""
+    return Image(image.cells, image.y + dy, image.x + dx)
+
+
+def drop_noise(image: Image) -> Image | None:
+    """Remove single cells (eight neighbours, any colour)."""
+    full = image.cells != 0
+    around = ndimage.convolve(full.astype(np.int8), EIGHT.astype(np.int8), mode="constant")
+    kept = np.where(around > 1, image.cells, 0)
+    return like(image, kept) if kept.any() else None
+
+
+def edge_line(image: Image, side: str) -> Image | None:
+    """The first or last row or column."""
+    cells = image.cells
+    part = {"top": cells[:1], "bottom": cells[-1:], "left": cells[:, :1], "right": cells[:, -1:]}[side]
+    return Image(np.ascontiguousarray(part), 0, 0) if part.size < cells.size else None
+
+
+def full_lines(image: Image) -> Image | None:
+    """Only rows and columns that are of one colour from end to end."""
+    cells = image.cells
+    rows = (cells == cells[:, :1]).all(axis=1)[:, None]
+    columns = (cells == cells[:1]).all(axis=0)[None]
+    kept = np.where(rows | columns, cells, 0)
+    return like(image, kept) if kept.any() else None
+
+
+def marked_box(image: Image) -> Image | None:
+    """Without its outermost ring of cells."""
+    cells = image.cells
+    if min(cells.shape) < 3:
+        return None
+    return Image(np.ascontiguousarray(cells[1:-1, 1:-1]), image.y + 1, image.x + 1)
+
+
+def sort_lines(image: Image, axis: str) -> Image:
+    """Rows (or columns) ordered by how many cells are not background, fewest first."""
+    cells = image.cells if axis == "rows" else image.cells.T
+    ordered = cells[np.argsort((cells != 0).sum(axis=1), kind="stable")]
+    return like(image, ordered if axis == "rows" else ordered.T)
+
+
+def diagonal_rays(image: Image) -> Image:
+    """Diagonal lines in both directions through every cell, over background only."""
+    return smear(image, ("down-right", "up-left", "down-left", "up-right"))
+
+
+def bounce(image: Image) -> Image | None:
+    """A diagonal line from a single cell that is mirrored at the side edges, upwards."""
+    places = np.argwhere(image.cells != 0)
+    if len(places) != 1:
+        return None
+    (row, column), (_, columns) = places[0], image.cells.shape
+    if columns < 2:
+        return None
+    cells = image.cells.copy()
+    step = 1 if column < columns - 1 else -1
+    for y in range(int(row) - 1, -1, -1):
+        column += step
+        if not 0 <= column < columns:
+            step, column = -step, column - 2 * step
+        cells[y, column] = cells[row, places[0][1]]
+    return like(image, cells)
+
+
+def broadcast(image: Image, size: Size) -> Image | None:
+    """Enlarge by whole factors to the output size."""
+    rows, columns = image.cells.shape
+    if size[0] % rows or size[1] % columns:
+        return None
+    return Image(image.cells.repeat(size[0] // rows, axis=0).repeat(size[1] // columns, axis=1), 0, 0)
+
+
+def tile(image: Image, size: Size, *, how: str = "copies", anchored: bool = False) -> Image:
+    """Repeat over the output: copies, or mirrored so that neighbours touch; anchored keeps the image's own place."""
+    cells = image.cells
+    if how == "mirrored":
+        cells = np.block([[cells, cells[:, ::-1]], [cells[::-1], cells[::-1, ::-1]]])
+    y, x = (image.y, image.x) if anchored else (0, 0)
+    rows = (np.arange(size[0]) - y) % cells.shape[0]
+    columns = (np.arange(size[1]) - x) % cells.shape[1]
+    return Image(cells[rows][:, columns], 0, 0)
+
+
+def place_in_output(image: Image, size: Size) -> Image | None:
+    """On an empty grid of the output size, in its place."""
+    return embed(image, size)
+
+
+def colour_bar(image: Image, size: Size) -> Image | None:
+    """Colours by falling count, read into the output row by row."""
+    counts = colour_counts(image.cells)
+    counts[0] = 0
+    order = [int(colour) for colour in np.argsort(-counts, kind="stable") if counts[colour]]
+    cells = np.zeros(size[0] * size[1], dtype=np.int8)
+    order = order[: cells.size]
+    cells[: len(order)] = order
+    return Image(cells.reshape(size), 0, 0)
+
+
+def count_cells(image: Image, size: Size, *, what: str, column_major: bool = False) -> Image | None:
+    """As many cells of the majority colour as there are cells or components, read into the output row by row."""
+    colour = majority(image.cells)
+    if not colour:
+        return None
+    full = image.cells != 0
+    count = int(full.sum()) if what == "cells" else label(full, eight=True)[1]
+    if count > size[0] * size[1]:
+        return None
+    cells = np.zeros(size[0] * size[1], dtype=np.int8)
+    cells[:count] = colour
+    return Image(np.ascontiguousarray(cells.reshape(size[::-1]).T) if column_major else cells.reshape(size), 0, 0)
+
+
+def reading_order(image: Image, size: Size, *, column_major: bool = False) -> Image | None:
+    """Cells that are not background, read in order and written into the output in order."""
+    cells = image.cells.T if column_major else image.cells
+    colours = cells[cells != 0]
+    if not 0 < len(colours) <= size[0] * size[1]:
+        return None
+    line = np.zeros(size[0] * size[1], dtype=np.int8)
+    line[: len(colours)] = colours
+    return Image(line.reshape(size), 0, 0)
+
+
+STRAIGHT = ("down", "up", "right", "left")
+DIAGONAL = ("down-right", "up-left", "down-left", "up-right")
+SMEARS: tuple[tuple[str, ...], ...] = (
+    *((direction,) for direction in (*STRAIGHT, *DIAGONAL)),
+    ("right", "left"),
+    ("down", "up"),
+    STRAIGHT,
+    DIAGONAL[:2],
+    DIAGONAL[2:],
+    DIAGONAL,
+    STRAIGHT + DIAGONAL,
+)
+CONNECTS: tuple[tuple[str, ...], ...] = (("row",), ("column",), ("row", "column"), ("diagonal", "anti-diagonal"))
+
+
+def unary_primitives(colours: tuple[int, ...]) -> list[Primitive]:
+    """All primitives of one image; `colours` are the arguments that keep_colour and drop_colour may take."""
+    plain: list[tuple[Callable[[Image], Image | None], int]] = [
+        (crop, 5),
+        (to_origin, 3),
+        (keep_majority, 10),
+        (keep_minority, 10),
+        (squeeze, 10),
+        (merge_repeats, 10),
+        (outside, 10),
+        (border, 10),
+        (inner, 10),
+        (outline, 10),
+        (invert, 10),
+        (hull, 10),
+        (hull_box, 10),
+        (background_in_box, 10),
+        (spread, 10),
+        (swap_colours, 10),
+        (drop_noise, 10),
+        (full_lines, 10),
+        (marked_box, 10),
+        (enlarge_by_colours, 10),
+        (shrink, 10),
+        (outer_product_majority, 10),
+        (bounce, 10),
+    ]
+    found = [Primitive(f"keep_colour {colour}", partial(keep_colour, colour=colour)) for colour in colours]
+    found += [Primitive(f"drop_colour {colour}", partial(drop_colour, colour=colour)) for colour in colours]
+    found += [Primitive(function.__name__, function, cost) for function, cost in plain]
+    found += [Primitive(f"rigid {number}", partial(rigid, number=number)) for number in range(1, 8)]
+    found += [Primitive(f"smear {'+'.join(ways)}", partial(smear, directions=ways)) for ways in SMEARS]
+    found += [Primitive(f"connect {'+'.join(axes)}", partial(connect, axes=axes)) for axes in CONNECTS]
+    for name, function in (("fill", fill), ("interior", interior), ("halo", halo)):
+        for eight in (False, True):
+            found.append(Primitive(f"{name} {8 if eight else 4}", partial(function, eight=eight)))
+    found += [Primitive(f"half {side}", partial(half, side=side)) for side in ("left", "right", "top", "bottom")]
+    found += [Primitive(f"edge_line {s}", partial(edge_line, side=s)) for s in ("left", "right", "top", "bottom")]
+    found += [Primitive(f"gravity {way}", partial(gravity, direction=way)) for way in STRAIGHT]
+    found += [
+        Primitive(f"overlay_mirror {how}", partial(overlay_mirror, how=how))
+        for how in ("columns", "rows", "turn", "both", "diagonals", "all")
+    ]
+    joins = ("right", "left", "below", "above", "quarters", "quarters reversed", "copy right", "copy below", "turns")
+    found += [Primitive(f"join {how}", partial(join_mirror, how=how)) for how in joins]
+    found += [Primitive(f"enlarge {factor}", partial(enlarge, factor=factor)) for factor in (2, 3)]
+    found += [Primitive(f"sort_lines {axis}", partial(sort_lines, axis=axis)) for axis in ("rows", "columns")]
+    for inverted in (False, True):
+        name = "outer_product inverted" if inverted else "outer_product"
+        found.append(Primitive(name, partial(outer_product, inverted=inverted)))
+    found += [
+        Primitive(f"move {name}", partial(move, dy=dy, dx=dx))
+        for name, (dy, dx) in {"down": (1, 0), "up": (-1, 0), "right": (0, 1), "left": (0, -1)}.items()
+    ]
+    return found
+
+
+def sized_primitives() -> list[SizedPrimitive]:
+    """All primitives that need the size of the output."""
+    return [
+        SizedPrimitive("place_in_output", place_in_output, 2),
+        SizedPrimitive("broadcast", broadcast),
+        SizedPrimitive("tile", tile),
+        SizedPrimitive("tile anchored", partial(tile, anchored=True)),
+        SizedPrimitive("tile mirrored", partial(tile, how="mirrored")),
+        SizedPrimitive("colour_bar", colour_bar),
+        SizedPrimitive("count cells", partial(count_cells, what="cells")),
+        SizedPrimitive("count components", partial(count_cells, what="components")),
+        SizedPrimitive("count components by column", partial(count_cells, what="components", column_major=True)),
+        SizedPrimitive("reading_order", reading_order),
+        SizedPrimitive("reading_order by column", partial(reading_order, column_major=True)),
+    ]
