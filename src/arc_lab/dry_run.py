@@ -15,14 +15,15 @@ from typing import Any, NoReturn
 from arc_lab.datasets import DATASETS, Dataset, load_dataset, select
 from arc_lab.evaluate import Summary, TaskScore, score_task, summarize
 from arc_ttt.checkpoints import model_folder, read_config
-from arc_ttt.cost import BASE, TTT, work
+from arc_ttt.cost import BASE, SYNTHESIS, TTT, work
 from arc_ttt.deadline import REAL_CLOCK, format_duration, parse_duration
 from arc_ttt.errors import InputError, SettingsError, TaskFileError
 from arc_ttt.grids import LoadedTasks, Solutions
-from arc_ttt.run import RunResult, Status, rank_result, start_run
+from arc_ttt.run import RunResult, Status, merged, rank_result, start_run
 from arc_ttt.settings import Settings, parse_overrides
 from arc_ttt.submission import write_atomically
 
+JOINED = "joined"
 PLAIN_LINE_EVERY_S = 10.0
 PRESET_OF_FORMAT = {"compact": "embedded", "architects": "llama-1b-3b", "marc": "llama-8b", "barc": "llama-8b"}
 
@@ -159,24 +160,37 @@ def _progress() -> Iterator[Callable[[Status], None]]:
 def make_report(dataset: Dataset, settings: Settings, result: RunResult) -> dict[str, Any]:
     """Everything that the run showed, as JSON: settings, score by stage, one row a task."""
     rule = settings.vote.rule
-    scores: dict[str, dict[str, TaskScore]] = {BASE: {}, TTT: {}}
+    scores: dict[str, dict[str, TaskScore]] = {BASE: {}, TTT: {}, SYNTHESIS: {}, JOINED: {}}
     rows: dict[str, dict[str, Any]] = {}
     for (stage, task_id), found in result.results.items():
         row = rows.setdefault(task_id, {})
         row[stage] = {"outcome": found.outcome, "reason": found.reason, "seconds": found.seconds}
-        row[stage]["candidates"] = len(found.candidates)
+        row[stage]["candidates"] = len(found.candidates) + len(found.programs)
+        if found.programs:
+            best = found.programs[0]
+            row[stage] |= {"program": best.text, "confidence": round(best.confidence, 3), "fits": best.fits_all}
         answers = dataset.solutions.by_task.get(task_id)
         if answers is not None and found.outcome:
-            ranked = [rank_result(found, index, rule) for index in range(len(answers))]
+            ranked = [
+                [p.grid for p in found.programs if p.test_index == index]
+                if stage == SYNTHESIS
+                else rank_result(found, index, rule)
+                for index in range(len(answers))
+            ]
             scores[stage][task_id] = score_task(task_id, ranked, answers)
             row[stage]["ranks"] = scores[stage][task_id].ranks
+    for task in dataset.loaded.tasks:
+        answers = dataset.solutions.by_task.get(task.task_id)
+        if answers is not None:
+            ranked = [merged(result.results, task, index, settings)[:2] for index in range(len(answers))]
+            scores[JOINED][task.task_id] = score_task(task.task_id, ranked, answers)
     both = [task_id for task_id in scores[TTT] if task_id in scores[BASE]]
     return {
         "tasks": dataset.name,
         "asked": len(dataset.loaded.test_counts),
         "answered": {stage: len(found) for stage, found in scores.items()},
         "score": {stage: dataclasses.asdict(summarize(found.values())) for stage, found in scores.items()},
-        "paired": {stage: dataclasses.asdict(summarize(scores[stage][i] for i in both)) for stage in scores},
+        "paired": {stage: dataclasses.asdict(summarize(scores[stage][i] for i in both)) for stage in (BASE, TTT)},
         "seconds": round(result.seconds, 2),
         "limit_s": result.limit_s,
         "stopped_by": result.stopped_by,
@@ -221,15 +235,22 @@ def _print_report(report: dict[str, Any], result: RunResult, settings: Settings,
         console.print(table)
     else:
         print("no task was tried in both ways with known answers: nothing to score")
+    joined, programs = Summary(**report["score"][JOINED]), Summary(**report["score"][SYNTHESIS])
+    if joined.tasks:
+        print(
+            f"submission: {joined.at_2} ± {joined.standard_error:.1f} of {joined.tasks} tasks right, {joined.inputs_2} of "
+            f"{joined.inputs} test inputs; program synthesis alone: {programs.at_2} of the {programs.tasks} it looked at"
+        )
     share = report["seconds"] / report["limit_s"]
     print(
         f"{format_duration(report['seconds'])}, {share:.0%} of the limit, ended by: {report['stopped_by']}; "
-        f"base pass on {report['answered'][BASE]} tasks, adapters trained on {report['answered'][TTT]}"
+        f"programs sought for {report['answered'][SYNTHESIS]} tasks, base pass on {report['answered'][BASE]}, "
+        f"adapters trained on {report['answered'][TTT]}"
     )
     unusual = [
         (task_id, stage, row[stage])
         for task_id, row in report["by_task"].items()
-        for stage in (BASE, TTT)
+        for stage in (BASE, TTT, SYNTHESIS)
         if stage in row and (row[stage]["reason"] or row[stage]["outcome"] not in ("finished", ""))
     ]
     for task_id, stage, body in unusual[:10]:

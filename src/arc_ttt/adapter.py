@@ -83,6 +83,7 @@ class Adapter:
         for name, weight in self.trainable.items():
             if stored[name].shape != weight.shape:
                 raise ModelError(f"{path}: {name} is {tuple(stored[name].shape)}, {tuple(weight.shape)} wanted")
+        for name, weight in self.trainable.items():
             weight.copy_(stored[name])
 
 

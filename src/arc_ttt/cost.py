@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from arc_ttt.grids import Task
 from arc_ttt.settings import Settings
 
-BASE, TTT = "base", "ttt"
+BASE, TTT, SYNTHESIS = "base", "ttt", "synthesis"
 
 
 def prompt_tokens(task: Task) -> int:
@@ -60,6 +60,15 @@ class CostModel:
     settings: Settings
     tokens_per_second: float = 2400.0
     _ratios: dict[str, deque[float]] = field(default_factory=dict)
+    _programs: dict[int, deque[float]] = field(default_factory=dict)
+
+    def predict_program(self, number: int) -> float:
+        """Mean seconds of a task in pass `number` of synthesis; most of the limit before any has ended."""
+        seen = self._programs.get(number)
+        return statistics.fmean(seen) if seen else 0.7 * self.settings.synthesis.cpu_limit_s(number)
+
+    def observe_program(self, number: int, seconds: float) -> None:
+        self._programs.setdefault(number, deque(maxlen=100)).append(seconds)
 
     def predict(self, task: Task, kind: str) -> float:
         """Median seconds of a job."""

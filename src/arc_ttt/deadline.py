@@ -54,6 +54,11 @@ class VirtualClock:
 REAL_CLOCK = MonotonicClock()
 
 
+def cpu_seconds() -> float:
+    """CPU seconds (user + system) that this process has used."""
+    return time.process_time()
+
+
 @dataclass(frozen=True, slots=True)
 class Deadline:
     """A moment on `clock` by which work must have ended.

@@ -22,6 +22,7 @@ from arc_ttt.deadline import REAL_CLOCK, Clock
 MAX_LINE_BYTES = 16 * 1024 * 1024
 READ_BYTES = 1 << 16
 READS_A_POLL = 8
+PARENT = "ARC_TTT_COORDINATOR"  # its process id, in the environment of its workers
 LOAD_TIMEOUT_S = 600.0
 SILENCE_TIMEOUT_S = 180.0
 EXIT_S = 0.3  # how long a worker that has closed its pipe may take to end by itself
@@ -107,7 +108,7 @@ class Fleet:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
-                env={**os.environ, **self._environments[slot]},
+                env={**os.environ, PARENT: str(os.getpid()), **self._environments[slot]},
                 start_new_session=True,
             )
         except OSError:

@@ -69,7 +69,7 @@ def load_model(settings: ModelSettings, device: torch.device, *, seed: int = 0) 
     if four_bit and expand:
         _expand(llama)
         four_bit = False
-    if not four_bit and device.type == "cpu":
+    if not four_bit and (device.type == "cpu" or parameters < SMALL_PARAMETERS):
         llama.float()
     _disarm_repacking(llama)
     _compute_in(llama, dtype)
@@ -268,7 +268,7 @@ def _format(name: str, folder: Path, config: Any) -> Format:
             texts[token] if token is not None and 0 <= token < len(texts) else None
             for token in (config.bos_token_id, eos)
         )
-        if config.bos_token_id is not None and not bos_text or not eos_text:
+        if (config.bos_token_id is not None and not bos_text) or not eos_text:
             raise ModelError(f"{folder}: the tokenizer has no text for the start or the end of a sequence")
         return ArchitectsFormat(tokenizer, pad=pad, bos=bos_text or "", eos=eos_text)
     kinds = {"marc": MarcFormat, "barc": BarcFormat}

@@ -10,22 +10,31 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from arc_ttt.cost import BASE, TTT, CostModel
+from arc_ttt.cost import BASE, SYNTHESIS, TTT, CostModel
 from arc_ttt.deadline import REAL_CLOCK, Deadline, format_duration
 from arc_ttt.errors import ArcError
 from arc_ttt.events import Journal, Outcome
 from arc_ttt.fleet import Death, Fleet, Message
-from arc_ttt.grids import LoadedTasks, Task, parse_grid
+from arc_ttt.grids import Grid, LoadedTasks, Task, parse_grid
 from arc_ttt.schedule import JOINT, Job, Plan
 from arc_ttt.settings import Settings
 from arc_ttt.submission import Submission
-from arc_ttt.votes import Candidate, ScoredCandidate, attempts, fallback_grids, rank
+from arc_ttt.votes import (
+    Candidate,
+    Program,
+    ScoredCandidate,
+    attempts,
+    fallback_grids,
+    merge,
+    rank,
+    strength,
+)
 
 POLL_S = 0.2
 WRITE_EVERY_S = 0.5
@@ -33,10 +42,11 @@ WRITE_EVERY_S = 0.5
 
 @dataclass(slots=True)
 class TaskResult:
-    """All that was found for one task in one stage ("base" or "ttt")."""
+    """All that was found for one task in one stage ("base", "ttt" or "synthesis")."""
 
     candidates: list[Candidate] = field(default_factory=list)
     scored: list[ScoredCandidate] = field(default_factory=list)
+    programs: list[Program] = field(default_factory=list)
     outcome: str = ""
     reason: str = ""
     seconds: float = 0.0
@@ -66,6 +76,7 @@ class Status:
     limit_s: float
     base_done: int
     ttt_done: int
+    programs_done: int
     tasks: int
     running: list[str]
 
@@ -73,23 +84,53 @@ class Status:
         """One line for a log."""
         time = f"{format_duration(self.elapsed_s)} of {format_duration(self.limit_s)}"
         now = ", ".join(self.running) or "workers loading"
-        return f"{time} | base {self.base_done}/{self.tasks} | adapted {self.ttt_done} | {now}"
+        done = f"programs {self.programs_done}, base {self.base_done}, adapted {self.ttt_done} of {self.tasks}"
+        return f"{time} | {done} | {now}"
 
 
-def rank_result(result: TaskResult, test_index: int, rule: str) -> list[Any]:
-    """Distinct grids of one test input, best first."""
+def rank_result(result: TaskResult, test_index: int, rule: str, *, with_programs: bool = False) -> list[Grid]:
+    """Distinct grids of one test input, best first. with_programs: also those that only synthesis found."""
     return rank(
         [c for c in result.candidates if c.test_index == test_index],
-        [c for c in result.scored if c.test_index == test_index],
+        [s for s in result.scored if s.test_index == test_index and (with_programs or s.stage != SYNTHESIS)],
         rule=rule,
     )
 
 
+def merged(results: Mapping[tuple[str, str], TaskResult], task: Task, index: int, settings: Settings) -> list[Grid]:
+    """Grids of one test input, best first, from all stages: adapted before base, joined with the programs."""
+    neural: list[Grid] = []
+    agreement = 0.0
+    for stage in (TTT, BASE):
+        result = results.get((stage, task.task_id))
+        if result is not None:
+            found = rank_result(result, index, settings.vote.rule, with_programs=True)
+            if found and not neural and stage == TTT:
+                agreement = strength([c for c in result.candidates if c.test_index == index])
+            neural += found
+    synthesis = results.get((SYNTHESIS, task.task_id))
+    programs = [p for p in synthesis.programs if p.test_index == index] if synthesis is not None else []
+    return merge(neural, agreement, programs, rule=settings.synthesis.merge)
+
+
 class Coordinator:
-    """One run. `start_s` is the moment, on the clock of `deadline`, from which the limit counts."""
+    """One run. `start_s` is the moment, on the clock of `deadline`, from which the limit counts.
+
+    program_slots: slots of the fleet whose workers synthesize. cores: where these share cores with the devices, how
+    many jobs may run at once; 0 where they do not.
+    """
 
     def __init__(
-        self, loaded: LoadedTasks, settings: Settings, out: Path, *, start_s: float, fleet: Fleet, deadline: Deadline
+        self,
+        loaded: LoadedTasks,
+        settings: Settings,
+        out: Path,
+        *,
+        start_s: float,
+        fleet: Fleet,
+        deadline: Deadline,
+        program_slots: Collection[int] = (),
+        cores: int = 0,
     ) -> None:
         self.loaded, self.settings, self.out = loaded, settings, out
         self.start_s, self.fleet = start_s, fleet
@@ -98,17 +139,22 @@ class Coordinator:
         self.stop_at = deadline.minus(settings.run.reserve)
         self.tasks = {task.task_id: task for task in loaded.tasks}
         self.cost = CostModel(settings)
+        self.program_slots, self.cores = frozenset(program_slots), cores
+        devices = [slot for slot in fleet.slots if slot not in self.program_slots]
         scope = settings.ttt.scope
         self.plan = Plan(
             loaded.tasks,
             self.cost.predict,
-            budget_s=max(1.0, self.stop_at.remaining()) * max(1, len(fleet.slots)),
+            budget_s=max(1.0, self.stop_at.remaining()) * max(1, len(devices)),
             joint=scope if scope in ("shared", "joint") else "",
-            base_passes=settings.decode.base_views > 0,
+            base_share=settings.decode.base_share if settings.decode.base_views > 0 else 0.0,
+            synthesis_share=settings.synthesis.share if cores else 1.0,
+            synthesis_passes=len(settings.synthesis.cpu_limits_s) if self.program_slots else 0,
+            predict_program=self.cost.predict_program,
         )
         self.submission = Submission(out / "submission.json", loaded)
         self.journal = Journal(out / "events.jsonl", self.clock, start_s)
-        self.result = RunResult(limit_s=settings.run.limit_s, workers=len(fleet.slots))
+        self.result = RunResult(limit_s=settings.run.limit_s, workers=len(devices))
         self._jobs: dict[int, Job] = {}
         self._job_number = 0
         self._dirty = True
@@ -161,9 +207,10 @@ class Coordinator:
         if not self.fleet.slots:
             self.result.stopped_by = self.result.fatal or "all workers lost"
             return False
-        if self.plan.left == 0:
+        devices = [slot for slot in self.fleet.slots if slot not in self.program_slots]
+        if self.plan.left == 0 or not devices:
             return False
-        if any(self.fleet.ready(slot) for slot in self.fleet.slots):
+        if any(self.fleet.ready(slot) for slot in devices):
             self.result.stopped_by = "nothing left that fits the time"
             return False  # a ready worker is idle, so no job fits any more
         return True
@@ -172,18 +219,27 @@ class Coordinator:
         """Start workers that are not there, but none any more once one has found that the model cannot be loaded."""
         for slot in self.fleet.slots:
             if not self.fleet.alive(slot):
-                if self.result.fatal:
+                if self.result.fatal and slot not in self.program_slots:
                     self.fleet.retire(slot)
                 else:
                     self.fleet.start(slot)
 
     def _dispatch(self) -> None:
-        for slot in self.fleet.slots:
-            if slot in self._jobs or not self.fleet.ready(slot):
+        """Give jobs to idle workers: programs within their share, devices, then programs with what cores are left."""
+        left_s = self.stop_at.remaining()
+        programs = [slot for slot in self.fleet.slots if slot in self.program_slots]
+        devices = [slot for slot in self.fleet.slots if slot not in self.program_slots]
+        self._give(programs, lambda: self.plan.next_program(left_s, within_share=True))
+        self._give(devices, lambda: self.plan.next_job(left_s))
+        self._give(programs, lambda: self.plan.next_program(left_s, within_share=False))
+
+    def _give(self, slots: Sequence[int], next_job: Callable[[], Job | None]) -> None:
+        for slot in slots:
+            if slot in self._jobs or not self.fleet.ready(slot) or (self.cores and len(self._jobs) >= self.cores):
                 continue
-            job = self.plan.next_job(self.stop_at.remaining())
+            job = next_job()
             if job is None:
-                continue
+                return
             self._job_number += 1
             self._jobs[slot] = job
             self.fleet.send(slot, {"type": "job", "id": self._job_number, "kind": job.kind, **self._body(job)})
@@ -198,11 +254,20 @@ class Coordinator:
             until = self.clock.now() + share * max(0.0, self.stop_at.remaining())
             return {"tasks": {i: _task_json(t) for i, t in self.tasks.items()}, "path": str(path), "until": until}
         body: dict[str, Any] = {"task_id": job.task_id, "task": _task_json(self.tasks[job.task_id])}
+        if job.kind == SYNTHESIS:
+            body["cpu_limit_s"] = self.settings.synthesis.cpu_limit_s(job.number)
         if job.kind == TTT:
             body |= {"share": job.share, "decode_s": self.cost.decoding(self.tasks[job.task_id])}
+            body["programs"] = self._programs(job.task_id)
             if self._joint_path:
                 body["joint"] = self._joint_path
         return body
+
+    def _programs(self, task_id: str) -> dict[int, list[list[list[int]]]]:
+        """By test input, the grids that synthesis has found so far."""
+        found = self.result.results.get((SYNTHESIS, task_id), TaskResult()).programs
+        indices = sorted({p.test_index for p in found})
+        return {index: [p.grid.tolist() for p in found if p.test_index == index] for index in indices}
 
     def _heard(self, message: Message) -> None:
         body = message.body
@@ -212,7 +277,7 @@ class Coordinator:
             self.journal.append("fatal", slot=message.slot, reason=self.result.fatal)
         elif body["type"] == "ready":
             self.journal.append("ready", slot=message.slot, device=body.get("device"), dtype=body.get("dtype"))
-        elif body["type"] == "candidates" and job is not None and body.get("task_id") == job.task_id:
+        elif body["type"] in ("candidates", "programs") and job is not None and body.get("task_id") == job.task_id:
             self._take(job, body)
         elif body["type"] == "done" and job is not None:
             self._done(message.slot, job, body)
@@ -226,6 +291,9 @@ class Coordinator:
         result = self.result.results.setdefault((job.kind, job.task_id), TaskResult())
         try:
             where = f"candidate of {job.task_id}"
+            if body["type"] == "programs":
+                self._take_programs(result, index, body["programs"], job.task_id)
+                body = {"candidates": [], "scored": []}
             for c in body["candidates"]:
                 grid = parse_grid(c["grid"], where=where, task_id=job.task_id)
                 result.candidates.append(
@@ -234,18 +302,29 @@ class Coordinator:
             for c in body["scored"]:
                 grid = parse_grid(c["grid"], where=where, task_id=job.task_id)
                 nlls = tuple(_finite(v) for v in c["nll_by_view"])
-                result.scored.append(ScoredCandidate(job.task_id, index, grid, nlls, job.kind))
+                result.scored.append(ScoredCandidate(job.task_id, index, grid, nlls, str(c.get("stage", job.kind))))
         except (ArcError, KeyError, TypeError, ValueError) as error:
             self.journal.append("dropped", task_id=job.task_id, reason=f"malformed candidate: {error}")
         self._vote(task, index)
 
+    def _take_programs(self, result: TaskResult, index: int, rows: list[dict[str, Any]], task_id: str) -> None:
+        """Programs of a test input from the latest pass take the place of those of earlier ones."""
+        fresh = [
+            Program(
+                index,
+                parse_grid(row["grid"], where=f"program for {task_id}", task_id=task_id),
+                str(row["text"]),
+                _finite(row["confidence"]),
+                bool(row["fits_all"]),
+            )
+            for row in rows
+        ]
+        if fresh:
+            result.programs = [p for p in result.programs if p.test_index != index] + fresh
+
     def _vote(self, task: Task, index: int) -> None:
-        """Attempts from the adapted model's candidates where there are any, filled up from the base model's."""
-        ranked = []
-        for stage in (TTT, BASE):
-            result = self.result.results.get((stage, task.task_id))
-            if result is not None:
-                ranked += rank_result(result, index, self.settings.vote.rule)
+        """Attempts from all that is known about a test input."""
+        ranked = merged(self.result.results, task, index, self.settings)
         if ranked:
             self.submission.set(task.task_id, index, attempts(ranked, fallback_grids(task, index)))
             self._dirty = True
@@ -264,6 +343,12 @@ class Coordinator:
             return
         result = self.result.results.setdefault((job.kind, job.task_id), TaskResult())
         result.outcome, result.reason, result.seconds = str(body.get("outcome")), str(body.get("reason", "")), seconds
+        if job.kind == SYNTHESIS:
+            self.cost.observe_program(job.number, seconds)
+            firsts = {p.test_index: p.sure for p in reversed(result.programs)}
+            tests = range(len(self.tasks[job.task_id].tests))
+            self.plan.program_done(job, sure=all(firsts.get(index, False) for index in tests))
+            return
         self.result.train_tokens += int(body.get("train_tokens", 0))
         self.result.train_s += float(body.get("train_s", 0.0))
         if result.outcome == Outcome.FINISHED and job.share == 1.0:
@@ -301,7 +386,8 @@ class Coordinator:
         done = [kind for (kind, _), result in self.result.results.items() if result.outcome]
         running = [f"{job.kind} {job.task_id or 'all tasks'}" for job in self._jobs.values()]
         elapsed = self.clock.now() - self.start_s
-        return Status(elapsed, self.result.limit_s, done.count(BASE), done.count(TTT), len(self.tasks), running)
+        counts = (done.count(BASE), done.count(TTT), done.count(SYNTHESIS))
+        return Status(elapsed, self.result.limit_s, *counts, len(self.tasks), running)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -347,10 +433,18 @@ def count_gpus() -> int:
     return 0
 
 
-def make_fleet(settings: Settings, out: Path, deadline: Deadline) -> Fleet:
-    """One worker a GPU, or without one up to two on the CPU. Each sees its own device and few threads."""
+def make_fleet(settings: Settings, out: Path, deadline: Deadline) -> tuple[Fleet, range, int]:
+    """One worker a GPU, or without one up to two on the CPU, and the workers of synthesis behind them.
+
+    Each sees its own device and few threads. Returns the fleet, the slots that synthesize, and the number of cores that
+    both kinds share (0 with GPUs, where each GPU's worker keeps a core to itself).
+    """
     gpus = count_gpus()
-    workers = settings.run.workers or gpus or min(2, os.cpu_count() or 1)
+    cores = os.cpu_count() or 1
+    workers = settings.run.workers or gpus or min(2, cores)
+    programs = 0
+    if settings.synthesis.enabled:
+        programs = settings.synthesis.workers or (max(1, cores - gpus) if gpus else workers)
     source = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
     environments = []
@@ -368,10 +462,14 @@ def make_fleet(settings: Settings, out: Path, deadline: Deadline) -> Fleet:
                 "UNSLOTH_COMPILE_LOCATION": str(cache / "unsloth"),
             }
         environments.append(environment)
+    plain = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environments += [plain] * programs
     command = [sys.executable, "-m", "arc_ttt.worker"]
+    commands = [command] * workers + [[*command, "synthesis"]] * programs
     stop_at = deadline.minus(settings.run.reserve)
     hello = {"type": "hello", "settings": settings.to_json(), "deadline": stop_at.at_s, "gpu": 0 if gpus else None}
-    return Fleet([command] * workers, hello, environments, out / "logs")
+    fleet = Fleet(commands, hello, environments, out / "logs")
+    return fleet, range(workers, workers + programs), 0 if gpus else workers
 
 
 OFFLINE = {
@@ -395,5 +493,15 @@ def start_run(
 ) -> RunResult:
     """Run `loaded` under `settings`, with the limit counted from `start_s` on the monotonic clock."""
     deadline = Deadline(start_s + settings.run.limit_s, REAL_CLOCK)
-    fleet = make_fleet(settings, out, deadline)
-    return Coordinator(loaded, settings, out, start_s=start_s, fleet=fleet, deadline=deadline).run(on_status)
+    fleet, programs, cores = make_fleet(settings, out, deadline)
+    coordinator = Coordinator(
+        loaded,
+        settings,
+        out,
+        start_s=start_s,
+        fleet=fleet,
+        deadline=deadline,
+        program_slots=programs,
+        cores=cores,
+    )
+    return coordinator.run(on_status)

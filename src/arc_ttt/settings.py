@@ -142,6 +142,8 @@ class DecodeSettings:
     colours (the number of views then follows from the number of demonstrations)."""
     base_views: int = 8
     """Views of the first, cheap pass with the base model, which answers every task before any is trained."""
+    base_share: float = 0.05
+    """Part of the run's time that the first pass may take; the embedded model answers little without training."""
     batch_views: int = 16
     """Views decoded at once."""
     min_probability: float = 0.0
@@ -150,9 +152,43 @@ class DecodeSettings:
     def __post_init__(self) -> None:
         _within("decode.views", self.views, 1, 1024)
         _within("decode.base_views", self.base_views, 0, 1024)
+        _within("decode.base_share", self.base_share, 0.0, 1.0)
         _within("decode.batch_views", self.batch_views, 1)
         _one_of("decode.rule", self.rule, ("dihedral", "paper"))
         _within("decode.min_probability", self.min_probability, 0.0, 0.99)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SynthesisSettings:
+    """CPU program synthesis beside the devices, and how its answers join the votes."""
+
+    enabled: bool = True
+    cpu_limits_s: tuple[str, ...] = ("2", "10", "60")
+    """CPU seconds for a task in the first, second, ... pass; later passes take tasks without a sure program."""
+    share: float = 0.5
+    """Where devices and synthesis use the same cores (no GPU): part of the CPU time that synthesis may have before
+    adapters have had theirs."""
+    workers: int = 0
+    """Processes; 0 means the cores that no device worker needs, or without a GPU as many as there are of those."""
+    merge: str = "confident"
+    """confident: a sure program takes one attempt, the first if the vote agrees with it or is weak. fill: programs
+    only fill attempts that the vote leaves open. first: programs before the vote whenever they fit all
+    demonstrations (how BARC joins its two halves)."""
+
+    def __post_init__(self) -> None:
+        _one_of("synthesis.merge", self.merge, ("confident", "fill", "first"))
+        _within("synthesis.share", self.share, 0.0, 1.0)
+        _within("synthesis.workers", self.workers, 0, 64)
+        try:
+            limits = [float(text) for text in self.cpu_limits_s]
+        except ValueError as error:
+            raise SettingsError(f"synthesis.cpu_limits_s is {self.cpu_limits_s}; it must be numbers") from error
+        if not limits or min(limits) <= 0:
+            raise SettingsError("synthesis.cpu_limits_s must hold at least one number above 0")
+
+    def cpu_limit_s(self, number: int) -> float:
+        """CPU seconds of pass `number`, from 0."""
+        return float(self.cpu_limits_s[number])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +244,7 @@ class Settings:
     ttt: TttSettings = field(default_factory=TttSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     vote: VoteSettings = field(default_factory=VoteSettings)
+    synthesis: SynthesisSettings = field(default_factory=SynthesisSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
     @classmethod
@@ -268,6 +305,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "ttt": get_type_hints(TttSettings),
     "decode": get_type_hints(DecodeSettings),
     "vote": get_type_hints(VoteSettings),
+    "synthesis": get_type_hints(SynthesisSettings),
     "run": get_type_hints(RunSettings),
 }
 
@@ -286,6 +324,7 @@ _LLAMA = {
     "ttt.warmup_fraction": 0.1,
     "ttt.weight_decay": 0.01,
     "ttt.schedule": "cosine",
+    "decode.base_share": 0.2,
     "decode.batch_views": 4,
 }
 

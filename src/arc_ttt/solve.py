@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -76,16 +77,18 @@ class TaskSolver:
         *,
         share: float = 1.0,
         decode_s: float = 0.0,
+        programs: Mapping[int, Sequence[Grid]] = MappingProxyType({}),
     ) -> Answers:
         """Train the adapter on the task's own demonstrations, then answer under `decode.views` views.
 
         share: part of the training sequences to use. decode_s: seconds that training leaves free for answering.
+        programs: by test input, grids that synthesis found; they are scored along with the model's own.
 
         Without a trainable sequence, or when training diverges, the base model answers, and the outcome says so.
         """
         settings = self.settings
         if self.adapter is None:
-            return self._answer(task, "ttt", settings.decode.views, deadline, progress)
+            return self._answer(task, "ttt", settings.decode.views, deadline, progress, programs)
         self.adapter.reset()
         outcome, reason, report = Outcome.FINISHED, "", None
         if settings.ttt.scope in ("per-task", "joint"):
@@ -106,7 +109,7 @@ class TaskSolver:
                     outcome, reason = Outcome.DIVERGED, str(error)
             else:
                 reason = "no trainable sequence; the base model answers"
-        answers = self._answer(task, "ttt", settings.decode.views, deadline, progress)
+        answers = self._answer(task, "ttt", settings.decode.views, deadline, progress, programs)
         answers.training = report
         if report is not None:
             answers.tokens += report.tokens
@@ -153,12 +156,21 @@ class TaskSolver:
             lambda step, loss: progress("train", step, len(steps)),
         )
 
-    def _answer(self, task: Task, stage: str, count: int, deadline: Deadline, progress: Progress) -> Answers:
+    def _answer(
+        self,
+        task: Task,
+        stage: str,
+        count: int,
+        deadline: Deadline,
+        progress: Progress,
+        programs: Mapping[int, Sequence[Grid]] = MappingProxyType({}),
+    ) -> Answers:
         answers = Answers()
         decoder = Decoder(self.base)
         for index in range(len(task.tests)):
             try:
-                self._answer_one(task, index, stage, count, decoder, deadline, answers)
+                extra = programs.get(index, ())
+                self._answer_one(task, index, stage, count, decoder, deadline, answers, extra)
             except SequenceTooLong as error:
                 answers.outcome, answers.reason = Outcome.FAILED, str(error)
             progress("decode", index + 1, len(task.tests))
@@ -168,7 +180,15 @@ class TaskSolver:
         return answers
 
     def _answer_one(
-        self, task: Task, index: int, stage: str, count: int, decoder: Decoder, deadline: Deadline, into: Answers
+        self,
+        task: Task,
+        index: int,
+        stage: str,
+        count: int,
+        decoder: Decoder,
+        deadline: Deadline,
+        into: Answers,
+        programs: Sequence[Grid] = (),
     ) -> None:
         """Greedy answers under all views of one test input, undone, then the distinct ones scored."""
         settings = self.settings
@@ -199,17 +219,28 @@ class TaskSolver:
                 break
         into.candidates += found
         if settings.vote.rule == "product" and found:
-            into.scored += self._score(found, scoring, deadline)
+            into.scored += self._score(found, programs, scoring, deadline)
 
     def _score(
-        self, found: list[Candidate], scoring: list[tuple[PromptBatch, list[View]]], deadline: Deadline
+        self,
+        found: list[Candidate],
+        programs: Sequence[Grid],
+        scoring: list[tuple[PromptBatch, list[View]]],
+        deadline: Deadline,
     ) -> list[ScoredCandidate]:
-        """The distinct candidates, most frequent first, scored on prompts that are in the cache already."""
+        """The distinct candidates, most frequent first, scored on prompts that are in the cache already.
+
+        Grids that only a program found are scored too, under the stage "synthesis".
+        """
         grids: dict[bytes, Grid] = {}
         for candidate in found:
             grids.setdefault(grid_bytes(candidate.grid), candidate.grid)
         counts = Counter(grid_bytes(candidate.grid) for candidate in found)
         chosen = sorted(grids, key=lambda g: -counts[g])[: self.settings.vote.max_scored]
+        for grid in programs:
+            if grid_bytes(grid) not in chosen:
+                grids[grid_bytes(grid)] = grid
+                chosen.append(grid_bytes(grid))
         columns: list[list[float]] = [[] for _ in chosen]
         left = self.settings.vote.scoring_views
         for batch, views in scoring:
@@ -221,7 +252,9 @@ class TaskSolver:
             left -= len(views)
         first = found[0]
         return [
-            ScoredCandidate(first.task_id, first.test_index, grids[g], tuple(column), first.stage)
+            ScoredCandidate(
+                first.task_id, first.test_index, grids[g], tuple(column), first.stage if counts[g] else "synthesis"
+            )
             for g, column in zip(chosen, columns, strict=True)
         ]
 

@@ -123,7 +123,9 @@ def train(
                 group["lr"] = settings.learning_rate * learning_rate_factor(number, len(steps), settings)
             loss = accumulate(base, step, settings.micro_batch_tokens, scaler)
             scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm))
+            if not scaler.is_enabled() and not math.isfinite(norm):  # a scaler passes over such steps by itself
+                raise TrainingDiverged(f"gradients are not finite at step {number + 1}, loss {loss:.3g}")
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)

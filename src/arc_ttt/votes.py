@@ -44,6 +44,53 @@ class ScoredCandidate:
     stage: str
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Program:
+    """One synthesized answer to one test input.
+
+    text: the program, for a person. confidence: calibrated chance of being right, 0 to 1. fits_all: it reproduces all
+    demonstrations.
+    """
+
+    test_index: int
+    grid: Grid
+    text: str
+    confidence: float
+    fits_all: bool
+
+    @property
+    def sure(self) -> bool:
+        return self.fits_all and self.confidence >= SURE
+
+
+SURE = 0.75  # confidence from which a program may take an attempt
+WEAK = 0.5  # share of views that must agree on the first answer for a vote to be strong; a guess
+
+
+def strength(candidates: Sequence[Candidate]) -> float:
+    """Share of the candidates of one test input that agree on the most frequent grid, 0 to 1."""
+    counts = Counter(grid_bytes(c.grid) for c in candidates)
+    return max(counts.values()) / len(candidates) if candidates else 0.0
+
+
+def merge(neural: Sequence[Grid], vote_strength: float, programs: Sequence[Program], *, rule: str) -> list[Grid]:
+    """Grids of one test input, best first, from the ranked vote and the programs (best first).
+
+    Source: `first` is the rule of Li et al. 2024 (BARC), equation 5; `confident` is ours: with a sure program and a
+    vote both in the attempts, only their order is left to decide.
+    """
+    vote = list(_distinct(neural).values())
+    fitting = [p.grid for p in programs if p.fits_all]
+    if rule == "first":
+        return list(_distinct([*fitting, *vote, *(p.grid for p in programs)]).values())
+    sure = [p.grid for p in programs if p.sure] if rule == "confident" else []
+    if not sure:
+        return list(_distinct([*vote, *(p.grid for p in programs)]).values())
+    agreed = bool(vote) and same_grid(vote[0], sure[0])
+    leading = [sure[0], *vote[:1]] if agreed or vote_strength < WEAK else [vote[0], sure[0]]
+    return list(_distinct([*leading, *vote, *(p.grid for p in programs)]).values())
+
+
 def rank(candidates: Sequence[Candidate], scored: Sequence[ScoredCandidate], *, rule: str) -> list[Grid]:
     """Distinct grids of one test input, best first. `scored` is read by the rule `product` only.
 

@@ -1,7 +1,7 @@
-"""Main of one worker process: load the model once, then one job after another.
+"""Main of one worker process: load the model once, or with the argument "synthesis" none, then one job after another.
 
-Lines in: hello {settings, deadline}, job {id, kind, task...}, stop. Lines out: ready, progress, candidates, done,
-fatal. The protocol has a file descriptor of its own: whatever libraries print goes to the log.
+Lines in: hello {settings, deadline}, job {id, kind, task...}, stop. Lines out: ready, progress, candidates,
+programs, done, fatal. The protocol has a file descriptor of its own: whatever libraries print goes to the log.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -19,10 +20,13 @@ from typing import IO, Any
 from arc_ttt.deadline import REAL_CLOCK, Deadline
 from arc_ttt.errors import ArcError, ModelError
 from arc_ttt.events import Outcome
-from arc_ttt.grids import Task, parse_task
+from arc_ttt.grids import Grid, Task, parse_grid, parse_task
 from arc_ttt.settings import Settings
 
 EXIT_FATAL = 13
+NICENESS = 10  # of synthesis: device workers go first
+MEMORY_BYTES = 3 * 1024**3  # address space of a synthesis worker; it uses less than 500 MB
+MAX_PROGRAMS = 4  # sent for each test input
 PROGRESS_EVERY_S = 1.0
 Send = Callable[[dict[str, Any]], None]
 
@@ -35,11 +39,13 @@ def main() -> int:
     send: Send = lambda body: _write(channel, body)  # noqa: E731
     hello = json.loads(sys.stdin.readline() or "{}")
     try:
-        server = _Server(Settings.from_json(hello["settings"]), hello, send)
+        settings = Settings.from_json(hello["settings"])
+        kind = _ProgramServer if sys.argv[1:] == ["synthesis"] else _ModelServer
+        server = kind(settings, hello, send)
     except ModelError as error:
         send({"type": "fatal", "reason": str(error)})
         return EXIT_FATAL
-    send({"type": "ready", "device": server.device, "dtype": server.dtype, "parameters": server.parameters})
+    send({"type": "ready", **server.about})
     for line in sys.stdin:
         message = json.loads(line)
         if message["type"] == "stop":
@@ -49,25 +55,20 @@ def main() -> int:
 
 
 class _Server:
+    """Does one job at a time and answers for it, whatever happens."""
+
+    about: dict[str, Any]
+
     def __init__(self, settings: Settings, hello: dict[str, Any], send: Send) -> None:
-        import torch
-
-        from arc_ttt.model import load_model
-        from arc_ttt.solve import TaskSolver, pick_device
-
-        torch.set_num_threads(settings.run.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        device = pick_device(hello.get("gpu"))
-        base = load_model(settings.model, device, seed=settings.run.seed)
         self.settings, self.send = settings, send
         self.deadline = Deadline(hello["deadline"])
-        self.solver = TaskSolver(base, settings)
-        self.device, self.dtype = str(device), str(base.dtype).removeprefix("torch.")
-        self.parameters = base.parameters
-        self._joint_loaded = ""
+
+    def work(self, message: dict[str, Any], progress: Callable[[str, int, int], None]) -> dict[str, Any]:
+        """Do the job and return what its last line says."""
+        raise NotImplementedError
 
     def serve(self, message: dict[str, Any]) -> None:
-        """Do one job and answer for it, whatever happens."""
+        """Do one job and answer for it."""
         start_s, last_s = REAL_CLOCK.now(), 0.0
 
         def progress(phase: str, done: int, of: int) -> None:
@@ -78,15 +79,71 @@ class _Server:
 
         body: dict[str, Any] = {"type": "done", "job": message["id"]}
         try:
-            if message["kind"] == "joint":
-                body |= self._joint(message, progress)
-            else:
-                body |= self._one(message, progress)
+            body |= self.work(message, progress)
         except (ArcError, MemoryError, RuntimeError) as error:  # RuntimeError: torch's, out of memory among them
             traceback.print_exc()
             body |= {"outcome": Outcome.FAILED, "reason": f"{type(error).__name__}: {error}"[:500]}
         body["seconds"] = round(REAL_CLOCK.now() - start_s, 3)
         self.send(body)
+
+
+class _ProgramServer(_Server):
+    """CPU program synthesis; never imports torch."""
+
+    def __init__(self, settings: Settings, hello: dict[str, Any], send: Send) -> None:
+        super().__init__(settings, hello, send)
+        os.nice(NICENESS)
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+        self.about = {"device": "synthesis"}
+
+    def work(self, message: dict[str, Any], progress: Callable[[str, int, int], None]) -> dict[str, Any]:
+        from arc_ttt.synthesis import synthesize
+
+        task = _task(message["task_id"], message["task"])
+        found = synthesize(task, cpu_limit_s=message["cpu_limit_s"], deadline=self.deadline)
+        for index in range(len(task.tests)):
+            rows = [p for p in found if p.test_index == index][:MAX_PROGRAMS]
+            programs = [
+                {"grid": p.grid.tolist(), "text": p.program, "confidence": p.confidence, "fits_all": p.fits_all}
+                for p in rows
+            ]
+            self.send(
+                {
+                    "type": "programs",
+                    "job": message["id"],
+                    "task_id": task.task_id,
+                    "test_index": index,
+                    "programs": programs,
+                }
+            )
+        return {"outcome": Outcome.FINISHED, "reason": ""}
+
+
+class _ModelServer(_Server):
+    """One model on one device.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+    """
+
+    def __init__(self, settings: Settings, hello: dict[str, Any], send: Send) -> None:
+        super().__init__(settings, hello, send)
+        import torch
+
+        from arc_ttt.model import load_model
+        from arc_ttt.solve import TaskSolver, pick_device
+
+        torch.set_num_threads(settings.run.threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        device = pick_device(hello.get("gpu"))
+        base = load_model(settings.model, device, seed=settings.run.seed)
+        self.solver = TaskSolver(base, settings)
+        dtype = str(base.dtype).removeprefix("torch.")
+        self.about = {"device": str(device), "dtype": dtype, "parameters": base.parameters}
+        self._joint_loaded = ""
+
+    def work(self, message: dict[str, Any], progress: Callable[[str, int, int], None]) -> dict[str, Any]:
+        return self._joint(message, progress) if message["kind"] == "joint" else self._one(message, progress)
 
     def _one(self, message: dict[str, Any], progress: Callable[[str, int, int], None]) -> dict[str, Any]:
         task = _task(message["task_id"], message["task"])
@@ -99,7 +156,10 @@ class _Server:
             answers = self.solver.answer(task, self.deadline, progress)
         else:
             share, decode_s = message.get("share", 1.0), message.get("decode_s", 0.0)
-            answers = self.solver.adapt(task, self.deadline, progress, share=share, decode_s=decode_s)
+            programs = {int(index): [_grid(rows) for rows in grids] for index, grids in message["programs"].items()}
+            answers = self.solver.adapt(
+                task, self.deadline, progress, share=share, decode_s=decode_s, programs=programs
+            )
         for index in range(len(task.tests)):
             self.send(
                 {
@@ -113,7 +173,7 @@ class _Server:
                         if c.test_index == index
                     ],
                     "scored": [
-                        {"grid": c.grid.tolist(), "nll_by_view": c.nll_by_view}
+                        {"grid": c.grid.tolist(), "nll_by_view": c.nll_by_view, "stage": c.stage}
                         for c in answers.scored
                         if c.test_index == index
                     ],
@@ -139,6 +199,10 @@ def _task(task_id: str, body: dict[str, Any]) -> Task:
     return parse_task(task_id, body, where=f"job {task_id}")
 
 
+def _grid(rows: object) -> Grid:
+    return parse_grid(rows, where="program", task_id="")
+
+
 def _write(channel: IO[bytes], body: dict[str, Any]) -> None:
     line = memoryview(json.dumps(body).encode() + b"\n")
     while line:
@@ -147,7 +211,7 @@ def _write(channel: IO[bytes], body: dict[str, Any]) -> None:
 
 def _die_with_parent() -> None:
     """Ask Linux to kill this process when the coordinator dies; end at once if it is dead already."""
-    parent = os.getppid()
+    parent = int(os.environ.get("ARC_TTT_COORDINATOR", os.getppid()))  # it may have died before this line
     try:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG
     except (OSError, AttributeError):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-
-from arc_ttt.deadline import Deadline
+from arc_ttt.deadline import Deadline, cpu_seconds
 
 
 class Budget:
@@ -15,7 +13,7 @@ class Budget:
     """
 
     def __init__(self, cpu_limit_s: float, deadline: Deadline, max_bytes: int) -> None:
-        self._begun_s = time.process_time()
+        self._begun_s = cpu_seconds()
         self._ends_s = self._begun_s + cpu_limit_s
         self._limit_s = cpu_limit_s
         self._deadline = deadline
@@ -23,11 +21,11 @@ class Budget:
 
     def spent(self) -> bool:
         """Whether the CPU limit or the deadline has passed or no memory is left."""
-        return self._memory[0] <= 0 or time.process_time() >= self._ends_s or self._deadline.passed()
+        return self._memory[0] <= 0 or cpu_seconds() >= self._ends_s or self._deadline.passed()
 
     def used_share(self) -> float:
         """Share of the CPU limit that has been used, 0 to 1 and a little above."""
-        return (time.process_time() - self._begun_s) / self._limit_s if self._limit_s > 0 else 1.0
+        return (cpu_seconds() - self._begun_s) / self._limit_s if self._limit_s > 0 else 1.0
 
     def part(self, share: float) -> Budget:
         """The same budget, ending when `share` of the CPU limit has been used."""
