@@ -237,10 +237,9 @@ def _print_report(report: dict[str, Any], result: RunResult, settings: Settings,
         print("no task was tried in both ways with known answers: nothing to score")
     joined, programs = Summary(**report["score"][JOINED]), Summary(**report["score"][SYNTHESIS])
     if joined.tasks:
-        print(
-            f"submission: {joined.at_2} ± {joined.standard_error:.1f} of {joined.tasks} tasks right, {joined.inputs_2} of "
-            f"{joined.inputs} test inputs; program synthesis alone: {programs.at_2} of the {programs.tasks} it looked at"
-        )
+        right = f"{joined.at_2} ± {joined.standard_error:.1f} of {joined.tasks} tasks right"
+        alone = f"program synthesis alone: {programs.at_2} of the {programs.tasks} it looked at"
+        print(f"submission: {right}, {joined.inputs_2} of {joined.inputs} test inputs; {alone}")
     share = report["seconds"] / report["limit_s"]
     print(
         f"{format_duration(report['seconds'])}, {share:.0%} of the limit, ended by: {report['stopped_by']}; "

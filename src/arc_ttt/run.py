@@ -294,15 +294,14 @@ class Coordinator:
             if body["type"] == "programs":
                 self._take_programs(result, index, body["programs"], job.task_id)
                 body = {"candidates": [], "scored": []}
+            candidates, scored = [], []
             for c in body["candidates"]:
                 grid = parse_grid(c["grid"], where=where, task_id=job.task_id)
-                result.candidates.append(
-                    Candidate(job.task_id, index, grid, str(c["group"]), _finite(c["nll"]), job.kind)
-                )
+                candidates.append(Candidate(job.task_id, index, grid, str(c["group"]), _finite(c["nll"]), job.kind))
             for c in body["scored"]:
                 grid = parse_grid(c["grid"], where=where, task_id=job.task_id)
                 nlls = tuple(_finite(v) for v in c["nll_by_view"])
-                result.scored.append(ScoredCandidate(job.task_id, index, grid, nlls, str(c.get("stage", job.kind))))
+                scored.append(ScoredCandidate(job.task_id, index, grid, nlls, str(c.get("stage", job.kind))))
         except (ArcError, KeyError, TypeError, ValueError) as error:
             self.journal.append("dropped", task_id=job.task_id, reason=f"malformed candidate: {error}")
         self._vote(task, index)
@@ -331,7 +330,7 @@ class Coordinator:
 
     def _done(self, slot: int, job: Job, body: dict[str, Any]) -> None:
         del self._jobs[slot]
-        seconds = float(body.get("seconds", 0.0))
+        seconds = _number(body, "seconds")
         known = {
             k: body[k] for k in ("outcome", "reason", "seconds", "steps", "loss", "tokens", "train_s") if k in body
         }
@@ -349,8 +348,8 @@ class Coordinator:
             tests = range(len(self.tasks[job.task_id].tests))
             self.plan.program_done(job, sure=all(firsts.get(index, False) for index in tests))
             return
-        self.result.train_tokens += int(body.get("train_tokens", 0))
-        self.result.train_s += float(body.get("train_s", 0.0))
+        self.result.train_tokens += int(_number(body, "train_tokens"))
+        self.result.train_s += _number(body, "train_s")
         if result.outcome == Outcome.FINISHED and job.share == 1.0:
             self.cost.observe(self.tasks[job.task_id], job.kind, seconds)
 
@@ -416,6 +415,12 @@ def _finite(value: Any) -> float:
     return number
 
 
+def _number(body: dict[str, Any], name: str) -> float:
+    """A number of a worker's message; 0 for what is none."""
+    value = body.get(name)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+
+
 def _task_json(task: Task) -> dict[str, Any]:
     return {
         "train": [{"input": e.input.tolist(), "output": e.output.tolist()} for e in task.train],
@@ -457,6 +462,7 @@ def make_fleet(settings: Settings, out: Path, deadline: Deadline) -> tuple[Fleet
             environment |= {
                 "CUDA_VISIBLE_DEVICES": names[slot % gpus],
                 "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+                "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
                 "TRITON_CACHE_DIR": str(cache / "triton"),
                 "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
                 "UNSLOTH_COMPILE_LOCATION": str(cache / "unsloth"),
