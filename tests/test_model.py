@@ -26,6 +26,7 @@ from arc_ttt.training import collate, cross_entropy_sum
 from small_tokenizer import BOS, EOS, tokenizer_for
 
 CPU = torch.device("cpu")
+torch.set_num_threads(1)  # more would wait for each other where cores are shared
 
 
 def load(folder: Path | str = "", **changes: Any) -> LoadedModel:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arc_ttt.cost import BASE, TTT, CostModel
+from arc_ttt.cost import BASE, SYNTHESIS, TTT, CostModel
 from arc_ttt.grids import Example, Task, freeze
-from arc_ttt.schedule import BASE_SHARE, JOINT, MAX_TRIES, SMALLEST_SHARE, Job, Plan
+from arc_ttt.schedule import JOINT, MAX_TRIES, SMALLEST_SHARE, Job, Plan
 from arc_ttt.settings import Settings
 
 ONE = freeze(np.zeros((1, 1)))
@@ -22,14 +22,30 @@ def make_task(task_id: str) -> Task:
 
 
 def make_plan(
-    seconds: dict[str, float], *, budget_s: float = 1e9, joint: str = "", base: bool = True, base_s: float = 1.0
+    seconds: dict[str, float],
+    *,
+    budget_s: float = 1e9,
+    joint: str = "",
+    base: bool = True,
+    base_s: float = 1.0,
+    passes: int = 0,
 ) -> Plan:
-    """A plan in which training task i takes `seconds[i]`, and its base pass `base_s` of that."""
+    """A plan in which training task i takes `seconds[i]`, its base pass `base_s` of that, and pass n of synthesis
+    10 * (n + 1) seconds."""
 
     def predict(task: Task, kind: str) -> float:
         return seconds[task.task_id] * (base_s if kind == BASE else 1.0)
 
-    return Plan([make_task(i) for i in seconds], predict, budget_s, joint=joint, base_passes=base)
+    return Plan(
+        [make_task(i) for i in seconds],
+        predict,
+        budget_s,
+        joint=joint,
+        base_share=0.2 if base else 0.0,
+        synthesis_share=0.5,
+        synthesis_passes=passes,
+        predict_program=lambda number: 10.0 * (number + 1),
+    )
 
 
 def drain(plan: Plan, remaining_s: float = 1e9) -> list[Job]:
@@ -50,7 +66,7 @@ def test_base_passes_take_no_more_than_their_share_before_training_starts() -> N
     plan = make_plan({f"t{i}": 10.0 for i in range(10)}, budget_s=200.0)
     jobs = drain(plan)
     first_training = [job.kind for job in jobs].index(TTT)
-    assert first_training == BASE_SHARE * 200.0 / 10.0
+    assert first_training == 0.2 * 200.0 / 10.0
     assert Counter(job.kind for job in jobs) == {BASE: 10, TTT: 10}  # the other base passes come when training is done
     assert [job.kind for job in jobs[-6:]] == [BASE] * 6
 
@@ -155,6 +171,52 @@ def test_every_history_keeps_the_rules(
     assert taken[JOINT, ""] == (1 if joint else 0)
     kinds = [BASE] * base + [TTT] * joint_over
     assert all(taken[kind, f"t{i}"] >= 1 for kind in kinds for i in range(len(seconds)))  # nothing is forgotten
+
+
+# Synthesis
+
+
+def test_programs_are_searched_for_with_rising_effort_until_one_is_sure() -> None:
+    plan = make_plan({"b": 2.0, "a": 1.0}, passes=2)
+    first = plan.next_program(100.0, within_share=False)
+    assert first == Job(SYNTHESIS, "a", 10.0, number=0)
+    plan.program_done(first, sure=False)
+    second = plan.next_program(100.0, within_share=False)
+    assert second == Job(SYNTHESIS, "b", 10.0, number=0)
+    plan.program_done(second, sure=True)
+    assert plan.next_program(15.0, within_share=False) is None  # the second pass takes twenty seconds
+    third = plan.next_program(100.0, within_share=False)
+    assert third == Job(SYNTHESIS, "a", 20.0, number=1)
+    plan.program_done(third, sure=False)
+    assert plan.next_program(100.0, within_share=False) is None
+    assert [job.task_id for job in drain(plan) if job.kind == TTT] == ["a", "b"]
+
+
+def test_tasks_with_a_sure_program_are_trained_last() -> None:
+    plan = make_plan({"a": 1.0, "b": 2.0, "c": 3.0}, passes=1, base=False)
+    job = plan.next_program(100.0, within_share=False)
+    assert job is not None
+    plan.program_done(job, sure=True)
+    assert [job.task_id for job in drain(plan)] == ["b", "c", "a"]
+
+
+def test_synthesis_keeps_to_its_share_where_it_shares_the_cores() -> None:
+    plan = make_plan({f"t{i}": 1.0 for i in range(9)}, passes=1, budget_s=60.0)
+    taken = 0
+    while plan.next_program(100.0, within_share=True) is not None:
+        taken += 1
+    assert taken == 3  # half of sixty seconds
+    assert plan.next_program(100.0, within_share=False) is not None
+
+
+def test_a_lost_search_is_tried_once_more() -> None:
+    plan = make_plan({"a": 1.0}, passes=3)
+    job = plan.next_program(100.0, within_share=False)
+    assert job is not None
+    assert plan.lost(job)
+    assert plan.next_program(100.0, within_share=False) == job
+    assert not plan.lost(job)
+    assert plan.next_program(100.0, within_share=False) is None
 
 
 # Predictions

@@ -86,8 +86,10 @@ def main(argv: Sequence[str], start_s: float) -> int:
             raise SettingsError(f"--first {options.first}: must be at least 1")
         dataset = _dataset(options, settings)
         out = Path(options.out)
-        if out.exists() and not out.is_dir():
-            raise SettingsError(f"--out {out}: is no folder")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"--out {out}: cannot be made or is no folder: {error.strerror}") from error
     except InputError as error:
         print(f"kernel.py: {error}", file=sys.stderr)
         return 2

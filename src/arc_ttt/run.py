@@ -289,12 +289,13 @@ class Coordinator:
             self.journal.append("dropped", task_id=job.task_id, reason="no such test input")
             return
         result = self.result.results.setdefault((job.kind, job.task_id), TaskResult())
+        candidates: list[Candidate] = []
+        scored: list[ScoredCandidate] = []
         try:
             where = f"candidate of {job.task_id}"
             if body["type"] == "programs":
                 self._take_programs(result, index, body["programs"], job.task_id)
                 body = {"candidates": [], "scored": []}
-            candidates, scored = [], []
             for c in body["candidates"]:
                 grid = parse_grid(c["grid"], where=where, task_id=job.task_id)
                 candidates.append(Candidate(job.task_id, index, grid, str(c["group"]), _finite(c["nll"]), job.kind))
@@ -304,6 +305,10 @@ class Coordinator:
                 scored.append(ScoredCandidate(job.task_id, index, grid, nlls, str(c.get("stage", job.kind))))
         except (ArcError, KeyError, TypeError, ValueError) as error:
             self.journal.append("dropped", task_id=job.task_id, reason=f"malformed candidate: {error}")
+        if candidates:  # a second try of a job takes the place of the first, else its votes would count twice
+            result.candidates = [c for c in result.candidates if c.test_index != index] + candidates
+            result.scored = [c for c in result.scored if c.test_index != index]
+        result.scored += scored
         self._vote(task, index)
 
     def _take_programs(self, result: TaskResult, index: int, rows: list[dict[str, Any]], task_id: str) -> None:
