@@ -7,8 +7,8 @@ from functools import cache
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from arc_ttt.formats import ArchitectsFormat, BarcFormat, MarcFormat, TextFormat
 from arc_ttt.grids import Example, Grid, freeze
+from arc_ttt.text_formats import ArchitectsFormat, BarcFormat, MarcFormat, TextFormat
 
 
 def random_grid(height: int, width: int, seed: int) -> Grid:

@@ -12,16 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arc_ttt.errors import ModelError
-from arc_ttt.formats import (
-    ArchitectsFormat,
-    CompactFormat,
-    Format,
-    GridSyntax,
-    MarcFormat,
-    TextFormat,
-    TokenSequence,
-)
+from arc_ttt.formats import CompactFormat, Format, GridSyntax, TokenSequence
 from arc_ttt.grids import Example, Grid, freeze
+from arc_ttt.text_formats import ArchitectsFormat, MarcFormat, TextFormat
 from small_tokenizer import BOS, NoTokenizer, make, random_grid, tokenizer_for
 
 fuzz = settings(max_examples=40, deadline=None, database=None)

@@ -26,7 +26,8 @@ from arc_ttt.events import Outcome, read_journal
 from arc_ttt.fleet import Fleet
 from arc_ttt.grids import LoadedTasks, parse_tasks
 from arc_ttt.kaggle import kaggle_run
-from arc_ttt.run import Coordinator, RunResult, Status, make_fleet
+from arc_ttt.launch import make_fleet
+from arc_ttt.run import Coordinator, RunResult, Status
 from arc_ttt.settings import Settings
 from arc_ttt.submission import check_submission
 
@@ -91,6 +92,8 @@ class Bench:
         workers: int = 2,
         limit_s: float = 60.0,
         loaded: LoadedTasks | None = None,
+        fallback: Settings | None = None,
+        programs: int = 0,
         **changes: Any,
     ) -> RunResult:
         settings = NO_SYNTHESIS.override([("run.limit_s", limit_s), *changes.items()])
@@ -99,7 +102,17 @@ class Bench:
         fleet = Fleet([command] * workers, {"type": "hello"}, [{}] * workers, self.out / "logs")
         deadline = Deadline(start_s + limit_s, REAL_CLOCK)
         tasks = loaded if loaded is not None else parse_tasks(DOCUMENT, source="tests")
-        coordinator = Coordinator(tasks, settings, self.out, start_s=start_s, fleet=fleet, deadline=deadline)
+        coordinator = Coordinator(
+            tasks,
+            settings,
+            self.out,
+            start_s=start_s,
+            fleet=fleet,
+            deadline=deadline,
+            program_slots=range(workers - programs, workers),
+            cores=workers - programs if programs else 0,
+            fallback=fallback,
+        )
         result = coordinator.run(self._look)
         self.check()
         return result
@@ -204,6 +217,47 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_at_once(bench: Bench) -> Non
     assert result.fatal == "no such weights"
     assert result.stopped_by == "no such weights"
     assert 1 <= len(result.deaths) <= 2  # each worker once: none was started again
+
+
+def test_a_model_that_cannot_be_loaded_gives_way_to_the_fallback(bench: Bench) -> None:
+    """Good config, bad weights: only the worker finds out, and the run goes on with the embedded model."""
+    start = """
+if "settings" not in hello: say(type="fatal", reason="bad weights", model="/mounted"); sys.exit(13)
+"""
+    result = bench.run("answer(job)", start=start, fallback=NO_SYNTHESIS, **{"model.path": "/mounted"})
+    assert result.fatal == ""
+    assert result.stopped_by == "all done"
+    assert bench.check()["a"][0]["attempt_1"] == [[2, 0]]
+    assert [event["model"] for event in bench.events("fallback")] == ["embedded"]
+
+
+PROGRAMS = """
+if job["kind"] == "synthesis":
+    rows = [{"grid": grid, "text": "sevens", "confidence": 0.9, "fits_all": True} for grid in ([[7, 7]], [[8, 8], [8]])]
+    rows = rows if job["task_id"] == "b" else rows[:1]
+    for index in range(len(job["task"]["test"])):
+        say(type="programs", job=job["id"], task_id=job["task_id"], test_index=index, programs=rows)
+    done(job)
+elif job["kind"] == "base": answer(job)
+else:
+    seen = job["programs"]
+    candidates(job, 0, [[[2, len(seen)]]] * 4)
+    done(job)
+"""
+
+
+def test_programs_join_the_votes_and_reach_the_scoring(bench: Bench) -> None:
+    """Task a has a sure program for its test input: it takes an attempt beside the vote, and training comes last.
+    Task b's programs are malformed and dropped as a whole; its vote stands alone."""
+    result = bench.run(PROGRAMS, workers=3, programs=1, **{"synthesis.enabled": True, "synthesis.cpu_limits_s": "2"})
+    document = bench.check()
+    both = [document["a"][0][name] for name in ("attempt_1", "attempt_2")]
+    assert [[7, 7]] in both
+    assert [[2, 0]] in both or [[2, 1]] in both  # trained before or after the program was found
+    assert document["b"][0]["attempt_1"] == [[2, 0]]  # no program of b was passed on
+    assert "[[7, 7]]" not in str(document["b"])
+    assert [p.text for p in result.results["synthesis", "a"].programs] == ["sevens"]
+    assert any("malformed" in event["reason"] for event in bench.events("dropped"))
 
 
 @pytest.mark.parametrize("behaviour", ["time.sleep(600)", "while True: say(type='progress', job=job['id'])"])

@@ -110,7 +110,7 @@ def _dataset(options: argparse.Namespace, settings: Settings) -> Dataset:
     except TaskFileError as error:
         print(f"kernel.py: {error}; there are no tasks to run", file=sys.stderr)
         dataset = Dataset(options.tasks, LoadedTasks((), (), {}), Solutions({}))
-    dataset = select(dataset, [task_id for task_id in options.ids.split(",") if task_id])
+    dataset = select(dataset, [task_id.strip() for task_id in options.ids.split(",") if task_id.strip()])
     if options.first is not None:
         cheapest = sorted(dataset.loaded.tasks, key=lambda task: work(task, TTT, settings))[: options.first]
         dataset = select(dataset, [task.task_id for task in cheapest]) if cheapest else dataset

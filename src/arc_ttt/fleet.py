@@ -82,6 +82,10 @@ class Fleet:
         """Slots that have, or may get again, a worker."""
         return [slot for slot in self._starts if slot in self._workers or self._starts[slot] <= RESTARTS]
 
+    def greet(self, hello: Mapping[str, Any]) -> None:
+        """Send `hello` as the first line to workers that are started from now on."""
+        self._hello = dict(hello)
+
     def ready(self, slot: int) -> bool:
         return slot in self._workers and self._workers[slot].ready
 

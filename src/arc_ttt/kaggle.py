@@ -47,11 +47,12 @@ def _kaggle_run(root: Path, out: Path, chosen: dict[str, Any], commit_tasks: int
     settings = Settings.of(str(chosen.pop("preset", "embedded"))).override(chosen.items())
     for note in bootstrap.install_missing(mounts.wheels, ("bitsandbytes",), root / "temp" / "site"):
         print(note)
+    embedded = Settings.of("embedded").override((name, value) for name, value in chosen.items() if _of_run(name))
     try:
         read_config(model_folder(settings.model.path))
     except ModelError as error:
         print(f"{error}\nusing the embedded model instead")
-        settings = Settings.of("embedded").override([("run.limit_s", settings.run.limit_s)])
+        settings = embedded
     if not bootstrap.is_rerun():
         few = sorted(loaded.tasks, key=lambda task: work(task, TTT, settings))[:commit_tasks]
         loaded = LoadedTasks(tuple(few), (), loaded.test_counts)
@@ -63,10 +64,15 @@ def _kaggle_run(root: Path, out: Path, chosen: dict[str, Any], commit_tasks: int
             shown = REAL_CLOCK.now()
             print(status.line(), flush=True)
 
-    result = start_run(loaded, settings, out, start_s=start_s, on_status=show)
+    result = start_run(loaded, settings, out, start_s=start_s, on_status=show, fallback=embedded)
     adapted = sum(1 for kind, _ in result.results if kind == TTT)
     print(f"ended by: {result.stopped_by}; {adapted} tasks adapted in {format_duration(result.seconds)}", flush=True)
     return 0
+
+
+def _of_run(name: str) -> bool:
+    """Whether a setting is about the run and not about a particular model."""
+    return name.partition(".")[0] in ("run", "synthesis", "vote")
 
 
 def _load_mounted(mounts: bootstrap.Mounts) -> LoadedTasks:

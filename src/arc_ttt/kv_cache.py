@@ -17,6 +17,7 @@ from arc_ttt.adapter import effective_weight
 from arc_ttt.model import LoadedModel
 
 Tensor = torch.Tensor
+LOGITS_AT_ONCE = 1 << 25  # numbers of one piece of logits
 
 
 class KVCache:
@@ -136,6 +137,20 @@ class Decoder:
             if weight.is_floating_point():  # float32 under full adapters, whatever computes
                 hidden = hidden.to(weight.dtype)
             return torch.log_softmax(head(hidden).float(), dim=-1)
+
+    @torch.no_grad()
+    def token_log_probabilities(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Log-probability (B, A), float32, of each token (B, A) after its hidden state (B, A, D).
+
+        A large vocabulary is taken in pieces, so that memory stays below about 256 MB.
+        """
+        flat, wanted = hidden.flatten(0, 1), tokens.flatten()
+        rows = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
+        pieces = [
+            self.log_probabilities(flat[i : i + rows]).gather(-1, wanted[i : i + rows, None])[:, 0]
+            for i in range(0, len(flat), rows)
+        ]
+        return torch.cat(pieces).view(tokens.shape)
 
 
 class _Layer:

@@ -21,8 +21,9 @@ from safetensors import SafetensorError
 
 from arc_ttt.checkpoints import model_folder, read_config
 from arc_ttt.errors import ModelError
-from arc_ttt.formats import ArchitectsFormat, BarcFormat, CompactFormat, Format, MarcFormat
+from arc_ttt.formats import CompactFormat, Format
 from arc_ttt.settings import ModelSettings
+from arc_ttt.text_formats import ArchitectsFormat, BarcFormat, MarcFormat
 
 SMALL_PARAMETERS = 200_000_000
 

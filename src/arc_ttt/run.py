@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import signal
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +20,7 @@ from arc_ttt.errors import ArcError
 from arc_ttt.events import Journal, Outcome
 from arc_ttt.fleet import Death, Fleet, Message
 from arc_ttt.grids import Grid, LoadedTasks, Task, parse_grid
+from arc_ttt.launch import make_fleet, make_hello
 from arc_ttt.schedule import JOINT, Job, Plan
 from arc_ttt.settings import Settings
 from arc_ttt.submission import Submission
@@ -117,7 +116,7 @@ class Coordinator:
     """One run. `start_s` is the moment, on the clock of `deadline`, from which the limit counts.
 
     program_slots: slots of the fleet whose workers synthesize. cores: where these share cores with the devices, how
-    many jobs may run at once; 0 where they do not.
+    many jobs may run at once; 0 where they do not. fallback: settings to go on with when the model cannot be loaded.
     """
 
     def __init__(
@@ -131,6 +130,7 @@ class Coordinator:
         deadline: Deadline,
         program_slots: Collection[int] = (),
         cores: int = 0,
+        fallback: Settings | None = None,
     ) -> None:
         self.loaded, self.settings, self.out = loaded, settings, out
         self.start_s, self.fleet = start_s, fleet
@@ -139,6 +139,7 @@ class Coordinator:
         self.stop_at = deadline.minus(settings.run.reserve)
         self.tasks = {task.task_id: task for task in loaded.tasks}
         self.cost = CostModel(settings)
+        self.fallback = fallback
         self.program_slots, self.cores = frozenset(program_slots), cores
         devices = [slot for slot in fleet.slots if slot not in self.program_slots]
         scope = settings.ttt.scope
@@ -203,17 +204,19 @@ class Coordinator:
             on_status(self._status())
 
     def _anything_coming(self) -> bool:
-        """Whether a job that waits could still start: a worker lives, and some job fits the time left."""
+        """Whether a job that waits could still start. Asked when none runs: a ready worker found none that fits."""
         if not self.fleet.slots:
             self.result.stopped_by = self.result.fatal or "all workers lost"
             return False
-        devices = [slot for slot in self.fleet.slots if slot not in self.program_slots]
-        if self.plan.left == 0 or not devices:
-            return False
-        if any(self.fleet.ready(slot) for slot in devices):
-            self.result.stopped_by = "nothing left that fits the time"
-            return False  # a ready worker is idle, so no job fits any more
-        return True
+        for synthesizes, waiting in ((False, self.plan.left), (True, len(self.plan.waiting[SYNTHESIS]))):
+            slots = [slot for slot in self.fleet.slots if (slot in self.program_slots) == synthesizes]
+            if slots and waiting:
+                if not any(self.fleet.ready(slot) for slot in slots):
+                    return True  # its workers are still loading
+                self.result.stopped_by = "nothing left that fits the time"
+        if self.result.fatal:
+            self.result.stopped_by = self.result.fatal
+        return False
 
     def _start_missing(self) -> None:
         """Start workers that are not there, but none any more once one has found that the model cannot be loaded."""
@@ -273,14 +276,26 @@ class Coordinator:
         body = message.body
         job = self._jobs.get(message.slot)
         if body["type"] == "fatal":
-            self.result.fatal = str(body.get("reason", ""))
-            self.journal.append("fatal", slot=message.slot, reason=self.result.fatal)
+            self._model_failed(message.slot, str(body.get("reason", "")), str(body.get("model", "")))
         elif body["type"] == "ready":
             self.journal.append("ready", slot=message.slot, device=body.get("device"), dtype=body.get("dtype"))
         elif body["type"] in ("candidates", "programs") and job is not None and body.get("task_id") == job.task_id:
             self._take(job, body)
         elif body["type"] == "done" and job is not None:
             self._done(message.slot, job, body)
+
+    def _model_failed(self, slot: int, reason: str, model: str) -> None:
+        """A worker cannot load the model: go on with the fallback, or without devices where there is none."""
+        self.journal.append("fatal", slot=slot, reason=reason)
+        if model != self.settings.model.path:
+            return  # of the model that has been given up already
+        if self.fallback is None:
+            self.result.fatal = reason
+            return
+        self.settings, self.fallback = self.fallback, None
+        self.cost.settings = self.settings
+        self.fleet.greet(make_hello(self.settings, self.limit))
+        self.journal.append("fallback", model=self.settings.model.path or "embedded")
 
     def _take(self, job: Job, body: dict[str, Any]) -> None:
         """Check the candidates of a test input and let them change its attempts. Malformed ones are dropped."""
@@ -433,67 +448,6 @@ def _task_json(task: Task) -> dict[str, Any]:
     }
 
 
-def count_gpus() -> int:
-    """Visible NVIDIA GPUs, without importing torch: the driver lists one folder for each."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
-    with contextlib.suppress(OSError):
-        return len(list(Path("/proc/driver/nvidia/gpus").iterdir()))
-    return 0
-
-
-def make_fleet(settings: Settings, out: Path, deadline: Deadline) -> tuple[Fleet, range, int]:
-    """One worker a GPU, or without one up to two on the CPU, and the workers of synthesis behind them.
-
-    Each sees its own device and few threads. Returns the fleet, the slots that synthesize, and the number of cores that
-    both kinds share (0 with GPUs, where each GPU's worker keeps a core to itself).
-    """
-    gpus = count_gpus()
-    cores = os.cpu_count() or 1
-    workers = settings.run.workers or gpus or min(2, cores)
-    programs = 0
-    if settings.synthesis.enabled:
-        programs = settings.synthesis.workers or (max(1, cores - gpus) if gpus else workers)
-    source = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environments = []
-    for slot in range(workers):
-        threads = str(settings.run.threads)
-        environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **OFFLINE}
-        if gpus:
-            names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-            cache = out / "caches" / str(slot)
-            environment |= {
-                "CUDA_VISIBLE_DEVICES": names[slot % gpus],
-                "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-                "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-                "TRITON_CACHE_DIR": str(cache / "triton"),
-                "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
-                "UNSLOTH_COMPILE_LOCATION": str(cache / "unsloth"),
-            }
-        environments.append(environment)
-    plain = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environments += [plain] * programs
-    command = [sys.executable, "-m", "arc_ttt.worker"]
-    commands = [command] * workers + [[*command, "synthesis"]] * programs
-    stop_at = deadline.minus(settings.run.reserve)
-    hello = {"type": "hello", "settings": settings.to_json(), "deadline": stop_at.at_s, "gpu": 0 if gpus else None}
-    fleet = Fleet(commands, hello, environments, out / "logs")
-    return fleet, range(workers, workers + programs), 0 if gpus else workers
-
-
-OFFLINE = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "UNSLOTH_DISABLE_STATISTICS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "BITSANDBYTES_NOWELCOME": "1",
-}
-
-
 def start_run(
     loaded: LoadedTasks,
     settings: Settings,
@@ -501,6 +455,7 @@ def start_run(
     *,
     start_s: float,
     on_status: Callable[[Status], None] = lambda status: None,
+    fallback: Settings | None = None,
 ) -> RunResult:
     """Run `loaded` under `settings`, with the limit counted from `start_s` on the monotonic clock."""
     deadline = Deadline(start_s + settings.run.limit_s, REAL_CLOCK)
@@ -514,5 +469,6 @@ def start_run(
         deadline=deadline,
         program_slots=programs,
         cores=cores,
+        fallback=fallback,
     )
     return coordinator.run(on_status)

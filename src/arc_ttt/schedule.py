@@ -127,7 +127,10 @@ class Plan:
             return False
         if self.tries[job.kind, job.task_id, job.number] >= MAX_TRIES:
             return False
-        self.waiting[job.kind].append(job.task_id)
+        waiting = self.waiting[job.kind]
+        waiting.append(job.task_id)
+        if job.kind != SYNTHESIS:
+            waiting.sort(key=lambda task_id: self.predict(self._tasks[task_id], TTT))
         return True
 
     def joint_done(self) -> None:

@@ -39,9 +39,9 @@ def score(batch: PromptBatch, views: Sequence[View], grids: Sequence[Grid], dead
         hidden = decoder.forward(
             tokens_in, torch.from_numpy(positions).to(device), counts, cache, batch.longest + longest
         )
-        later = decoder.log_probabilities(hidden[:, :-1])
-        logp = torch.cat((batch.first[:, None], later), dim=1)  # (B, A, V): row a predicts answer token a
-        chosen = logp.gather(-1, tokens_in[..., None])[..., 0]
+        first = batch.first.gather(-1, tokens_in[:, :1])
+        later = decoder.token_log_probabilities(hidden[:, :-1], tokens_in[:, 1:])
+        chosen = torch.cat((first, later), dim=1)  # (B, A)
         nll = -torch.where(torch.from_numpy(real).to(device), chosen, 0.0).sum(dim=1)
         scores.append(nll.tolist())
     return scores

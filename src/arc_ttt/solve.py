@@ -35,6 +35,7 @@ from arc_ttt.views import View, paper_views, sample_views, turns_sides
 from arc_ttt.votes import Candidate, ScoredCandidate
 
 Progress = Callable[[str, int, int], None]  # phase, done, of
+Found = Callable[[int, "Answers"], None]  # a test input, and all answers so far: its own are complete
 
 
 def task_rng(seed: int, task_id: str, purpose: str) -> np.random.Generator:
@@ -56,9 +57,13 @@ class Answers:
 
 
 class TaskSolver:
-    """One model on one device, for one task after another."""
+    """One model on one device, for one task after another.
 
-    def __init__(self, base: LoadedModel, settings: Settings) -> None:
+    on_found: called after each test input with its index and all answers so far, so that they can leave at once.
+    """
+
+    def __init__(self, base: LoadedModel, settings: Settings, on_found: Found = lambda index, answers: None) -> None:
+        self.on_found = on_found
         self.base = base
         self.settings = settings
         self.adapter = None if settings.ttt.scope == "none" else Adapter(base, settings.ttt, seed=settings.run.seed)
@@ -173,6 +178,7 @@ class TaskSolver:
                 self._answer_one(task, index, stage, count, decoder, deadline, answers, extra)
             except SequenceTooLong as error:
                 answers.outcome, answers.reason = Outcome.FAILED, str(error)
+            self.on_found(index, answers)
             progress("decode", index + 1, len(task.tests))
             if deadline.passed():
                 answers.outcome = Outcome.CUT
@@ -207,7 +213,9 @@ class TaskSolver:
             if settings.decode.min_probability > 0:
                 for row in range(len(batch.prompts)):
                     more, _ = search(batch, row, min_probability=settings.decode.min_probability, deadline=deadline)
-                    results += more
+                    first = results[row].grid
+                    seen = grid_bytes(first) if first is not None else b""
+                    results += [a for a in more if a.grid is not None and grid_bytes(a.grid) != seen]
             into.tokens += sum(len(prompt) for prompt in batch.prompts)
             for result in results:
                 if result.grid is not None:

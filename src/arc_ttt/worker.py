@@ -15,13 +15,16 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from arc_ttt.deadline import REAL_CLOCK, Deadline
 from arc_ttt.errors import ArcError, ModelError
 from arc_ttt.events import Outcome
 from arc_ttt.grids import Grid, Task, parse_grid, parse_task
 from arc_ttt.settings import Settings
+
+if TYPE_CHECKING:  # importing it needs torch, which a worker of synthesis does without
+    from arc_ttt.solve import Answers
 
 EXIT_FATAL = 13
 NICENESS = 10  # of synthesis: device workers go first
@@ -43,7 +46,7 @@ def main() -> int:
         kind = _ProgramServer if sys.argv[1:] == ["synthesis"] else _ModelServer
         server = kind(settings, hello, send)
     except ModelError as error:
-        send({"type": "fatal", "reason": str(error)})
+        send({"type": "fatal", "reason": str(error), "model": settings.model.path})
         return EXIT_FATAL
     send({"type": "ready", **server.about})
     for line in sys.stdin:
@@ -80,7 +83,7 @@ class _Server:
         body: dict[str, Any] = {"type": "done", "job": message["id"]}
         try:
             body |= self.work(message, progress)
-        except (ArcError, MemoryError, RuntimeError) as error:  # RuntimeError: torch's, out of memory among them
+        except (ArcError, MemoryError, RuntimeError, ValueError) as error:  # RuntimeError: torch's, out of memory too
             traceback.print_exc()
             body |= {"outcome": Outcome.FAILED, "reason": f"{type(error).__name__}: {error}"[:500]}
         body["seconds"] = round(REAL_CLOCK.now() - start_s, 3)
@@ -152,6 +155,7 @@ class _ModelServer(_Server):
             self.solver.adapter.load(Path(joint))
             self.solver.adapter.rebase()
             self._joint_loaded = joint
+        self.solver.on_found = lambda index, answers: self._send_found(message["id"], task.task_id, index, answers)
         if message["kind"] == "base":
             answers = self.solver.answer(task, self.deadline, progress)
         else:
@@ -160,31 +164,27 @@ class _ModelServer(_Server):
             answers = self.solver.adapt(
                 task, self.deadline, progress, share=share, decode_s=decode_s, programs=programs
             )
-        for index in range(len(task.tests)):
-            self.send(
-                {
-                    "type": "candidates",
-                    "job": message["id"],
-                    "task_id": task.task_id,
-                    "test_index": index,
-                    "candidates": [
-                        {"grid": c.grid.tolist(), "group": c.group, "nll": c.nll}
-                        for c in answers.candidates
-                        if c.test_index == index
-                    ],
-                    "scored": [
-                        {"grid": c.grid.tolist(), "nll_by_view": c.nll_by_view, "stage": c.stage}
-                        for c in answers.scored
-                        if c.test_index == index
-                    ],
-                }
-            )
         body = {"outcome": answers.outcome, "reason": answers.reason, "tokens": answers.tokens}
         if answers.training is not None:
             report = answers.training
             body |= {"train_s": round(report.seconds, 3), "train_tokens": report.tokens, "steps": report.steps}
             body |= {"loss": [round(report.losses[0], 4), round(report.losses[-1], 4)] if report.losses else []}
         return body
+
+    def _send_found(self, job: int, task_id: str, index: int, answers: Answers) -> None:
+        """Send what was found for one test input."""
+        candidates = [
+            {"grid": c.grid.tolist(), "group": c.group, "nll": c.nll}
+            for c in answers.candidates
+            if c.test_index == index
+        ]
+        scored = [
+            {"grid": c.grid.tolist(), "nll_by_view": c.nll_by_view, "stage": c.stage}
+            for c in answers.scored
+            if c.test_index == index
+        ]
+        where = {"job": job, "task_id": task_id, "test_index": index}
+        self.send({"type": "candidates", **where, "candidates": candidates, "scored": scored})
 
     def _joint(self, message: dict[str, Any], progress: Callable[[str, int, int], None]) -> dict[str, Any]:
         tasks = [_task(task_id, body) for task_id, body in message["tasks"].items()]
