@@ -77,7 +77,7 @@ class TttSettings:
     """Also on the first demonstration's output, which no earlier pair explains. The paper masks it (False)."""
     permutations: int = 1
     """Copies of each augmented sequence with new colours and order. Source: the official code's default."""
-    max_sequences: int = 480
+    max_sequences: int = 320
     """Cap of sequences for one task (the paper: 250)."""
     max_sequence_tokens: int = 2048
     """Longer sequences are left out of training (the paper: 8192)."""
