@@ -13,8 +13,7 @@ from arc_ttt.synthesis.images import MAX_CELLS, Image, compose, crop_to, embed, 
 from arc_ttt.synthesis.primitives import sized_primitives, unary_primitives
 
 ALL = {
-    primitive.name: primitive
-    for primitive in [*unary_primitives(tuple(range(1, 10))), *patterns.pattern_primitives()]
+    primitive.name: primitive for primitive in [*unary_primitives(tuple(range(1, 10))), *patterns.pattern_primitives()]
 }
 SIZED = {primitive.name: primitive for primitive in sized_primitives()}
 

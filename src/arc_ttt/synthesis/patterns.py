@@ -130,7 +130,9 @@ def fall(image: Image, direction: str, *, single: bool) -> Image | None:
     """Whole objects fall until they meet the edge or another. single: an object is of one colour."""
     cells = np.ascontiguousarray(_down(image.cells, direction))
     layers = [cells == colour for colour in colour_counts(cells)[1:].nonzero()[0] + 1] if single else [cells != 0]
-    masks = [labels == number for labels, count in (label(m, eight=True) for m in layers) for number in range(1, count + 1)]
+    masks = [
+        labels == number for labels, count in (label(m, eight=True) for m in layers) for number in range(1, count + 1)
+    ]
     if not 0 < len(masks) <= MAX_OBJECTS:
         return None
     masks.sort(key=lambda mask: -int(mask.any(axis=1).nonzero()[0][-1]))
@@ -161,7 +163,9 @@ def attract(image: Image, *, single: bool) -> Image | None:
     """Objects move straight towards the largest object until they touch it. single: objects are of one colour."""
     cells = image.cells
     layers = [cells == c for c in colour_counts(cells)[1:].nonzero()[0] + 1] if single else [cells != 0]
-    masks = [labels == number for labels, count in (label(m, eight=True) for m in layers) for number in range(1, count + 1)]
+    masks = [
+        labels == number for labels, count in (label(m, eight=True) for m in layers) for number in range(1, count + 1)
+    ]
     if not 1 < len(masks) <= MAX_OBJECTS:
         return None
     masks.sort(key=lambda mask: -int(mask.sum()))
@@ -286,7 +290,9 @@ def rays_through(image: Image, direction: str) -> Image:
 
 def pattern_primitives() -> list[Primitive]:
     """All primitives of this module."""
-    found = [Primitive(f"stamp_templates{' turned' if t else ''}", partial(stamp_templates, turned=t)) for t in (False, True)]
+    found = [
+        Primitive(f"stamp_templates{' turned' if t else ''}", partial(stamp_templates, turned=t)) for t in (False, True)
+    ]
     found += [Primitive(f"framed{' inside' if i else ''}", partial(framed, inside=i)) for i in (False, True)]
     for single in (False, True):
         what = "colour objects" if single else "objects"
@@ -300,5 +306,7 @@ def pattern_primitives() -> list[Primitive]:
         for how in ("rows", "columns", "both", "all")
     ]
     found += [Primitive(f"continue_lines {axis}", partial(continue_lines, axis=axis)) for axis in ("rows", "columns")]
-    found += [Primitive(f"rays_through {way}", partial(rays_through, direction=way)) for way in ("rows", "columns", "both")]
+    found += [
+        Primitive(f"rays_through {way}", partial(rays_through, direction=way)) for way in ("rows", "columns", "both")
+    ]
     return [*found, Primitive("denoise", denoise)]

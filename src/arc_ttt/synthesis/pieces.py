@@ -176,8 +176,12 @@ def repairs(problem: Problem) -> list[Primitive]:
 def part_primitives() -> list[Primitive]:
     """What may be done to every part before the parts are put back."""
     found = [Primitive("hull", hull), Primitive("fill 4", partial(fill, eight=False))]
-    found += [Primitive(f"smear {'+'.join(w)}", partial(smear, directions=w)) for w in (("right", "left"), ("down", "up"))]
-    found += [Primitive(f"mirror {how}", partial(overlay_mirror, how=how)) for how in ("columns", "rows", "both", "all")]
+    found += [
+        Primitive(f"smear {'+'.join(w)}", partial(smear, directions=w)) for w in (("right", "left"), ("down", "up"))
+    ]
+    found += [
+        Primitive(f"mirror {how}", partial(overlay_mirror, how=how)) for how in ("columns", "rows", "both", "all")
+    ]
     return [*found, Primitive("halo 8", partial(halo, eight=True))]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 from scipy import ndimage
@@ -19,7 +18,6 @@ from arc_ttt.synthesis.images import (
     MAX_CELLS,
     Image,
     Size,
-    bounding_box,
     colour_counts,
     crop_to,
     embed,
@@ -28,9 +26,6 @@ from arc_ttt.synthesis.images import (
     label,
     like,
     majority,
-    shifted,
-    skew,
-    unskew,
 )
 
 

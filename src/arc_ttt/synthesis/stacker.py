@@ -96,7 +96,10 @@ class Pieces:
         either = np.bitwise_count(self.full | changed).sum(axis=1, dtype=np.int64)
         price = self.costs * 0.002
         chosen: dict[bytes, int] = {}
-        for score, bits in ((right - 0.3 * rest - price, self.wrong), (both / np.maximum(either, 1) - price, self.full)):
+        for score, bits in (
+            (right - 0.3 * rest - price, self.wrong),
+            (both / np.maximum(either, 1) - price, self.full),
+        ):
             seen: set[bytes] = set()
             for row in np.argsort(-score, kind="stable")[: 4 * number]:
                 if len(seen) < number and bits[row].tobytes() not in seen:

@@ -102,9 +102,7 @@ class Grower:
 
 
 class _Growth:
-    def __init__(
-        self, grower: Grower, allowed: NDArray[np.bool_], costs: NDArray[np.float32], max_splits: int
-    ) -> None:
+    def __init__(self, grower: Grower, allowed: NDArray[np.bool_], costs: NDArray[np.float32], max_splits: int) -> None:
         self.grower = grower
         self.allowed = allowed
         self.costs = costs
