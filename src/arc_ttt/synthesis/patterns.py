@@ -135,7 +135,7 @@ def fall(image: Image, direction: str, *, single: bool) -> Image | None:
     ]
     if not 0 < len(masks) <= MAX_OBJECTS:
         return None
-    masks.sort(key=lambda mask: -int(mask.any(axis=1).nonzero()[0][-1]))
+    masks.sort(key=lambda mask: -int(np.flatnonzero(mask.any(axis=1))[-1]))
     landed = np.zeros_like(cells)
     for mask in masks:
         drop = _free_rows(mask, landed != 0)
@@ -150,7 +150,7 @@ def fall(image: Image, direction: str, *, single: bool) -> Image | None:
 
 def _free_rows(mask: Mask, taken: Mask) -> int:
     """How many rows `mask` can move down before it meets `taken` or the edge."""
-    last = int(mask.any(axis=1).nonzero()[0][-1])
+    last = int(np.flatnonzero(mask.any(axis=1))[-1])
     drop = 0
     for rows in range(1, len(mask) - last):
         if (mask[: len(mask) - rows] & taken[rows:]).any():
@@ -274,7 +274,7 @@ def denoise(image: Image) -> Image | None:
 
 
 def rays_through(image: Image, direction: str) -> Image:
-    """Full lines through every coloured cell, also behind other cells: rows, columns, or both, rarest colours on top."""
+    """Full lines through every coloured cell, also behind others: rows, columns, or both, rarest colours on top."""
     cells = image.cells
     result = cells.copy()
     counts: NDArray[np.intp] = colour_counts(cells)

@@ -30,16 +30,15 @@ from arc_ttt.synthesis.images import MAX_CELLS, Image, Size, State, colour_count
 from arc_ttt.synthesis.patterns import pattern_primitives
 from arc_ttt.synthesis.primitives import (
     Primitive,
-    SizedPrimitive,
     fill,
     halo,
     hull,
     overlay_mirror,
-    sized_primitives,
     smear,
     unary_primitives,
 )
 from arc_ttt.synthesis.repair import repair, repaired_part
+from arc_ttt.synthesis.sized import SizedPrimitive, sized_primitives
 
 CUT_COST = 10  # cutting and choosing together count as one step
 
