@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from arc_ttt.synthesis import groups, patterns, primitives, repair
 from arc_ttt.synthesis.images import MAX_CELLS, Image, compose, crop_to, embed, enclosed, skew, unskew
-from arc_ttt.synthesis.primitives import sized_primitives, unary_primitives
+from arc_ttt.synthesis.primitives import unary_primitives
+from arc_ttt.synthesis.sized import sized_primitives
 
 ALL = {
     primitive.name: primitive for primitive in [*unary_primitives(tuple(range(1, 10))), *patterns.pattern_primitives()]

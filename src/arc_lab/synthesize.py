@@ -173,7 +173,7 @@ def _by_depth(known: Sequence[TaskResult]) -> dict[str, int]:
 
 
 def _gate_figures(known: Sequence[TaskResult]) -> dict[str, Any]:
-    """How often a test input has a confident first candidate, how many of those are right, and the reliability curve."""
+    """How often a first candidate is confident, how many of those are right, and the reliability curve."""
     firsts = [
         (guess.confidence, same_grid(guess.grid, answer))
         for result in known

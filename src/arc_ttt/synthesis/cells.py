@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,7 +141,7 @@ def tabulate(
         found.append(features(picture, layers, colours, hidden))
     table = build_table(found, target, owner, budget)
     ends = np.cumsum([len(target), *(view.pictures[n].size for n in tests)])
-    return table, [np.arange(start, end) for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    return table, [np.arange(start, end) for start, end in pairwise(ends.tolist())]
 
 
 def colours_to_watch(pictures: Sequence[Cells]) -> list[int]:

@@ -33,7 +33,8 @@ class Problem:
         """Give an output of input `number` its own colours back."""
         back = np.empty(COLOURS, dtype=np.int8)
         back[self.renamings[number]] = np.arange(COLOURS)
-        return back[cells]
+        renamed: NDArray[np.int8] = back[cells]
+        return renamed
 
     @property
     def same_size(self) -> bool:
@@ -56,7 +57,7 @@ def background(task: Task) -> int:
     inputs = [*(example.input for example in task.train), *task.tests]
     if sum(bool((grid == 0).any()) for grid in inputs) >= 0.7 * len(inputs):
         return 0
-    return int(sum(colour_counts(grid) for grid in inputs).argmax())
+    return int(np.sum([colour_counts(grid) for grid in inputs], axis=0).argmax())
 
 
 def plain(task: Task) -> Problem:

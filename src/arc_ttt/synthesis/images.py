@@ -51,10 +51,10 @@ def like(image: Image, cells: NDArray[np.generic]) -> Image:
 
 def bounding_box(mask: Mask) -> tuple[int, int, int, int] | None:
     """Top, bottom, left, right (ends exclusive) of the true cells, or None when there are none."""
-    rows = mask.any(axis=1).nonzero()[0]
+    rows = np.flatnonzero(mask.any(axis=1))
     if not len(rows):
         return None
-    columns = mask.any(axis=0).nonzero()[0]
+    columns = np.flatnonzero(mask.any(axis=0))
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 
 

@@ -130,10 +130,12 @@ def fall(image: Image, direction: str, *, single: bool) -> Image | None:
     """Whole objects fall until they meet the edge or another. single: an object is of one colour."""
     cells = np.ascontiguousarray(_down(image.cells, direction))
     layers = [cells == colour for colour in colour_counts(cells)[1:].nonzero()[0] + 1] if single else [cells != 0]
-    masks = [labels == number for labels, count in (label(m, eight=True) for m in layers) for number in range(1, count + 1)]
+    masks = [
+        labels == number for labels, count in (label(m, eight=True) for m in layers) for number in range(1, count + 1)
+    ]
     if not 0 < len(masks) <= MAX_OBJECTS:
         return None
-    masks.sort(key=lambda mask: -int(mask.any(axis=1).nonzero()[0][-1]))
+    masks.sort(key=lambda mask: -int(np.flatnonzero(mask.any(axis=1))[-1]))
     landed = np.zeros_like(cells)
     for mask in masks:
         drop = _free_rows(mask, landed != 0)
@@ -148,7 +150,7 @@ def fall(image: Image, direction: str, *, single: bool) -> Image | None:
 
 def _free_rows(mask: Mask, taken: Mask) -> int:
     """How many rows `mask` can move down before it meets `taken` or the edge."""
-    last = int(mask.any(axis=1).nonzero()[0][-1])
+    last = int(np.flatnonzero(mask.any(axis=1))[-1])
     drop = 0
     for rows in range(1, len(mask) - last):
         if (mask[: len(mask) - rows] & taken[rows:]).any():
@@ -161,7 +163,9 @@ def attract(image: Image, *, single: bool) -> Image | None:
     """Objects move straight towards the largest object until they touch it. single: objects are of one colour."""
     cells = image.cells
     layers = [cells == c for c in colour_counts(cells)[1:].nonzero()[0] + 1] if single else [cells != 0]
-    masks = [labels == number for labels, count in (label(m, eight=True) for m in layers) for number in range(1, count + 1)]
+    masks = [
+        labels == number for labels, count in (label(m, eight=True) for m in layers) for number in range(1, count + 1)
+    ]
     if not 1 < len(masks) <= MAX_OBJECTS:
         return None
     masks.sort(key=lambda mask: -int(mask.sum()))
@@ -270,7 +274,7 @@ def denoise(image: Image) -> Image | None:
 
 
 def rays_through(image: Image, direction: str) -> Image:
-    """Full lines through every coloured cell, also behind other cells: rows, columns, or both, rarest colours on top."""
+    """Full lines through every coloured cell, also behind others: rows, columns, or both, rarest colours on top."""
     cells = image.cells
     result = cells.copy()
     counts: NDArray[np.intp] = colour_counts(cells)
@@ -286,7 +290,9 @@ def rays_through(image: Image, direction: str) -> Image:
 
 def pattern_primitives() -> list[Primitive]:
     """All primitives of this module."""
-    found = [Primitive(f"stamp_templates{' turned' if t else ''}", partial(stamp_templates, turned=t)) for t in (False, True)]
+    found = [
+        Primitive(f"stamp_templates{' turned' if t else ''}", partial(stamp_templates, turned=t)) for t in (False, True)
+    ]
     found += [Primitive(f"framed{' inside' if i else ''}", partial(framed, inside=i)) for i in (False, True)]
     for single in (False, True):
         what = "colour objects" if single else "objects"
@@ -300,5 +306,7 @@ def pattern_primitives() -> list[Primitive]:
         for how in ("rows", "columns", "both", "all")
     ]
     found += [Primitive(f"continue_lines {axis}", partial(continue_lines, axis=axis)) for axis in ("rows", "columns")]
-    found += [Primitive(f"rays_through {way}", partial(rays_through, direction=way)) for way in ("rows", "columns", "both")]
+    found += [
+        Primitive(f"rays_through {way}", partial(rays_through, direction=way)) for way in ("rows", "columns", "both")
+    ]
     return [*found, Primitive("denoise", denoise)]

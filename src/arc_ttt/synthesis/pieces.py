@@ -30,16 +30,15 @@ from arc_ttt.synthesis.images import MAX_CELLS, Image, Size, State, colour_count
 from arc_ttt.synthesis.patterns import pattern_primitives
 from arc_ttt.synthesis.primitives import (
     Primitive,
-    SizedPrimitive,
     fill,
     halo,
     hull,
     overlay_mirror,
-    sized_primitives,
     smear,
     unary_primitives,
 )
 from arc_ttt.synthesis.repair import repair, repaired_part
+from arc_ttt.synthesis.sized import SizedPrimitive, sized_primitives
 
 CUT_COST = 10  # cutting and choosing together count as one step
 
@@ -176,8 +175,12 @@ def repairs(problem: Problem) -> list[Primitive]:
 def part_primitives() -> list[Primitive]:
     """What may be done to every part before the parts are put back."""
     found = [Primitive("hull", hull), Primitive("fill 4", partial(fill, eight=False))]
-    found += [Primitive(f"smear {'+'.join(w)}", partial(smear, directions=w)) for w in (("right", "left"), ("down", "up"))]
-    found += [Primitive(f"mirror {how}", partial(overlay_mirror, how=how)) for how in ("columns", "rows", "both", "all")]
+    found += [
+        Primitive(f"smear {'+'.join(w)}", partial(smear, directions=w)) for w in (("right", "left"), ("down", "up"))
+    ]
+    found += [
+        Primitive(f"mirror {how}", partial(overlay_mirror, how=how)) for how in ("columns", "rows", "both", "all")
+    ]
     return [*found, Primitive("halo 8", partial(halo, eight=True))]
 
 

@@ -51,9 +51,17 @@ def by_period(cells: Cells) -> Cells:
     visible = cells != HIDDEN
     if visible.all() or visible.sum() * 3 < cells.size or len(np.unique(cells)) < 3:
         return cells
+    down = [_same_when_moved(cells, rows_moved, 0) for rows_moved in range(rows + 1)]
+    across = [_same_when_moved(cells, 0, columns_moved) for columns_moved in range(columns + 1)]
     for row_period, column_period, slant in _periods(rows, columns):
+        if not across[column_period] or not (slant or down[row_period]):
+            continue
+        if slant and not _same_when_moved(cells, row_period, slant):
+            continue
         block = (np.arange(rows)[:, None] // row_period) * slant
-        at = (np.arange(rows)[:, None] % row_period) * column_period + (np.arange(columns)[None] - block) % column_period
+        at = (np.arange(rows)[:, None] % row_period) * column_period + (
+            np.arange(columns)[None] - block
+        ) % column_period
         known = np.full(row_period * column_period, HIDDEN, dtype=np.int8)
         known[at[visible]] = cells[visible]
         if (known[at[visible]] != cells[visible]).any():
@@ -62,6 +70,13 @@ def by_period(cells: Cells) -> Cells:
         if shown.all():
             return np.where(visible, cells, known[at]).astype(np.int8)
     return cells
+
+
+def _same_when_moved(cells: Cells, rows: int, columns: int) -> bool:
+    """Whether visible cells that come to lie on visible cells are equal to them."""
+    first = cells[rows:, columns:]
+    second = cells[: cells.shape[0] - rows, : cells.shape[1] - columns]
+    return not ((first != second) & (first != HIDDEN) & (second != HIDDEN)).any()
 
 
 @lru_cache(maxsize=256)
@@ -75,7 +90,9 @@ def _periods(rows: int, columns: int) -> tuple[tuple[int, int, int], ...]:
 
 def _axis_maps(length: int) -> list[int]:
     """Sums i + j of mirrored positions, most central first."""
-    return sorted(range(length // 2, 2 * length - 1 - length // 2), key=lambda total: (abs(total - (length - 1)), total))
+    return sorted(
+        range(length // 2, 2 * length - 1 - length // 2), key=lambda total: (abs(total - (length - 1)), total)
+    )
 
 
 def mirrored(cells: Cells, total: int, axis: int) -> Cells:

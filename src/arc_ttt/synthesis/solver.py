@@ -89,11 +89,11 @@ class _Pool:
         return self.answers.setdefault(key, _Answer(grids))
 
 
-def well_formed(cells: NDArray[np.generic]) -> bool:
+def well_formed(cells: NDArray[np.int8] | Grid) -> bool:
     """Whether this is a grid of 1 to 30 rows and columns with colours 0 to 9."""
     if cells.ndim != 2 or not all(1 <= side <= MAX_SIDE for side in cells.shape):
         return False
-    return bool((cells >= 0).all() and (cells < COLOURS).all())
+    return int(cells.min()) >= 0 and int(cells.max()) < COLOURS
 
 
 def solve(

@@ -73,14 +73,15 @@ class Pieces:
         self.wrong = pack(shown != self.target)
         self.colours = np.unique(self.target)
         self.not_colour = {int(c): pack((self.target != c)[None])[0] for c in self.colours}
-        self.everything = pack(np.ones((1, len(self.target)), dtype=bool))[0]
+        self.everything: Bits = pack(np.ones((1, len(self.target)), dtype=bool))[0]
 
     def cells_of(self, demonstrations: Sequence[int]) -> Bits:
         """The bits of the outputs of these demonstrations, (words,)."""
         mask = np.zeros((1, len(self.target)), dtype=bool)
         for number in demonstrations:
             mask[0, self.ends[number - 1] if number else 0 : self.ends[number]] = True
-        return pack(mask)[0]
+        bits: Bits = pack(mask)[0]
+        return bits
 
     def helpful(self, pictures: Sequence[Cells], number: int) -> list[int]:
         """Rows that may help to turn these pictures (of the outputs' sizes) into the outputs, up to 2 x `number`.
@@ -96,7 +97,10 @@ class Pieces:
         either = np.bitwise_count(self.full | changed).sum(axis=1, dtype=np.int64)
         price = self.costs * 0.002
         chosen: dict[bytes, int] = {}
-        for score, bits in ((right - 0.3 * rest - price, self.wrong), (both / np.maximum(either, 1) - price, self.full)):
+        for score, bits in (
+            (right - 0.3 * rest - price, self.wrong),
+            (both / np.maximum(either, 1) - price, self.full),
+        ):
             seen: set[bytes] = set()
             for row in np.argsort(-score, kind="stable")[: 4 * number]:
                 if len(seen) < number and bits[row].tobytes() not in seen:
@@ -153,10 +157,10 @@ def greedy(pieces: Pieces, goal: Bits, count: int, banned: frozenset[int], budge
             return None
         best: tuple[float, _Layer] | None = None
         for where, colour, active, bad in _variants(pieces, full, wrong):
-            valid = ~(bad & left).any(axis=1)
+            valid = np.atleast_1d(~(bad & left).any(axis=1))
             if banned and not layers:
                 valid[list(banned)] = False
-            rows = valid.nonzero()[0]
+            rows = np.flatnonzero(valid)
             if not len(rows):
                 continue
             gains = np.bitwise_count(active[rows] & left).sum(axis=1, dtype=np.int64)
@@ -183,7 +187,7 @@ def _variants(pieces: Pieces, full: Bits, wrong: Bits) -> Iterator[tuple[str, in
 def _active(pieces: Pieces, layer: _Layer) -> Bits:
     if layer.where == "all":
         return pieces.everything
-    full = pieces.full[layer.row]
+    full: Bits = pieces.full[layer.row]
     return full if layer.where == "not 0" else ~full
 
 

@@ -89,7 +89,7 @@ class Grower:
         """For each condition, on how many of the rows where it holds is each expression right; (P, E)."""
         key = rows.tobytes()
         if key not in self.products:
-            made = self.conditions[rows].T @ self.right[rows]
+            made: NDArray[np.float32] = self.conditions[rows].T @ self.right[rows]
             if not self.budget.store(made.nbytes):
                 return made
             self.products[key] = made
@@ -102,9 +102,7 @@ class Grower:
 
 
 class _Growth:
-    def __init__(
-        self, grower: Grower, allowed: NDArray[np.bool_], costs: NDArray[np.float32], max_splits: int
-    ) -> None:
+    def __init__(self, grower: Grower, allowed: NDArray[np.bool_], costs: NDArray[np.float32], max_splits: int) -> None:
         self.grower = grower
         self.allowed = allowed
         self.costs = costs
@@ -144,7 +142,8 @@ class _Growth:
 def predict(tree: Tree, table: CellTable, rows: NDArray[np.intp]) -> NDArray[np.int8]:
     """The colour that the tree gives each of these cells; -1 where its expression has none."""
     if isinstance(tree, Leaf):
-        return table.expressions[rows, tree.expression]
+        shown: NDArray[np.int8] = table.expressions[rows, tree.expression]
+        return shown
     answer = np.empty(len(rows), dtype=np.int8)
     holds = table.conditions[rows, tree.condition]
     answer[holds] = predict(tree.yes, table, rows[holds])

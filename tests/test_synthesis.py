@@ -1,0 +1,298 @@
+"""Program synthesis as a whole: search, stacks, cell rules, limits, and what comes out."""
+
+from __future__ import annotations
+
+import itertools
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from arc_ttt.deadline import Deadline, VirtualClock
+from arc_ttt.grids import Example, Task, freeze
+from arc_ttt.synthesis import cells, frames, gate, pieces, solver, stacker, synthesize
+from arc_ttt.synthesis.budget import Budget
+from arc_ttt.synthesis.images import Image, state_key
+from arc_ttt.synthesis.tree import Leaf, predict
+
+BIG = 200 * 1024 * 1024
+
+
+def plenty(seconds: float = 60.0) -> Budget:
+    return Budget(seconds, Deadline.never(), BIG)
+
+
+def task_of(pairs: list[tuple[NDArray[np.int_], NDArray[np.int_]]], tests: list[NDArray[np.int_]]) -> Task:
+    train = tuple(Example(freeze(before), freeze(after)) for before, after in pairs)
+    return Task("made up", train, tuple(freeze(grid) for grid in tests))
+
+
+def sparse(seed: int, rows: int = 5, columns: int = 6, colours: int = 4) -> NDArray[np.int_]:
+    rng = np.random.default_rng(seed)
+    return rng.integers(1, colours + 1, (rows, columns)) * (rng.random((rows, columns)) < 0.4)
+
+
+def made_by(rule: object, count: int = 3, **size: int) -> tuple[Task, list[NDArray[np.int_]]]:
+    """A task whose outputs are `rule` of its inputs, and the answers."""
+    grids = [sparse(seed, **size) for seed in range(count + 1)]
+    done = [rule(grid) for grid in grids]  # type: ignore[operator]
+    return task_of(list(zip(grids[:-1], done[:-1], strict=True)), grids[-1:]), done[-1:]
+
+
+RULES = {
+    "mirror": lambda grid: grid[:, ::-1],
+    "keep a colour": lambda grid: np.where(grid == 2, 2, 0),
+    "rename colours": lambda grid: np.where(grid == 1, 3, np.where(grid == 3, 1, grid)),
+    "enlarge": lambda grid: np.kron(grid, np.ones((2, 2), dtype=int)),
+    "four mirrored copies": lambda grid: np.block([[grid, grid[:, ::-1]], [grid[::-1], grid[::-1, ::-1]]]),
+    "left half": lambda grid: grid[:, : grid.shape[1] // 2],
+    "fill background": lambda grid: np.where(grid == 0, 7, grid),
+    "fall": lambda grid: np.take_along_axis(grid, np.argsort(grid != 0, axis=0, kind="stable"), axis=0),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_simple_rules_are_found(name: str) -> None:
+    task, answers = made_by(RULES[name])
+    first = synthesize(task, cpu_limit_s=10)[0]
+    assert first.grid.tolist() == answers[0].tolist()
+    assert first.fits_all
+    assert first.program
+
+
+def test_both_engines_find_a_mirror_and_are_confident() -> None:
+    task, _ = made_by(RULES["mirror"])
+    first = synthesize(task, cpu_limit_s=10)[0]
+    assert first.engine == "both"
+    assert first.confidence >= gate.CONFIDENT
+    assert first.depth >= 1
+
+
+def test_search_at_depth_one_is_brute_force() -> None:
+    task, _ = made_by(RULES["mirror"])
+    problem = frames.plain(task)
+    sizes = frames.output_sizes(problem)
+    assert sizes is not None
+    search = pieces.Search(problem, sizes, 10)
+    found = {state_key(piece.state) for piece in search.run(10, plenty())}
+    start = tuple(Image(grid, 0, 0) for grid in problem.inputs)
+    expected = {state_key(start)} | {state_key(state) for state, _, _ in pieces.starts(problem, sizes)}
+    one_step = [p for p in search.primitives + search.on_inputs if p.cost == 10]
+    for primitive in one_step:
+        state = pieces.apply_to_all(primitive.apply, start)
+        if state is not None and all(0 < image.cells.size <= 1200 for image in state):
+            expected.add(state_key(state))
+    for sized in search.sized:
+        images = [sized.apply(image, size) for image, size in zip(start, sizes, strict=True)]
+        whole = tuple(image for image in images if image is not None)
+        if len(whole) == len(start) and sized.cost == 10:
+            expected.add(state_key(whole))
+    assert expected <= found
+    assert len(found) == len(search.pieces)
+
+
+class _WithoutEquivalence(set[bytes]):
+    """Remembers nothing, so that no piece counts as seen."""
+
+    def __contains__(self, key: object) -> bool:
+        return False
+
+
+def test_equivalence_loses_no_image() -> None:
+    task, _ = made_by(RULES["left half"], rows=2, columns=4)
+    problem = frames.plain(task)
+    sizes = frames.output_sizes(problem)
+
+    def run(seen: set[bytes]) -> tuple[dict[bytes, int], int]:
+        search = pieces.Search(problem, sizes, 10)
+        search.primitives = search.primitives[::5]
+        search.on_inputs, search.cutters, search.sized = [], search.cutters[:2], search.sized[:2]
+        search.max_cost = 20
+        search.seen = seen
+        cheapest: dict[bytes, int] = {}
+        for piece in search.run(20, plenty()):
+            cheapest.setdefault(state_key(piece.state), piece.cost)
+        return cheapest, len(search.pieces)
+
+    pruned, few = run(set())
+    everything, many = run(_WithoutEquivalence())
+    assert few < many
+    assert pruned == everything
+
+
+def test_greedy_stack_is_right_wherever_it_settles() -> None:
+    task, answers = made_by(lambda grid: np.where(grid == 0, grid[:, ::-1], grid))
+    problem = frames.plain(task)
+    sizes = frames.output_sizes(problem)
+    assert sizes is not None
+    laid = stacker.Pieces(problem, sizes, pieces.Search(problem, sizes, 10).run(10, plenty()), plenty())
+    found = stacker.stacks(laid, [10], range(3), plenty())
+    assert found[0].fits == 3
+    assert found[0].answers[0].tolist() == answers[0].tolist()
+    partial = stacker.stacks(laid, [10], [0, 1], plenty())
+    assert partial[0].fits >= 2
+
+
+def test_packed_bits_count_as_booleans() -> None:
+    bits = np.random.default_rng(3).random((4, 131)) < 0.5
+    assert np.bitwise_count(stacker.pack(bits)).sum(axis=1).tolist() == bits.sum(axis=1).tolist()
+
+
+def test_trees_reproduce_what_they_were_fitted_on() -> None:
+    task, answers = made_by(lambda grid: np.where((grid == 0) & (np.arange(6) % 2 == 0), 5, grid))
+    problem = frames.plain(task)
+    view = cells.View("input", problem.inputs, ({},) * len(problem.inputs))
+    rules = cells.learn(problem, view, plenty(), np.random.default_rng(0), turned=False)
+    assert rules[0].answers[0].tolist() == answers[0].tolist()
+    assert (rules[0].held_out or 0) > 0.5
+    table, rows = cells.tabulate(problem, view, plenty(), turned=False) or pytest.fail("time ran out")
+    own = table.expression_names.index("own")
+    assert predict(Leaf(own), table, rows[0]).reshape(5, 6).tolist() == problem.inputs[-1].tolist()
+
+
+def test_frames_undo_what_they_do() -> None:
+    first, second = sparse(1), np.where(sparse(2) == 1, 8, sparse(2))
+    task = task_of([(first + 1, first + 1), (second + 1, second + 1)], [sparse(3) + 1])
+    for problem in (frames.plain(task), frames.by_rank(task)):
+        if problem is not None:
+            inputs = [example.input for example in task.train] + list(task.tests)
+            for number, grid in enumerate(inputs):
+                assert problem.undo(problem.inputs[number], number).tolist() == grid.tolist()
+
+
+def test_order_is_best_first_and_no_grid_twice() -> None:
+    task, _ = made_by(lambda grid: grid[:2, :2])
+    found = synthesize(task, cpu_limit_s=4)
+    assert [c.confidence for c in found] == sorted((c.confidence for c in found), reverse=True)
+    grids = [c.grid.tobytes() + bytes(c.grid.shape) for c in found]
+    assert len(grids) == len(set(grids))
+
+
+def test_two_test_inputs_have_candidates_each() -> None:
+    grids = [sparse(seed) for seed in range(5)]
+    task = task_of([(grid, grid[::-1]) for grid in grids[:3]], grids[3:])
+    found = synthesize(task, cpu_limit_s=10)
+    assert [c.test_index for c in found] == sorted(c.test_index for c in found)
+    firsts = [next(c for c in found if c.test_index == number) for number in range(2)]
+    assert [c.grid.tolist() for c in firsts] == [grid[::-1].tolist() for grid in grids[3:]]
+
+
+def test_same_call_same_candidates() -> None:
+    task, _ = made_by(RULES["four mirrored copies"], rows=3, columns=3)
+    first, second = (
+        [(c.grid.tolist(), c.program, c.engine, c.confidence) for c in synthesize(task, cpu_limit_s=60)]
+        for _ in range(2)
+    )
+    assert first == second
+
+
+def exploding_task() -> Task:
+    """Five demonstrations of 30 x 30 noise with unrelated outputs: everything applies and nothing fits."""
+    rng = np.random.default_rng(0)
+    grids = [rng.integers(0, 10, (30, 30)) * (rng.random((30, 30)) < 0.2) for _ in range(12)]
+    return task_of(list(zip(grids[:5], grids[5:10], strict=True)), grids[10:])
+
+
+def test_cpu_limit_really_limits() -> None:
+    task = exploding_task()
+    before = time.process_time()
+    synthesize(task, cpu_limit_s=1.0)
+    assert time.process_time() - before < 3.0
+
+
+def test_memory_limit_really_limits() -> None:
+    task = exploding_task()
+    solver.solve(task, cpu_limit_s=0.5)  # what is shared between calls exists before memory is counted
+    tracemalloc.start()
+    try:
+        synthesize(task, cpu_limit_s=3.0, max_memory_bytes=8 * 1024 * 1024)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 200 * 1024 * 1024
+
+
+def test_a_deadline_that_has_passed_ends_at_once() -> None:
+    clock = VirtualClock()
+    passed = Deadline(0.0, clock)
+    task, _ = made_by(RULES["mirror"])
+    assert synthesize(task, deadline=passed) == ()
+
+
+def test_wrong_limits_are_refused() -> None:
+    task, _ = made_by(RULES["mirror"])
+    with pytest.raises(ValueError, match="more than 0"):
+        synthesize(task, cpu_limit_s=0)
+    with pytest.raises(ValueError, match="more than 0"):
+        synthesize(task, max_memory_bytes=0)
+
+
+def test_tasks_without_demonstrations_have_no_candidates() -> None:
+    assert synthesize(task_of([], [sparse(0)])) == ()
+
+
+@st.composite
+def odd_tasks(draw: st.DrawFn) -> Task:
+    """Tasks of unrelated grids of any sizes, 1 x 1 and 30 x 30 among them."""
+    side = st.sampled_from([1, 2, 3, 5, 7, 30])
+
+    def grid() -> NDArray[np.int_]:
+        rng = np.random.default_rng(draw(st.integers(0, 10_000)))
+        return rng.integers(0, draw(st.integers(1, 10)), (draw(side), draw(side)))
+
+    pairs = [(grid(), grid()) for _ in range(draw(st.integers(1, 3)))]
+    return task_of(pairs, [grid() for _ in range(draw(st.integers(1, 2)))])
+
+
+@settings(max_examples=12, deadline=None)
+@given(odd_tasks())
+def test_malformed_grids_never_come_out(task: Task) -> None:
+    for candidate in synthesize(task, cpu_limit_s=0.6):
+        assert solver.well_formed(candidate.grid)
+        assert candidate.grid.dtype == np.uint8
+        assert not candidate.grid.flags.writeable
+        assert 0 <= candidate.test_index < len(task.tests)
+        assert 0.0 <= candidate.confidence <= 1.0
+        assert candidate.engine in ("pieces", "cells", "both")
+
+
+def test_malformed_answers_are_refused_where_answers_meet() -> None:
+    task, _ = made_by(RULES["mirror"])
+    problem = frames.plain(task)
+    pool = solver._Pool()
+    bad = [np.full((31, 2), 1), np.full((2, 2), 10), np.full((2, 2), -1), np.zeros((0, 3)), np.zeros(4)]
+    for grid in bad:
+        assert pool.at(problem, [grid.astype(np.int8)]) is None
+    assert not pool.answers
+
+
+def test_confidence_grows_with_evidence() -> None:
+    weak = gate.Evidence(1.0, 60, 20, 0.0, 0.1, 0.0, 0.3)
+    strong = gate.Evidence(1.0, 10, 10, 1.0, 6.0, 1.0, 1.0)
+    partial = gate.Evidence(0.5, 60, 20, 0.0, 0.0, 0.0, 0.3)
+    order = [gate.confidence(evidence) for evidence in (partial, weak, strong)]
+    assert order == sorted(order)
+    assert strong.engine == "both"
+    assert order[2] >= gate.CONFIDENT > order[1]
+
+
+def test_output_sizes_by_rule() -> None:
+    def sizes(pairs: list[tuple[tuple[int, int], tuple[int, int]]], test: tuple[int, int]) -> object:
+        shown = [(np.ones(before, dtype=int), np.ones(after, dtype=int)) for before, after in pairs]
+        return frames.output_sizes(frames.plain(task_of(shown, [np.ones(test, dtype=int)])))
+
+    assert sizes([((3, 4), (3, 4)), ((5, 5), (5, 5))], (6, 7)) == [(3, 4), (5, 5), (6, 7)]
+    assert sizes([((3, 4), (2, 2)), ((5, 5), (2, 2))], (6, 7)) == [(2, 2)] * 3
+    assert sizes([((3, 4), (6, 8)), ((5, 5), (10, 10))], (6, 7)) == [(6, 8), (10, 10), (12, 14)]
+    assert sizes([((3, 4), (5, 6)), ((5, 5), (7, 7))], (6, 7)) == [(5, 6), (7, 7), (8, 9)]
+    assert sizes([((3, 4), (1, 2)), ((5, 5), (4, 2))], (6, 7)) is None
+
+
+def test_all_programs_can_be_printed() -> None:
+    task, _ = made_by(RULES["rename colours"])
+    for candidate in itertools.islice(synthesize(task, cpu_limit_s=10), 5):
+        assert candidate.program.isprintable()
