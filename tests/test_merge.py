@@ -28,13 +28,15 @@ def values(grids: list[Grid]) -> list[int]:
 @pytest.mark.parametrize(
     ("neural", "strong", "programs", "rule", "expected"),
     [
-        ([1, 2], 0.9, [program(3)], "confident", [1, 3, 2]),  # a strong vote keeps the first place
-        ([1, 2], 0.2, [program(3)], "confident", [3, 1, 2]),  # a weak one does not
+        ([1, 2], 0.95, [program(3)], "confident", [1, 3, 2]),  # a vote surer than the program keeps the first place
+        ([1, 2], 0.2, [program(3)], "confident", [3, 1, 2]),  # a weaker one does not
         ([3, 2], 0.2, [program(3)], "confident", [3, 2]),  # both agree: the second attempt is the vote's next
+        ([3, 2], 0.2, [program(3), program(4, 0.2)], "confident", [3, 4, 2]),  # or another likely program
         ([], 0.0, [program(3), program(4, 0.1)], "confident", [3, 4]),
-        ([1, 2], 0.2, [program(3, 0.4)], "confident", [1, 2, 3]),  # unsure: only fills
-        ([1], 0.9, [program(3, 0.4)], "confident", [1, 3]),
-        ([1, 2], 0.2, [program(3, 0.9, fits=False)], "confident", [1, 2, 3]),
+        ([1, 2], 0.5, [program(3, 0.2)], "confident", [1, 3, 2]),  # likely enough for the second attempt
+        ([1, 2], 0.0, [program(3, 0.1)], "confident", [1, 2, 3]),  # unlikely: only fills
+        ([1], 0.9, [program(3, 0.1)], "confident", [1, 3]),
+        ([1, 2], 0.2, [program(3, 0.9, fits=False)], "confident", [3, 1, 2]),  # confidence has weighed the misfit
         ([1, 2], 0.2, [program(3)], "fill", [1, 2, 3]),
         ([1, 2], 0.9, [program(3, 0.1), program(4, 0.1, fits=False)], "first", [3, 1, 2, 4]),
     ],

@@ -171,8 +171,8 @@ class SynthesisSettings:
     workers: int = 0
     """Processes; 0 means the cores that no device worker needs, or without a GPU as many as there are of those."""
     merge: str = "confident"
-    """confident: a sure program takes one attempt, the first if the vote agrees with it or is weak. fill: programs
-    only fill attempts that the vote leaves open. first: programs before the vote whenever they fit all
+    """confident: a likely program takes one attempt, the first if the vote agrees with it or is less sure. fill:
+    programs only fill attempts that the vote leaves open. first: programs before the vote whenever they fit all
     demonstrations (how BARC joins its two halves)."""
 
     def __post_init__(self) -> None:

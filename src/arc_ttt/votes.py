@@ -63,8 +63,8 @@ class Program:
         return self.fits_all and self.confidence >= SURE
 
 
-SURE = 0.75  # confidence from which a program may take an attempt
-WEAK = 0.5  # share of views that must agree on the first answer for a vote to be strong; a guess
+SURE = 0.75  # confidence from which a program is taken for right: no more effort goes into its task before others
+TAKES = 0.15  # confidence from which a program takes an attempt; the second place of a vote is right less often
 
 
 def strength(candidates: Sequence[Candidate]) -> float:
@@ -76,19 +76,20 @@ def strength(candidates: Sequence[Candidate]) -> float:
 def merge(neural: Sequence[Grid], vote_strength: float, programs: Sequence[Program], *, rule: str) -> list[Grid]:
     """Grids of one test input, best first, from the ranked vote and the programs (best first).
 
-    Source: `first` is the rule of Li et al. 2024 (BARC), equation 5; `confident` is ours: with a sure program and a
-    vote both in the attempts, only their order is left to decide.
+    Source: `first` is the rule of Li et al. 2024 (BARC), equation 5; `confident` is ours: the best program and the
+    vote's first grid share the attempts, in the order of the program's confidence and the share of views that agree.
     """
     vote = list(_distinct(neural).values())
-    fitting = [p.grid for p in programs if p.fits_all]
+    grids = [p.grid for p in programs]
     if rule == "first":
-        return list(_distinct([*fitting, *vote, *(p.grid for p in programs)]).values())
-    sure = [p.grid for p in programs if p.sure] if rule == "confident" else []
-    if not sure:
-        return list(_distinct([*vote, *(p.grid for p in programs)]).values())
-    agreed = bool(vote) and same_grid(vote[0], sure[0])
-    leading = [sure[0], *vote[:1]] if agreed or vote_strength < WEAK else [vote[0], sure[0]]
-    return list(_distinct([*leading, *vote, *(p.grid for p in programs)]).values())
+        return list(_distinct([*(p.grid for p in programs if p.fits_all), *vote, *grids]).values())
+    likely = [p for p in programs if p.confidence >= TAKES] if rule == "confident" else []
+    if not likely:
+        return list(_distinct([*vote, *grids]).values())
+    agreed = bool(vote) and same_grid(vote[0], likely[0].grid)
+    program_first = agreed or likely[0].confidence > vote_strength
+    leading = [likely[0].grid, *vote[:1]] if program_first else [*vote[:1], likely[0].grid]
+    return list(_distinct([*leading, *(p.grid for p in likely[1:]), *vote, *grids]).values())
 
 
 def rank(candidates: Sequence[Candidate], scored: Sequence[ScoredCandidate], *, rule: str) -> list[Grid]:
