@@ -396,8 +396,9 @@ def print_report(report: Mapping[str, Any]) -> None:
     )
     for reason, count in sorted(report["rejected_pairs"].items(), key=lambda item: -item[1]):
         print(f"  {count:9,} rejected: {reason}")
-    for name, why in report["left_out"].items():
-        print(f"  left out {name}: {why}")
+    for why in sorted(set(report["left_out"].values())):
+        names = [name for name, reason in report["left_out"].items() if reason == why]
+        print(f"  {len(names):9,} left out, {why}: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}")
     if report["cut"]:
         print(f"  cut by a CPU limit (a rerun may differ there): {', '.join(report['cut'])}")
     print(json.dumps(report))
