@@ -334,4 +334,4 @@ def exact_match(
         rows = batch.places // batch.ids.shape[1]
         right += [not bool(wrong[rows == row].any()) for row in range(batch.sequences)]
     base.llama.train(training)
-    return list(np.array(right)[np.argsort(order)]) if right else []
+    return [right[int(place)] for place in np.argsort(order)]
