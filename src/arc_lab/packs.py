@@ -182,7 +182,8 @@ def _parse(path: Path, content: bytes, sha256: str) -> Pack:
 
 def _scan(content: bytes, start: int, count: int | None) -> tuple[list[int], list[int], int]:
     """Starts and token counts of `count` pairs (None: all) from `start` on, and where they end."""
-    starts, tokens = [], []
+    starts: list[int] = []
+    tokens: list[int] = []
     while len(starts) < count if count is not None else start < len(content):
         starts.append(start)
         length = 0

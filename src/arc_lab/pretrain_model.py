@@ -205,7 +205,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, weights: Iterable[torch.nn.Parameter], lr: float, weight_decay: float) -> None:
         super().__init__(list(weights), {"lr": lr, "weight_decay": weight_decay})
-        self.shapes: dict[tuple[int, int], list[torch.nn.Parameter]] = {}
+        self.shapes: dict[tuple[int, int], list[torch.Tensor]] = {}
         for weight in self.param_groups[0]["params"]:
             self.shapes.setdefault((weight.shape[0], weight.shape[1]), []).append(weight)
         self.momentum = {

@@ -3,9 +3,9 @@
     python -m arc_lab quantize --model local/xs/model --out local/xs/nf4 --pack local/rearc.pack
 
 Linear layers become NF4 with double quantization (bitsandbytes); embedding, head and norms stay as they are. The
-written folder is loaded again and must hold the same bits. With a pack, exact match on its held pairs is measured with the
-weights as they were and with those that four bits stand for: before test-time training, and after a short one on tasks
-of held-out generators. Both are measured on the same sequences and tasks; the difference has a paired standard error.
+written folder is loaded again and must hold the same bits. With a pack, exact match on its held pairs is measured
+with the weights as they were and with those that four bits stand for: before test-time training, and after a short one
+on tasks of held-out generators. Both are measured on the same sequences and tasks; the difference has a paired standard error.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Cost:
         return float(np.std(changes)) / math.sqrt(len(changes)) if len(changes) else 0.0
 
     def _changes(self) -> np.typing.NDArray[np.float64]:
-        return np.array(self.four_bit, dtype=float) - np.array(self.plain, dtype=float)
+        changes: np.typing.NDArray[np.float64] = np.array(self.four_bit, float) - np.array(self.plain, float)
+        return changes
 
     def document(self) -> dict[str, Any]:
         return {

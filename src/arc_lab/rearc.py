@@ -284,7 +284,7 @@ def build(
 
 def _too_few(entry: Mapping[str, Any], pairs: Sequence[bytes]) -> bool:
     """Groups that cannot fill one sequence (a task's own pairs: at least two; the task file says how many)."""
-    return len(pairs) - entry["held_pairs"] < (2 if entry["name"].startswith("tasks/") else 4)
+    return len(pairs) - int(entry["held_pairs"]) < (2 if entry["name"].startswith("tasks/") else 4)
 
 
 def count_pairs(groups: Sequence[tuple[Mapping[str, Any], Sequence[bytes]]]) -> dict[str, int]:
