@@ -25,7 +25,7 @@ _SHARED = """
 3af2c5a8 46442a0e 496994bd 4c4377d9 62c24649 67e8384a 6d0aefbc 6fa7a44f 7fe24cdd 8be77c9e 8d5021e8 a416b8f3 c9e6f938 \
  f25ffba3 963e52fc  the grid beside turned copies of itself
 0dfd9992 29ec7d0e 484b58aa c3f564a4 05269061 caa06a1f f9012d9b  a periodic pattern restored or continued
-b8825c91 dc0a314f ff805c23 9ecd008a 73251a56  a symmetric pattern restored
+b8825c91 dc0a314f ff805c23 9ecd008a 73251a56 f9012d9b  a symmetric pattern restored
 a3df8b1e e179c5f4  a ball thrown between walls
 0520fde7 3428a4f5 1b2d62fb 94f9d214 99b1bc43 f2829549 fafffa47 ce4f8723 6430c8c4 dae9d2b5 \
  e98196ab cf98881b  two panels joined cell by cell
@@ -38,9 +38,9 @@ b1948b0a c8f0f002 d511f180 0d3d703e  colours exchanged cell by cell
 4938f0c2 4c5c2cf0 e40b9e2f  a figure completed to symmetry about its centre
 60b61512 b27ca6d3 50cb2852 d5d6de2d 543a7ed5 bb43febb 6f8cd79b b6afb2da  boxes filled, or given a border or interior
 0b148d64 23b5c85d 32597951 6d75e8bb a87f7484 be94b721 1cf80156 a61ba2ce 72ca375d d9fac9be b9b7f026 445eab21 \
- 2dc579da 39a8645d a740d043 8efcae92 6ecd11f4 1f85a75f ae4f1146 e50d258f 5117e062  one object picked
+ 2dc579da 39a8645d a740d043 8efcae92 6ecd11f4 1f85a75f ae4f1146 e50d258f 5117e062 f8ff0b80  one object picked
 00d62c1b 7b6016b9 a5313dff 83302e8f  enclosed cells filled
-007bbfb7 c3202e5a cce03e0d  the grid as its own tile, by colour
+007bbfb7 c3202e5a c3e719e8 cce03e0d  the grid as its own tile, by colour
 c0f76784 6cf79266 e8593010  holes recoloured by size or shape
 1e0a9b12 3906de3d beb8660c  cells fall
 25d8a9c8 a85d4709  rows recoloured by their contents

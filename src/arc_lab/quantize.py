@@ -5,7 +5,7 @@
 Linear layers become NF4 with double quantization (bitsandbytes); embedding, head and norms stay as they are. The
 written folder is loaded again and must hold the same bits. With a pack, exact match on its held pairs is measured
 with the weights as they were and with those that four bits stand for: before test-time training, and after a short one
-on tasks of held-out generators. Both are measured on the same sequences and tasks; the difference has a paired standard error.
+on tasks of held-out generators. Both are measured on the same questions; the difference has a paired standard error.
 """
 
 from __future__ import annotations
