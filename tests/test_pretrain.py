@@ -38,6 +38,7 @@ from arc_ttt.grids import freeze
 from arc_ttt.model import hidden_states, load_model
 from arc_ttt.settings import ModelSettings
 from arc_ttt.training import collate, cross_entropy_sum
+from test_rearc import WHEEL, needs_generators
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -177,6 +178,22 @@ def test_a_feed_goes_on_exactly_and_background_processes_change_nothing(pack: Pa
     assert begun + rest == whole
 
 
+@needs_generators
+def test_live_pairs_are_fresh_verified_and_avoid_what_they_must(tmp_path: Path) -> None:
+    group = {"name": "rearc/67a3c6ac", "family": "67a3c6ac", "split": "train", "held_pairs": 0}
+    write_pack(tmp_path / "p.pack", {"settings": {}}, [(group, rule_pairs("copy", 4, 1))])
+    packs = [read_pack(tmp_path / "p.pack")]
+    state = None
+    for avoid, fresh in ((lambda pair: None, True), (lambda pair: "some task", False)):
+        feed = Feed(packs, replace(DATA, upscale=0.0), processes=1, wheel=WHEEL, avoid=avoid)
+        try:
+            feed.start(state, 128)
+            found = [feed.next(128) for _ in range(6)]
+        finally:
+            feed.close()
+        assert any((batch.positions % 64 > 4).any() for batch in found) == fresh  # the pack's own are at most 3 wide
+
+
 def test_measured_sequences_are_fixed_and_ask_for_the_last_output(pack: Pack) -> None:
     for split in ("train", "held-out"):
         first, second = (measuring_sequences([pack], split, 10, 256) for _ in range(2))
@@ -245,11 +262,16 @@ def test_muon_is_that_of_torch() -> None:
 
 def test_exact_match_is_by_sequence_and_in_order(pack: Pack) -> None:
     base = training_model(TINY, "longrope", 0, "", "float32", CPU)
-    sequences = compact(pack, 12)
-    assert exact_match(base, sequences) == [False] * 12
-    for _ in range(2):
-        right = exact_match(base, sequences, (96, 256), 512)
-        assert right == [False] * 12
+    rng = np.random.default_rng(0)
+    sequences = []
+    for sequence in compact(pack, 40):  # one target each, so that an untrained model gets some right
+        mask = np.zeros(len(sequence), dtype=np.bool_)
+        mask[rng.integers(1, len(sequence))] = True
+        sequences.append(replace(sequence, loss_mask=mask))
+    alone = [exact_match(base, [sequence])[0] for sequence in sequences]
+    assert 0 < sum(alone) < 40
+    assert exact_match(base, sequences, (), 300) == alone
+    assert exact_match(base, sequences, (48, 96, 256), 512) == alone
     assert exact_match(base, []) == []
 
 

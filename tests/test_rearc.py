@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,17 @@ from arc_lab.datasets import load_dataset
 from arc_lab.families import arc_training_ids, families, family_of, held_out_families
 from arc_lab.generators import as_grid, package_folder
 from arc_lab.packs import PackError, Pair, pair_bytes, pair_tokens, read_pack, split_pairs, write_pack
-from arc_lab.rearc import EvaluationPairs, PackSettings, build, dataset_pairs, main, task_groups
+from arc_lab.rearc import (
+    Answered,
+    EvaluationPairs,
+    PackSettings,
+    build,
+    dataset_pairs,
+    evaluation_pairs,
+    main,
+    task_groups,
+    training_tasks,
+)
 from arc_ttt.errors import InputError, SettingsError
 from arc_ttt.formats import CompactFormat
 from arc_ttt.grids import freeze, same_grid
@@ -158,7 +169,7 @@ def test_families_are_closed_and_held_out_as_wholes() -> None:
 
 @pytest.fixture(scope="module")
 def evaluation() -> EvaluationPairs:
-    return EvaluationPairs(load_dataset("evaluation"))
+    return evaluation_pairs()
 
 
 def test_an_evaluation_pair_is_known_under_every_symmetry(evaluation: EvaluationPairs) -> None:
@@ -171,7 +182,7 @@ def test_an_evaluation_pair_is_known_under_every_symmetry(evaluation: Evaluation
 
 
 def test_the_training_task_that_equals_an_evaluation_task_is_dropped(evaluation: EvaluationPairs) -> None:
-    groups, dropped = task_groups(load_dataset("training"), PackSettings(), evaluation)
+    groups, dropped = task_groups(training_tasks(), PackSettings(), evaluation)
     assert "070dd51e" in dropped["40853293"]
     assert all(entry["name"] != "tasks/40853293" for entry, _ in groups)
     assert all(evaluation.task_with(pair) is None for _, pairs in groups for pair in pairs)
@@ -239,12 +250,13 @@ FEW = PackSettings(
 def test_a_pack_is_the_same_for_any_hash_seed_and_number_of_processes(tmp_path: Path) -> None:
     report = build(WHEEL, tmp_path / "one.pack", FEW, processes=1)
     script = (
-        "import sys; from pathlib import Path; from test_rearc import FEW, WHEEL; from arc_lab.rearc import build\n"
-        "print(build(WHEEL, Path(sys.argv[1]), FEW, processes=2)['sha256'])"
+        "import json, sys; from pathlib import Path; from arc_lab.rearc import PackSettings, build\n"
+        "given = {n: tuple(v) if isinstance(v, list) else v for n, v in json.loads(sys.argv[2]).items()}\n"
+        "print(build(sys.argv[3], Path(sys.argv[1]), PackSettings(**given), processes=2)['sha256'])"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": "123", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}"}
+    environment = {**os.environ, "PYTHONHASHSEED": "123", "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "two.pack")],
+        [sys.executable, "-c", script, str(tmp_path / "two.pack"), json.dumps(asdict(FEW)), WHEEL],
         env=environment,
         capture_output=True,
         text=True,
@@ -252,7 +264,7 @@ def test_a_pack_is_the_same_for_any_hash_seed_and_number_of_processes(tmp_path: 
     )
     assert done.stdout.strip() == report["sha256"] == read_pack(tmp_path / "two.pack").sha256
     assert (tmp_path / "one.pack").read_bytes() == (tmp_path / "two.pack").read_bytes()
-    other = build(WHEEL, tmp_path / "three.pack", PackSettings(seed=1, only=FEW.only[:2]), processes=1)
+    other = build(WHEEL, tmp_path / "three.pack", replace(FEW, seed=1))
     assert other["sha256"] != report["sha256"]
 
 
@@ -284,6 +296,25 @@ def test_a_cpu_limit_that_bites_is_reported(tmp_path: Path) -> None:
     report = build(WHEEL, tmp_path / "cut.pack", settings, processes=1)
     assert report["cut"] == ["67a3c6ac"]
     assert 0 < report["pairs"] < 100_000
+
+
+@needs_generators
+def test_an_interrupted_build_goes_on_and_gives_the_same_pack(tmp_path: Path) -> None:
+    settings = PackSettings(pairs_per_generator=8, held_pairs=2, max_side=10, only=("67a3c6ac", "a416b8f3", "d631b094"))
+    whole = build(WHEEL, tmp_path / "whole.pack", settings)
+
+    def stop(done: int, of: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(WHEEL, tmp_path / "part.pack", settings, progress=stop)
+    partial = tmp_path / "part.pack.partial"
+    with partial.open("a") as file:
+        file.write('[{"generator": "cut')
+    assert len(Answered(partial).known) >= 2
+    assert build(WHEEL, tmp_path / "part.pack", settings)["sha256"] == whole["sha256"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["part.pack", "whole.pack"]
 
 
 @needs_generators

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -44,7 +45,7 @@ from arc_lab.packs import read_pack
 from arc_lab.pretrain_data import DataSettings, Feed, measuring_sequences
 from arc_lab.pretrain_loop import Trainer, join_processes
 from arc_lab.pretrain_model import PRESETS, ROPES
-from arc_lab.rearc import EvaluationPairs
+from arc_lab.rearc import evaluation_pairs
 from arc_ttt.deadline import parse_duration
 from arc_ttt.errors import ArcError, InputError, SettingsError
 
@@ -142,7 +143,7 @@ def pretrain(
     settings: PretrainSettings,
     options: RunOptions,
     *,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = functools.partial(print, flush=True),  # noqa: B008
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Train, or go on training; returns the card (JSON-ready), also when interrupted.
@@ -154,7 +155,7 @@ def pretrain(
         TrainingDiverged: the loss is not finite.
     """
     loaded = [read_pack(path) for path in packs]
-    avoid = EvaluationPairs(_evaluation()).task_with if options.live else _nothing
+    avoid = evaluation_pairs().task_with if options.live else _nothing
     feed = Feed(loaded, settings.data, processes=options.processes, wheel=options.live, avoid=avoid)
     try:
         measured = {
@@ -166,12 +167,6 @@ def pretrain(
             return trainer.run(stopped)
     finally:
         feed.close()
-
-
-def _evaluation() -> Any:
-    from arc_lab.datasets import load_dataset
-
-    return load_dataset("evaluation")
 
 
 def _nothing(pair: bytes) -> str | None:

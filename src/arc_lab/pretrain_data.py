@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
 import random
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -243,8 +245,17 @@ _MAKER: WindowMaker | None = None  # of a background process
 
 def _start(packs: Sequence[Pack], settings: DataSettings, wheel: str, avoid: Any) -> None:
     global _MAKER
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     live = LivePairs(load_generators(wheel), avoid) if wheel else None
     _MAKER = WindowMaker(packs, settings, live)
+
+
+def _end_with(parent: int) -> None:
+    """End this process once its parent has died, however that happened."""
+    never = threading.Event()
+    while os.getppid() == parent:
+        never.wait(2.0)
+    os._exit(1)
 
 
 def _make(number: int, limit: int) -> list[Batch]:
@@ -278,6 +289,7 @@ class Feed:
             self._pool = ProcessPoolExecutor(
                 processes, multiprocessing.get_context("fork"), _start, (packs, settings, wheel, avoid)
             )
+            self._pool.submit(int)  # starts all processes now, before this one holds a device or threads
         self._pending: deque[tuple[int, int, Future[list[Batch]] | None]] = deque()
         self._window: list[Batch] = []
         self._index = 0

@@ -28,6 +28,7 @@ from arc_ttt.deadline import REAL_CLOCK, format_duration
 from arc_ttt.errors import TrainingDiverged
 from arc_ttt.formats import TokenSequence
 from arc_ttt.model import LoadedModel
+from arc_ttt.submission import write_atomically
 from arc_ttt.training import micro_batches, target_logits
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class Trainer:
         if stored is not None:
             self.trained.restore(stored[1], options.checkpoints)
             self.state = {name: stored[0][name] for name in self.state}
+            self._rewrite_log()
             self.say(f"going on after step {self.state['step']}, {format_duration(self.state['seconds'])}")
         if options.compile:
             compile_layers(self.base.llama, max(1, len(settings.data.lengths)))
@@ -226,6 +228,12 @@ class Trainer:
             f"  {format_duration(state['seconds'])}  windows ready {self.feed.ready()}"
         )
 
+    def _rewrite_log(self) -> None:
+        """Bring log.jsonl back to the checkpoint's moment."""
+        if self.group.first:
+            lines = "".join(json.dumps(line) + "\n" for line in self.state["curve"])
+            write_atomically(self.options.out / "log.jsonl", lines)
+
     def _record(self, figures: dict[str, Any]) -> None:
         """Add figures to the curve and to log.jsonl."""
         line = {"step": self.state["step"], "seconds": round(self.state["seconds"], 1), **figures}
@@ -252,6 +260,10 @@ class Trainer:
         return figures
 
     def _save(self, *, finished: bool) -> None:
+        """Write checkpoint, model and card; never of weights that are not finite."""
+        weights = torch.stack([weight.detach().abs().amax() for weight in self.base.llama.parameters()])
+        if not bool(weights.isfinite().all()):
+            raise TrainingDiverged(f"weights are not finite at step {self.state['step']}; the checkpoint before stays")
         state = {
             **self.state,
             "feed": self.feed.state(),

@@ -5,7 +5,8 @@
 
 Every pair passes its generator's own verifier. A pack depends on its options alone: not on the number of processes, the
 order in which they finish, or PYTHONHASHSEED. Only a CPU limit that bites can change it; generators that it cut are
-named in the report and in the pack's header.
+named in the report and in the pack's header. An interrupted build goes on when the same command is given again: what
+its generators made stands in OUT.partial until the pack is written.
 
 Some families of generators (`arc_lab.families`) are held out: the pack holds pairs of them to measure on, marked so
 that no training ever sees them. Of every other generator the last few pairs are held back too. Pairs that any public
@@ -22,11 +23,13 @@ import os
 import queue
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +117,18 @@ class EvaluationPairs:
         return self.task_of.get(pair)
 
 
+@cache
+def evaluation_pairs() -> EvaluationPairs:
+    """Those of the 400 public evaluation tasks."""
+    return EvaluationPairs(load_dataset("evaluation"))
+
+
+@cache
+def training_tasks() -> Dataset:
+    """The 400 public training tasks."""
+    return load_dataset("training")
+
+
 def dataset_pairs(dataset: Dataset) -> Iterator[tuple[str, Pair]]:
     """All pairs of all tasks with a known output, demonstrations first."""
     for task in dataset.loaded.tasks:
@@ -157,10 +172,39 @@ def _entry(source: str, task_id: str) -> dict[str, Any]:
     return {"name": f"{source}/{task_id}", "family": family, "split": split, "held_pairs": 0}
 
 
+class Answered:
+    """Answers of workers on disk, a line each with the request, so that an interrupted build goes on."""
+
+    def __init__(self, path: Path) -> None:
+        """Read what is there; a line that an interruption cut is left out."""
+        self.path = path
+        self.known: dict[str, dict[str, Any]] = {}
+        self._lock = threading.Lock()
+        for line in path.read_text().splitlines() if path.exists() else ():
+            try:
+                request, answer = json.loads(line)
+            except ValueError:
+                continue
+            self.known[json.dumps(request)] = answer
+
+    def get(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
+        return self.known.get(json.dumps(request))
+
+    def add(self, request: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
+        with self._lock, self.path.open("a") as file:
+            file.write("\n" + json.dumps([request, answer]) + "\n")
+
+
 def generate(
-    wheel: str, settings: PackSettings, processes: int, progress: Callable[[int, int], None] = lambda done, of: None
+    wheel: str,
+    settings: PackSettings,
+    processes: int,
+    answered: Answered,
+    progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """Ids of all generators, and the workers' answers for those asked for, in the order of ids.
+
+    answered: what need not be asked again.
 
     Raises:
         InputError: the package is not there, an id of `settings.only` is unknown, or a worker died.
@@ -173,12 +217,17 @@ def generate(
             raise InputError(f"--only: there is no generator {', '.join(unknown[:5])}")
 
         def ask(task_id: str) -> dict[str, Any]:
+            request = settings.request(task_id)
+            known = answered.get(request)
+            if known is not None:
+                return known
             process = idle.get()
             try:
-                answer = _exchange(process, json.dumps(settings.request(task_id)))
+                answer = dict(_exchange(process, json.dumps(request)))
             finally:
                 idle.put(process)
-            return dict(answer)
+            answered.add(request, answer)
+            return answer
 
         answers = []
         with ThreadPoolExecutor(processes) as threads:
@@ -241,10 +290,12 @@ def build(
         InputError: reasoning-gym or a task file cannot be used.
     """
     start_s = REAL_CLOCK.now()
-    evaluation = EvaluationPairs(load_dataset("evaluation"))
-    own, own_dropped = task_groups(load_dataset("training"), settings, evaluation)
+    evaluation = evaluation_pairs()
+    own, own_dropped = task_groups(training_tasks(), settings, evaluation)
     shared = {task_id for task_id, why in own_dropped.items() if "evaluation" in why}
-    ids, answers = generate(wheel, settings, processes, progress)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    answered = Answered(out.with_name(out.name + ".partial"))
+    ids, answers = generate(wheel, settings, processes, answered, progress)
     groups, rejected = _generated_groups([a for a in answers if a["generator"] not in shared], evaluation)
     left_out = {f"rearc/{i}": own_dropped[i] for i in sorted(shared & set(ids))}
     if settings.training_tasks:
@@ -270,6 +321,7 @@ def build(
         "generators": {a["generator"]: {k: a[k] for k in ("attempts", "reasons")} for a in answers},
     }
     digest = write_pack(out, header, groups)
+    answered.path.unlink(missing_ok=True)
     return {
         "pack": str(out),
         "sha256": digest,
