@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -401,6 +403,25 @@ def test_wrong_use_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
     assert all(line.startswith("arc_lab pretrain: ") for line in lines)
+
+
+def test_a_signal_ends_the_command_with_a_checkpoint(
+    pack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arc_lab.pretrain_loop.matmul_peak", lambda device, dtype: 1e9)
+    command = ["--pack", str(pack_file), "--preset", "tiny", "--steps", "100000", "--processes", "0"]
+    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # in case it comes before the command listens
+    try:
+        timer.start()
+        assert main([*command, "--eval-sequences", "4", "--out", str(tmp_path)]) == 130
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGTERM, before)
+    state = json.loads((tmp_path / "checkpoint" / "checkpoint.json").read_text())
+    assert 0 < state["step"] < 100_000
+    assert not json.loads((tmp_path / "card.json").read_text())["finished"]
 
 
 # Several processes, real sizes

@@ -61,7 +61,7 @@ class PackSettings:
     difficulty: tuple[float, float] = (0.0, 1.0)
     attempts_per_pair: int = 6
     """At most so many attempts for each pair wanted."""
-    cpu_s_per_generator: float = 60.0
+    cpu_s_per_generator: float = 300.0
     """CPU seconds after which a generator is cut."""
     seed: int = 0
     only: tuple[str, ...] = ()
@@ -470,7 +470,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-tokens", type=int, default=1900, metavar="N", help="longest pair in tokens of the compact format")
     add("--difficulty", default="0,1", metavar="LOW,HIGH")
     add(
-        "--cpu-s-per-generator", type=float, default=60.0, metavar="S", help="cut a generator after so many CPU seconds"
+        "--cpu-s-per-generator",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="cut a generator after so many CPU seconds",
     )
     add("--seed", type=int, default=0)
     add("--only", default="", metavar="ID,ID", help="only these generators")
