@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from safetensors.torch import load_file
 from arc_lab.packs import Pack, pair_bytes, read_pack, write_pack
 from arc_lab.pretrain import PretrainSettings, RunOptions, main, pretrain
 from arc_lab.pretrain_data import DataSettings, Feed, WindowMaker, fixed_shapes, measuring_sequences
-from arc_lab.pretrain_loop import exact_match
+from arc_lab.pretrain_loop import Trainer, exact_match
 from arc_lab.pretrain_model import (
     PRESETS,
     Muon,
@@ -410,17 +409,17 @@ def test_a_signal_ends_the_command_with_a_checkpoint(
 ) -> None:
     monkeypatch.setattr("arc_lab.pretrain_loop.matmul_peak", lambda device, dtype: 1e9)
     command = ["--pack", str(pack_file), "--preset", "tiny", "--steps", "100000", "--processes", "0"]
-    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
-    before = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # in case it comes before the command listens
-    try:
-        timer.start()
-        assert main([*command, "--eval-sequences", "4", "--out", str(tmp_path)]) == 130
-    finally:
-        timer.cancel()
-        signal.signal(signal.SIGTERM, before)
+    step = Trainer._step
+
+    def step_then_signal(trainer: Trainer, progress: float) -> None:
+        step(trainer, progress)
+        if trainer.state["step"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "_step", step_then_signal)
+    assert main([*command, "--eval-sequences", "4", "--out", str(tmp_path)]) == 130
     state = json.loads((tmp_path / "checkpoint" / "checkpoint.json").read_text())
-    assert 0 < state["step"] < 100_000
+    assert state["step"] == 3
     assert not json.loads((tmp_path / "card.json").read_text())["finished"]
 
 

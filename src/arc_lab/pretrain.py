@@ -9,7 +9,8 @@ training's own checkpoint.
 
 How to train on one GPU for 22 minutes
 --------------------------------------
-Beforehand, on any CPU (once; about half an hour of CPU time and 14 MB), and a dry run of the same size that shows bugs before the GPU costs time:
+Beforehand, on any CPU (once; about half an hour of CPU time and 14 MB), and a dry run of the same model that shows bugs
+before the GPU costs time:
 
     python -m arc_lab rearc --wheel installed --out local/big.pack --pairs-per-generator 1000 --training-tasks
     python -m arc_lab pretrain --pack local/big.pack --preset M --steps 3 --batch-tokens 8192 --window-sequences 16 \\
