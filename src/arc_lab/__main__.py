@@ -7,6 +7,9 @@ import sys
 
 COMMANDS = {  # command: (module with `main(argv) -> exit status`, one sentence of help)
     "benchmark": ("arc_lab.benchmark", "Measure how fast this machine trains and decodes, and what share of its peak."),
+    "pretrain": ("arc_lab.pretrain", "Train a small Llama on a pack of pairs, from nothing or from a checkpoint."),
+    "quantize": ("arc_lab.quantize", "Write a checkpoint's NF4 form and measure what that costs."),
+    "rearc": ("arc_lab.rearc", "Build a training pack from the ReARC generators."),
     "synthesize": ("arc_lab.synthesize", "Run CPU program synthesis on a set of tasks and print a table of results."),
 }
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from arc_ttt.deadline import Deadline
 from arc_ttt.errors import TrainingDiverged
@@ -36,20 +37,27 @@ class TrainingReport:
 
 def collate(sequences: Sequence[TokenSequence], pad: int, device: torch.device) -> Batch:
     """Right-padded tensors of some sequences."""
-    longest = max(len(sequence) for sequence in sequences)
-    ids = np.full((len(sequences), longest), pad, dtype=np.int64)
-    positions = np.zeros((len(sequences), longest), dtype=np.int64)
-    targets = np.zeros((len(sequences), longest), dtype=np.bool_)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = sequence.ids
-        positions[row, : len(sequence)] = sequence.positions
-        targets[row, : len(sequence)] = sequence.loss_mask
-    targets[:, 0] = False  # nothing stands before the first token to predict it
+    ids, positions, targets = padded(sequences, pad, len(sequences), max(len(sequence) for sequence in sequences))
     return (
         torch.from_numpy(ids).to(device),
         torch.from_numpy(positions).to(device),
         torch.from_numpy(targets).to(device),
     )
+
+
+def padded(
+    sequences: Sequence[TokenSequence], pad: int, rows: int, length: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Ids, positions and targets, (rows, length) each, padded to the right and below."""
+    ids = np.full((rows, length), pad, dtype=np.int64)
+    positions = np.zeros((rows, length), dtype=np.int64)
+    targets = np.zeros((rows, length), dtype=np.bool_)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence.ids
+        positions[row, : len(sequence)] = sequence.positions
+        targets[row, : len(sequence)] = sequence.loss_mask
+    targets[:, 0] = False  # nothing stands before the first token to predict it
+    return ids, positions, targets
 
 
 def micro_batches(sequences: Sequence[TokenSequence], budget_tokens: int) -> list[list[TokenSequence]]:
@@ -66,9 +74,20 @@ def micro_batches(sequences: Sequence[TokenSequence], budget_tokens: int) -> lis
 def cross_entropy_sum(llama: Any, batch: Batch) -> torch.Tensor:
     """Sum over targets of the negative log-likelihood, nats. Logits exist at targets only."""
     ids, positions, targets = batch
-    hidden = hidden_states(llama, ids, positions)[:, :-1][targets[:, 1:]]
-    logits = llama.lm_head(hidden).float()
-    return torch.nn.functional.cross_entropy(logits, ids[:, 1:][targets[:, 1:]], reduction="sum")
+    logits, wanted = target_logits(llama, ids, positions, targets.flatten().nonzero()[:, 0])
+    return torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
+
+
+def target_logits(
+    llama: Any, ids: torch.Tensor, positions: torch.Tensor, places: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (N, V) in float32 at some targets, and the targets themselves (N,).
+
+    places: (N,) int64, where the targets stand in `ids` (B, T) laid out flat; none is first in its row. With places
+    that the host has counted, nothing here waits for a GPU.
+    """
+    hidden = hidden_states(llama, ids, positions).flatten(0, 1)[places - 1]
+    return llama.lm_head(hidden).float(), ids.flatten()[places]
 
 
 def shuffled_steps(

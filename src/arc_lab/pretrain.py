@@ -1,0 +1,300 @@
+"""`python -m arc_lab pretrain`: train a small stock Llama on a pack of pairs, or continue one.
+
+    python -m arc_lab pretrain --pack local/rearc.pack --preset XS --for 150m --out local/xs
+
+The same command again goes on where it was interrupted; `--init DIR` starts a new training from a checkpoint's weights.
+The clock drives the schedule with `--for`, the number of steps with `--steps`; with the latter a run is the same bit
+for bit however often it is interrupted. OUT gets model/ (a stock checkpoint), card.json, card.md, log.jsonl, and the
+training's own checkpoint.
+
+How to train on one GPU for 22 minutes
+--------------------------------------
+Beforehand, on any CPU (once; about half an hour of CPU time and 14 MB), and a dry run of the same model that shows bugs
+before the GPU costs time:
+
+    python -m arc_lab rearc --wheel installed --out local/big.pack --pairs-per-generator 1000 --training-tasks
+    python -m arc_lab pretrain --pack local/big.pack --preset M --steps 3 --batch-tokens 8192 --window-sequences 16 \\
+        --windows-ahead 1 --eval-sequences 4 --out local/dry
+
+On the GPU machine, with the repository, the pack and the wheel of reasoning-gym beside it:
+
+    PYTHONPATH=src python -m arc_lab pretrain --pack big.pack --preset M --for 22m --compile --processes 14 \\
+        --save-dtype bfloat16 --checkpoints /tmp/checkpoints --out OUT
+    PYTHONPATH=src python -m arc_lab pretrain --pack big.pack --preset M --for 22m --compile --processes 14 \\
+        --live reasoning_gym-0.1.25-py3-none-any.whl --seed 1 --init OUT/model --save-dtype bfloat16 --out OUT2
+
+The second line continues from the first one's weights with fresh pairs. OUT/model holds bfloat16 shards under 14 MB
+each, rewritten at every checkpoint; /tmp/checkpoints (weights and both optimizers, 310 MB for M) need not be brought
+back. With several GPUs put `torchrun --nproc-per-node N -m` in place of `python -m`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from arc_lab.packs import read_pack
+from arc_lab.pretrain_data import DataSettings, Feed, measuring_sequences
+from arc_lab.pretrain_loop import Trainer, join_processes
+from arc_lab.pretrain_model import PRESETS, ROPES
+from arc_lab.rearc import evaluation_pairs
+from arc_ttt.deadline import parse_duration
+from arc_ttt.errors import ArcError, InputError, SettingsError
+
+GPU_LENGTHS = (512, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainSettings:
+    """Everything that decides the result, besides the packs. A checkpoint goes on only under the same ones."""
+
+    preset: str = "XS"
+    rope: str = "longrope"
+    init: str = ""
+    """Folder of a checkpoint to start from, or "embedded"; empty for a fresh model of the preset."""
+    seed: int = 0
+    seconds: float = 0.0
+    """Training time; 0 when `steps` is given."""
+    steps: int = 0
+    accumulate: int = 1
+    """Batches of a step (of each process)."""
+    muon_lr: float = 0.02
+    adam_lr: float = 4e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 100
+    decay_share: float = 0.25
+    """Last part of the training over which the learning rates fall linearly to 0."""
+    clip_norm: float = 1.0
+    curriculum: bool = True
+    """Sequences of at most 0.4 of max_tokens in the first fifth, 0.65 until half; False: of any length at once."""
+    dtype: str = "auto"
+    data: DataSettings = dataclasses.field(default_factory=DataSettings)
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise SettingsError(f"--preset {self.preset}: there are {', '.join(PRESETS)}")
+        if self.rope not in ROPES:
+            raise SettingsError(f"--rope {self.rope}: there are {', '.join(ROPES)}")
+        if (self.seconds > 0) == (self.steps > 0):
+            raise SettingsError("give either --for (a duration) or --steps (a number above 0)")
+        limits = {
+            "accumulate": (self.accumulate, 1, 1024),
+            "muon-lr": (self.muon_lr, 1e-9, 1.0),
+            "adam-lr": (self.adam_lr, 1e-9, 1.0),
+            "weight-decay": (self.weight_decay, 0.0, 1.0),
+            "warmup-steps": (self.warmup_steps, 1, 1_000_000),
+            "decay-share": (self.decay_share, 0.0, 1.0),
+            "clip-norm": (self.clip_norm, 1e-6, 1e6),
+            "max-tokens": (self.data.max_tokens, 64, 16_384),
+            "batch-tokens": (self.data.batch_tokens, 64, 10_000_000),
+            "window-sequences": (self.data.window_sequences, 1, 1_000_000),
+            "windows-ahead": (self.data.windows_ahead, 0, 1000),
+            "upscale": (self.data.upscale, 0.0, 1.0),
+            "tasks-weight": (self.data.tasks_weight, 0.0, 1.0),
+        }
+        for name, (value, least, most) in limits.items():
+            if not least <= value <= most:
+                raise SettingsError(f"--{name} is {value:g}; it must be from {least:g} to {most:g}")
+
+    def limit_tokens(self, progress: float) -> int:
+        """Longest sequence of windows requested when this share of the training is done."""
+        share = 1.0 if not self.curriculum or progress >= 0.5 else 0.65 if progress >= 0.2 else 0.4
+        return max(min(260, self.data.max_tokens), round(share * self.data.max_tokens))
+
+    def rate(self, step: int, progress: float) -> float:
+        """Share of the learning rates at a step (from 0): linear warm-up, constant, linear decay to 0."""
+        decay = min(1.0, (1 - progress) / self.decay_share) if self.decay_share else 1.0
+        return min(1.0, (step + 1) / self.warmup_steps) * max(0.0, decay)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How a training runs; nothing here changes its result."""
+
+    out: Path
+    checkpoints: Path
+    processes: int = 1
+    """Background processes that make data; 0 for none."""
+    live: str = ""
+    """Where reasoning-gym lies, for fresh pairs during the training (then batches depend on time limits too)."""
+    compile: bool = False
+    threads: int = 1
+    save_dtype: str = "float32"
+    checkpoint_every_s: float = 300.0
+    evaluate_every_s: float = 300.0
+    eval_sequences: int = 120
+    log_every: int = 50
+    peak: bool = True
+    """Measure the machine's peak, for the share of it that the training uses."""
+    stop_after_steps: int = 0
+    """Stop as if interrupted after this step; 0 never does."""
+
+
+def pretrain(
+    packs: Sequence[Path],
+    settings: PretrainSettings,
+    options: RunOptions,
+    *,
+    say: Callable[[str], None] = functools.partial(print, flush=True),  # noqa: B008
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Train, or go on training; returns the card (JSON-ready), also when interrupted.
+
+    stopped: asked after every step; True ends the training with a checkpoint.
+
+    Raises:
+        InputError: a pack, a checkpoint or settings that cannot be used.
+        TrainingDiverged: the loss is not finite.
+    """
+    loaded = [read_pack(path) for path in packs]
+    avoid = evaluation_pairs().task_with if options.live else _nothing
+    feed = Feed(loaded, settings.data, processes=options.processes, wheel=options.live, avoid=avoid)
+    try:
+        measured = {
+            name: measuring_sequences(loaded, split, options.eval_sequences, settings.data.max_tokens)
+            for name, split in (("seen", "train"), ("held-out", "held-out"))
+        }
+        with join_processes() as group:
+            trainer = Trainer(settings, options, feed, measured, [pack.sha256 for pack in loaded], group, say)
+            return trainer.run(stopped)
+    finally:
+        feed.close()
+
+
+def _nothing(pair: bytes) -> str | None:
+    return None
+
+
+def make_settings(options: argparse.Namespace, *, cuda: bool) -> PretrainSettings:
+    """Settings from the command line; what is not given comes from the preset.
+
+    Raises:
+        SettingsError: a value that cannot be.
+    """
+    if options.preset not in PRESETS:
+        raise SettingsError(f"--preset {options.preset}: there are {', '.join(PRESETS)}")
+    preset = PRESETS[options.preset]
+    chosen = {
+        name: getattr(preset, name) if getattr(options, name) is None else getattr(options, name)
+        for name in ("max_tokens", "batch_tokens", "muon_lr", "adam_lr", "window_sequences", "windows_ahead")
+    }
+    fixed = cuda or options.compile
+    lengths = (*(length for length in GPU_LENGTHS if length < chosen["max_tokens"]), chosen["max_tokens"])
+    data = DataSettings(
+        seed=options.seed,
+        max_tokens=chosen["max_tokens"],
+        batch_tokens=chosen["batch_tokens"],
+        window_sequences=chosen["window_sequences"],
+        windows_ahead=chosen["windows_ahead"],
+        lengths=lengths if fixed else (),
+        upscale=options.upscale,
+        tasks_weight=options.tasks_weight,
+    )
+    return PretrainSettings(
+        preset=options.preset,
+        rope=options.rope,
+        init=options.init,
+        seed=options.seed,
+        seconds=parse_duration(options.seconds) if options.seconds else 0.0,
+        steps=options.steps,
+        accumulate=options.accumulate,
+        muon_lr=chosen["muon_lr"],
+        adam_lr=chosen["adam_lr"],
+        weight_decay=options.weight_decay,
+        warmup_steps=options.warmup_steps,
+        decay_share=options.decay_share,
+        clip_norm=options.clip_norm,
+        curriculum=not options.no_curriculum,
+        dtype=options.dtype,
+        data=data,
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the pretrain command; 130 when it was interrupted and can go on."""
+    import torch
+
+    options = _parser().parse_args(argv)
+    torch.set_num_threads(options.threads)
+    asked = False
+
+    def ask(*_: object) -> None:
+        nonlocal asked
+        asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        settings = make_settings(options, cuda=torch.cuda.is_available())
+        names = {field.name for field in dataclasses.fields(RunOptions)} - {"peak", "checkpoints", "stop_after_steps"}
+        given = {name: getattr(options, name) for name in names}
+        run = RunOptions(**given, checkpoints=options.checkpoints or options.out / "checkpoint")
+        card = pretrain(options.pack, settings, run, stopped=lambda: asked)
+    except (InputError, ArcError) as error:
+        print(f"arc_lab pretrain: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    print(json.dumps({name: card[name] for name in ("finished", "steps", "tokens", "seconds", "loss", "exact_match")}))
+    return 0 if card["finished"] else 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m arc_lab pretrain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add, base = parser.add_argument, PretrainSettings(steps=1)
+    add("--pack", type=Path, action="append", required=True, help="a pack of `arc_lab rearc`; may be given again")
+    add("--out", type=Path, required=True, metavar="DIR")
+    add("--checkpoints", type=Path, metavar="DIR", help="where the training's own state is kept (OUT/checkpoint)")
+    add("--preset", default="XS", help=f"size: {', '.join(PRESETS)}")
+    add("--init", default="", metavar="DIR|embedded", help="start from these weights; their size replaces the preset's")
+    add("--for", dest="seconds", default="", metavar="TIME", help="train so long, as in 150m")
+    add("--steps", type=int, default=0, help="train so many steps")
+    add("--rope", default=base.rope, help=f"rotary positions of a fresh model: {', '.join(ROPES)}")
+    add("--seed", type=int, default=0)
+    for name, kind in (("max-tokens", int), ("batch-tokens", int), ("muon-lr", float), ("adam-lr", float)):
+        add(f"--{name}", type=kind, help="default: the preset's")
+    for name in ("window-sequences", "windows-ahead"):
+        add(f"--{name}", type=int, help="default: the preset's")
+    add("--accumulate", type=int, default=base.accumulate, help="batches of a step")
+    add("--weight-decay", type=float, default=base.weight_decay)
+    add("--warmup-steps", type=int, default=base.warmup_steps)
+    add("--decay-share", type=float, default=base.decay_share)
+    add("--clip-norm", type=float, default=base.clip_norm)
+    add("--upscale", type=float, default=base.data.upscale, help="share of enlarged sequences")
+    add("--tasks-weight", type=float, default=base.data.tasks_weight, help="share of tasks' own pairs")
+    add("--no-curriculum", action="store_true", help="sequences of full length from the start")
+    add("--dtype", default=base.dtype, choices=("auto", "float32", "bfloat16", "float16"))
+    add("--compile", action="store_true", help="torch.compile the layers; batches then have a few fixed shapes")
+    add("--threads", type=int, default=1, help="numeric threads on a CPU")
+    add("--processes", type=int, default=1, help="background processes that make data")
+    add("--live", default="", metavar="WHEEL", help="also fresh pairs from the generators of this wheel")
+    add("--save-dtype", default="float32", choices=("float32", "bfloat16"), help="type of the weights in OUT/model")
+    add("--checkpoint-every-s", type=float, default=300.0)
+    add("--evaluate-every-s", type=float, default=300.0)
+    add("--eval-sequences", type=int, default=120, help="sequences measured of each kind")
+    add("--log-every", type=int, default=50, metavar="STEPS")
+    return parser
+
+
+def settings_document(settings: PretrainSettings) -> dict[str, Any]:
+    """Settings as they stand in a checkpoint: as JSON gives them back."""
+    flat = asdict(settings)
+    data = {f"data.{name}": value for name, value in flat.pop("data").items()}
+    document: dict[str, Any] = json.loads(json.dumps(flat | data))
+    return document
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(main(sys.argv[1:]))

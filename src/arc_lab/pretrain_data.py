@@ -1,0 +1,336 @@
+"""Pretraining data: windows of batches from a pack, each a function of the seed and its number alone.
+
+A window is drawn, made into sequences, cut into batches of similar length and shuffled, in background processes. The
+feed's whole state is which window comes next, at which batch, and the length limits of the windows under way; so an
+interrupted training goes on with exactly the batches that it would have had.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import random
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arc_lab.generators import Generators, attempt, load_generators
+from arc_lab.packs import Group, Pack, Pair, pair_bytes, pair_tokens
+from arc_ttt.errors import InputError
+from arc_ttt.formats import CompactFormat, TokenSequence
+from arc_ttt.grids import MAX_SIDE, Example, freeze
+from arc_ttt.training import micro_batches, padded
+from arc_ttt.views import View, random_colours
+
+PAIRS = (2, 3, 3, 4, 4, 4, 5, 6)  # pairs of a sequence, drawn uniformly from this list
+TRIES = 24
+LIVE_CPU_S = 0.5
+LIVE_DIFFICULTY = (0.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSettings:
+    """What decides the batches."""
+
+    seed: int = 0
+    max_tokens: int = 640
+    """Longest sequence."""
+    batch_tokens: int = 4096
+    """Tokens of a batch, padding included."""
+    window_sequences: int = 384
+    """Sequences drawn at once and sorted by length."""
+    windows_ahead: int = 3
+    """Windows requested before they are needed."""
+    lengths: tuple[int, ...] = ()
+    """Lengths that batches are padded to, with always the same number of rows for each; empty: as long as needed."""
+    upscale: float = 0.15
+    """Share of sequences whose grids are enlarged 2 or 3 times, where they stay within 30 x 30."""
+    tasks_weight: float = 0.05
+    """Share of sequences from tasks' own pairs instead of generated ones, where the pack has both."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """ids: (B, T) uint8. positions: (B, T) int32. places: (N,) int64, targets in the flat ids. tokens, sequences: how
+    many real ones there are."""
+
+    ids: NDArray[np.uint8]
+    positions: NDArray[np.int32]
+    places: NDArray[np.int64]
+    tokens: int
+    sequences: int
+
+
+def batch_of(sequences: Sequence[TokenSequence], rows: int, length: int) -> Batch:
+    """A padded batch of compact sequences."""
+    ids, positions, targets = padded(sequences, CompactFormat.PAD, rows, length)
+    tokens = sum(len(sequence) for sequence in sequences)
+    places = np.flatnonzero(targets).astype(np.int64)
+    return Batch(ids.astype(np.uint8), positions.astype(np.int32), places, tokens, len(sequences))
+
+
+def stream(seed: int, purpose: str, number: int) -> np.random.Generator:
+    """A random stream that depends on these three alone."""
+    digest = hashlib.sha256(f"{seed}\0{purpose}\0{number}".encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+
+
+class LivePairs:
+    """Fresh pairs straight from the generators, verified; a slow or failed attempt gives none."""
+
+    def __init__(self, generators: Generators, avoid: Callable[[bytes], str | None]) -> None:
+        self.generators = generators
+        self.avoid = avoid
+
+    def pair(self, name: str, rng: np.random.Generator) -> Pair | None:
+        """A pair of the group `name` ("rearc/<id>"); None when there is none at once or it must be avoided."""
+        source, _, task_id = name.partition("/")
+        if source != "rearc" or task_id not in self.generators.generate:
+            return None
+        own = random.Random(int(rng.integers(2**62)))
+        pair, _ = attempt(self.generators, task_id, own, LIVE_DIFFICULTY, LIVE_CPU_S)
+        return None if pair is None or self.avoid(pair_bytes(pair)) else pair
+
+
+class WindowMaker:
+    """Draws sequences from training groups of packs. Calling it with a window's number and length limit makes the
+    window's batches."""
+
+    def __init__(self, packs: Sequence[Pack], settings: DataSettings, live: LivePairs | None = None) -> None:
+        """Raises InputError when the packs have nothing to train on."""
+        self.settings = settings
+        self.live = live
+        self.form = CompactFormat()
+        groups = [group for pack in packs for group in pack.groups if len(group.training) >= 2]
+        self.sources = [
+            [g for g in groups if g.name.startswith("rearc/")],
+            [g for g in groups if not g.name.startswith("rearc/")],
+        ]
+        if not groups:
+            raise InputError("the packs have no group with two pairs to train on")
+
+    def __call__(self, number: int, limit: int) -> list[Batch]:
+        rng = stream(self.settings.seed, "window", number)
+        sequences = [self.sequence(rng, limit) for _ in range(self.settings.window_sequences)]
+        batches = [batch_of(rows, *shape) for rows, shape in self._batches(sequences)]
+        return [batches[int(i)] for i in rng.permutation(len(batches))]
+
+    def sequence(self, rng: np.random.Generator, limit: int) -> TokenSequence:
+        """One training sequence of at most `limit` tokens: pairs of one group under one fresh view, at times enlarged.
+
+        Where no draw of a group fits, other groups are tried. Raises InputError when nothing ever fits.
+        """
+        for _ in range(TRIES):
+            group = self._group(rng)
+            examples = self._examples(group, rng, limit)
+            if examples is None:
+                continue
+            sequence = encode(self.form, augmented(examples, rng, self.settings.upscale))
+            if len(sequence) <= limit:
+                return sequence
+            sequence = encode(self.form, augmented(examples, rng, 0.0))
+            if len(sequence) <= limit:
+                return sequence
+        return self._shortest(rng, limit)
+
+    def _group(self, rng: np.random.Generator) -> Group:
+        generated, tasks = self.sources
+        pick = tasks if not generated or (tasks and rng.random() < self.settings.tasks_weight) else generated
+        return pick[int(rng.integers(len(pick)))]
+
+    def _examples(self, group: Group, rng: np.random.Generator, limit: int) -> list[Example] | None:
+        """2 to 6 pairs of a group that fit the limit together; None where not even two of those drawn do."""
+        count = min(int(rng.choice(PAIRS)), len(group.training))
+        drawn = rng.choice(len(group.training), size=count, replace=False)
+        fresh = self.live.pair(group.name, rng) if self.live else None
+        chosen: list[Example] = []
+        total = 0
+        if fresh is not None and pair_tokens(fresh) < limit // 2:
+            chosen, total = [Example(*fresh)], pair_tokens(fresh)
+        for index in drawn[len(chosen) :]:
+            if total + int(group.tokens[index]) <= limit:
+                chosen.append(group.example(int(index)))
+                total += int(group.tokens[index])
+        if len(chosen) < 2:
+            return None
+        return [chosen[int(i)] for i in rng.permutation(len(chosen))]
+
+    def _shortest(self, rng: np.random.Generator, limit: int) -> TokenSequence:
+        """The two shortest training pairs of a random group that has room for them."""
+        groups = [group for source in self.sources for group in source]
+        for number in rng.permutation(len(groups)):
+            group = groups[int(number)]
+            first, second = np.argsort(group.tokens[: len(group.training)], kind="stable")[:2]
+            if int(group.tokens[first]) + int(group.tokens[second]) <= limit:
+                pair = [group.example(int(first)), group.example(int(second))]
+                return encode(self.form, augmented(pair, rng, 0.0))
+        raise InputError(f"no group of the packs has two pairs that fit {limit} tokens")
+
+    def _batches(self, sequences: list[TokenSequence]) -> list[tuple[list[TokenSequence], tuple[int, int]]]:
+        settings = self.settings
+        if not settings.lengths:
+            lists = micro_batches(sequences, settings.batch_tokens)
+            return [(rows, (len(rows), max(len(s) for s in rows))) for rows in lists]
+        return fixed_shapes(sequences, settings.lengths, settings.batch_tokens)
+
+
+def fixed_shapes(
+    sequences: Sequence[TokenSequence], lengths: Sequence[int], batch_tokens: int
+) -> list[tuple[list[TokenSequence], tuple[int, int]]]:
+    """Full batches of a few shapes: as many rows of a length as the budget allows, at least one.
+
+    What does not fill a batch of its length goes on with the next length; of the longest, the rest is dropped.
+    """
+    batches = []
+    waiting: list[TokenSequence] = []
+    for below, length in zip((0, *lengths), lengths, strict=False):
+        waiting += [s for s in sequences if below < len(s) <= length]
+        rows = max(1, batch_tokens // length)
+        while len(waiting) >= rows:
+            batches.append((waiting[:rows], (rows, length)))
+            waiting = waiting[rows:]
+    return batches
+
+
+def augmented(examples: Sequence[Example], rng: np.random.Generator, upscale: float) -> list[Example]:
+    """The examples under one fresh symmetry and permutation of all ten colours, sometimes enlarged by 2 or 3."""
+    view = View(int(rng.integers(8)), random_colours(rng), tuple(range(len(examples))))
+    largest = max(max(e.input.shape + e.output.shape) for e in examples)
+    factor = int(rng.integers(2, 4)) if rng.random() < upscale else 1
+    seen = [view.apply_example(example) for example in examples]
+    if factor == 1 or largest * factor > MAX_SIDE:
+        return seen
+    return [Example(*(freeze(g.repeat(factor, 0).repeat(factor, 1)) for g in (e.input, e.output))) for e in seen]
+
+
+def encode(form: CompactFormat, examples: Sequence[Example]) -> TokenSequence:
+    """A sequence with loss on every output but the first, which nothing explains."""
+    sequence = form.encode(examples[:-1], examples[-1].input, examples[-1].output)
+    mask = np.zeros(len(sequence), dtype=np.bool_)
+    for start, stop in sequence.outputs[1:]:
+        mask[start:stop] = True
+    return replace(sequence, loss_mask=mask)
+
+
+def measuring_sequences(packs: Sequence[Pack], split: str, count: int, max_tokens: int) -> list[TokenSequence]:
+    """About `count` fixed sequences of held pairs, three shown and one asked, under fixed views.
+
+    split: "train" for held pairs of seen groups, "held-out" for held-out groups. Only the last output is a target.
+    """
+    groups = [g for pack in packs for g in pack.groups if g.split == split and len(g.held) >= 4]
+    form, found = CompactFormat(), []
+    for turn in range(max(1, -(-count // max(1, len(groups))))):
+        for number, group in enumerate(groups):
+            rng = stream(turn, f"measure {group.name}", number)
+            drawn = rng.choice(len(group.held), size=4, replace=False)
+            examples = [group.example(group.held[int(i)]) for i in drawn]
+            sequence = encode(form, augmented(examples, rng, 0.0))
+            mask = np.zeros(len(sequence), dtype=np.bool_)
+            mask[slice(*sequence.outputs[-1])] = True
+            if len(sequence) <= max_tokens:
+                found.append(replace(sequence, loss_mask=mask))
+    keep = stream(0, "measured", len(found)).permutation(len(found))[:count]
+    return [found[int(i)] for i in sorted(keep)]
+
+
+_MAKER: WindowMaker | None = None  # of a background process
+
+
+def _start(packs: Sequence[Pack], settings: DataSettings, wheel: str, avoid: Any) -> None:
+    global _MAKER
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    live = LivePairs(load_generators(wheel), avoid) if wheel else None
+    _MAKER = WindowMaker(packs, settings, live)
+
+
+def _end_with(parent: int) -> None:
+    """End this process once its parent has died, however that happened."""
+    never = threading.Event()
+    while os.getppid() == parent:
+        never.wait(2.0)
+    os._exit(1)
+
+
+def _make(number: int, limit: int) -> list[Batch]:
+    assert _MAKER is not None
+    return _MAKER(number, limit)
+
+
+class Feed:
+    """Batches in order, made ahead in background processes; `state` and `start` continue it exactly.
+
+    processes: 0 makes windows in this process when they are needed. wheel: where fresh pairs come from (live); then
+    the batches depend on time limits too. avoid: tells of a fresh pair (as bytes) whether it must not be used.
+    """
+
+    def __init__(
+        self,
+        packs: Sequence[Pack],
+        settings: DataSettings,
+        *,
+        processes: int = 0,
+        wheel: str = "",
+        avoid: Callable[[bytes], str | None] = lambda pair: None,
+    ) -> None:
+        self.settings = settings
+        self._maker: Callable[[int, int], list[Batch]] | None = None
+        self._pool: ProcessPoolExecutor | None = None
+        if processes == 0:
+            live = LivePairs(load_generators(wheel), avoid) if wheel else None
+            self._maker = WindowMaker(packs, settings, live)
+        else:
+            self._pool = ProcessPoolExecutor(
+                processes, multiprocessing.get_context("fork"), _start, (packs, settings, wheel, avoid)
+            )
+            self._pool.submit(int)  # starts all processes now, before this one holds a device or threads
+        self._pending: deque[tuple[int, int, Future[list[Batch]] | None]] = deque()
+        self._window: list[Batch] = []
+        self._index = 0
+
+    def start(self, state: dict[str, Any] | None, limit: int) -> None:
+        """Begin with window 0, or where `state` says."""
+        if state is None:
+            state = {"index": 0, "windows": [[n, limit] for n in range(self.settings.windows_ahead + 1)]}
+        for number, own_limit in state["windows"]:
+            self._request(number, own_limit)
+        self._index = state["index"]
+
+    def next(self, limit: int) -> Batch:
+        """The next batch; `limit` is the longest sequence of windows that are requested now."""
+        while not self._window or self._index >= len(self._window):
+            if self._window:
+                self._pending.popleft()
+                self._request(self._pending[-1][0] + 1, limit)
+                self._index = 0
+            number, own_limit, future = self._pending[0]
+            self._window = future.result() if future else self._make_here(number, own_limit)
+        batch = self._window[self._index]
+        self._index += 1
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """JSON-ready: the next batch, and the windows under way with their limits."""
+        return {"index": self._index, "windows": [[number, limit] for number, limit, _ in self._pending]}
+
+    def ready(self) -> int:
+        """Windows that are made and not yet used."""
+        return sum(1 for _, _, future in self._pending if future is not None and future.done()) - bool(self._window)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _request(self, number: int, limit: int) -> None:
+        future = self._pool.submit(_make, number, limit) if self._pool is not None else None
+        self._pending.append((number, limit, future))
+
+    def _make_here(self, number: int, limit: int) -> list[Batch]:
+        assert self._maker is not None
+        return self._maker(number, limit)

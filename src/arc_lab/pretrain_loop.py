@@ -1,0 +1,349 @@
+"""The pretraining loop: batches to steps, measuring, checkpoints, the card. One process or several (torchrun).
+
+A step's gradient is that of the mean cross-entropy over all its targets, in all processes. Every process makes the
+same batches and takes every n-th, so the number of targets is known to all without asking; gradients are summed, and
+nothing else is exchanged but the first process's clock.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from arc_lab.benchmark import flops_per_token, matmul_peak
+from arc_lab.pretrain_card import write_card
+from arc_lab.pretrain_data import Batch, Feed, batch_of, fixed_shapes
+from arc_lab.pretrain_model import PRESETS, Muon, compile_layers, matrices, others, save_model, training_model
+from arc_lab.pretrain_state import Trained, check_same, load, save
+from arc_ttt.deadline import REAL_CLOCK, format_duration
+from arc_ttt.errors import TrainingDiverged
+from arc_ttt.formats import TokenSequence
+from arc_ttt.model import LoadedModel
+from arc_ttt.submission import write_atomically
+from arc_ttt.training import micro_batches, target_logits
+
+if TYPE_CHECKING:
+    from arc_lab.pretrain import PretrainSettings, RunOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The processes of this training: this one's number, how many there are, its device, and a group for the clock."""
+
+    rank: int
+    size: int
+    device: torch.device
+    control: Any = None
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def join_processes() -> Iterator[Group]:
+    """Join the processes that torchrun started; alone where it did not start this one."""
+    local, cuda = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.is_available()
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Group(0, 1, device)
+        return
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield Group(dist.get_rank(), dist.get_world_size(), device, dist.new_group(backend="gloo"))
+    finally:
+        dist.destroy_process_group()
+
+
+class Trainer:
+    """One training, from its start or its last checkpoint to its end or an interruption."""
+
+    def __init__(
+        self,
+        settings: PretrainSettings,
+        options: RunOptions,
+        feed: Feed,
+        measured: Mapping[str, Sequence[TokenSequence]],
+        packs: list[str],
+        group: Group,
+        say: Callable[[str], None],
+    ) -> None:
+        """Raises InputError for a checkpoint that does not belong to these settings and packs."""
+        from arc_lab.pretrain import settings_document
+
+        self.settings, self.options, self.feed, self.group = settings, options, feed, group
+        self.measured = measured
+        self.document = settings_document(settings)
+        self.packs = packs
+        self.say = say if group.first else lambda text: None
+        self.state: dict[str, Any] = {"step": 0, "tokens": 0, "padded": 0, "sequences": 0, "seconds": 0.0, "curve": []}
+        stored = load(options.checkpoints)
+        if stored is not None:
+            check_same(stored[0], self.document, packs, options.checkpoints)
+        feed.start(stored[0]["feed"] if stored else None, settings.limit_tokens(0.0))
+        self.base = training_model(
+            PRESETS[settings.preset], settings.rope, settings.seed, settings.init, settings.dtype, group.device
+        )
+        self.trained = self._optimizers()
+        scale = stored[0]["loss_scale"] if stored else 4096.0
+        half = self.base.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(group.device.type, init_scale=scale, enabled=half)
+        if stored is not None:
+            self.trained.restore(stored[1], options.checkpoints)
+            self.state = {name: stored[0][name] for name in self.state}
+            self._rewrite_log()
+            self.say(f"going on after step {self.state['step']}, {format_duration(self.state['seconds'])}")
+        if options.compile:
+            compile_layers(self.base.llama, max(1, len(settings.data.lengths)))
+        self.peak = matmul_peak(group.device, self.base.dtype) if options.peak and group.first else 0.0
+        self.loss = torch.zeros((), device=group.device)
+        self.logged_at = (0.0, 0, 0)
+
+    def _optimizers(self) -> Trained:
+        llama, settings = self.base.llama, self.settings
+        named = others(llama)
+        muon = Muon(matrices(llama), settings.muon_lr, settings.weight_decay)
+        fused = self.group.device.type == "cuda"
+        adamw = torch.optim.AdamW(
+            [weight for _, weight in named], lr=settings.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=fused
+        )
+        return Trained(llama, muon, adamw, [name for name, _ in named])
+
+    def run(self, stopped: Callable[[], bool]) -> dict[str, Any]:
+        """Train to the end, or until `stopped`; returns the card."""
+        state, options = self.state, self.options
+        start_s = REAL_CLOCK.now() - state["seconds"]
+        self.logged_at = (state["seconds"], state["tokens"], state["step"])
+        saved_s = measured_s = state["seconds"]
+        limit = options.stop_after_steps or math.inf
+        while True:
+            state["seconds"] = REAL_CLOCK.now() - start_s
+            progress, stop = self._agree(self._progress(), stopped() or state["step"] >= limit)
+            if progress >= 1.0 or stop:
+                break
+            self._step(progress)
+            if state["step"] % options.log_every == 0:
+                self._log()
+            if self.group.first and state["seconds"] - measured_s >= options.evaluate_every_s:
+                measured_s = state["seconds"]
+                self._measure()
+            if self.group.first and state["seconds"] - saved_s >= options.checkpoint_every_s:
+                saved_s = state["seconds"]
+                self._save(finished=False)
+        return self._end(finished=progress >= 1.0)
+
+    def _progress(self) -> float:
+        if self.settings.steps:
+            return float(self.state["step"]) / self.settings.steps
+        return float(self.state["seconds"]) / self.settings.seconds
+
+    def _agree(self, progress: float, stop: bool) -> tuple[float, bool]:
+        """The first process's progress, and whether any process was asked to stop."""
+        if self.group.size == 1:
+            return progress, stop
+        told = torch.tensor([progress if self.group.first else 0.0, float(stop)], dtype=torch.float64)
+        dist.all_reduce(told, group=self.group.control)
+        return float(told[0]), bool(told[1] > 0)
+
+    def _step(self, progress: float) -> None:
+        """One step of both optimizers on this process's share of the next batches."""
+        settings, state = self.settings, self.state
+        limit = settings.limit_tokens(progress)
+        batches = [self.feed.next(limit) for _ in range(settings.accumulate * self.group.size)]
+        count = max(1, sum(len(batch.places) for batch in batches))
+        for batch in batches[self.group.rank :: self.group.size]:
+            loss = self._loss(batch) / count
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self.loss += loss.detach()
+        self._sum_gradients()
+        trained, rate = self.trained, settings.rate(state["step"], progress)
+        for optimizer, lr in ((trained.muon, settings.muon_lr), (trained.adamw, settings.adam_lr)):
+            self.scaler.unscale_(optimizer)
+            optimizer.param_groups[0]["lr"] = lr * rate
+        torch.nn.utils.clip_grad_norm_(self.base.llama.parameters(), settings.clip_norm)
+        for optimizer in (trained.muon, trained.adamw):
+            self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        self.scaler.update()
+        state["step"] += 1
+        state["tokens"] += sum(batch.tokens for batch in batches)
+        state["padded"] += sum(batch.ids.size for batch in batches)
+        state["sequences"] += sum(batch.sequences for batch in batches)
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        """Summed cross-entropy of a batch, nats."""
+        with self._autocast():
+            logits, wanted = target_logits(self.base.llama, *self._move(batch))
+            return torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.group.device.type, dtype=self.base.dtype, enabled=self.base.autocast)
+
+    def _move(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Ids and positions (B, T) and places (N,) as int64 on the device, copied without waiting."""
+        moved = []
+        for array in (batch.ids, batch.positions, batch.places):
+            tensor = torch.from_numpy(array)
+            if self.group.device.type == "cuda":
+                tensor = tensor.pin_memory().to(self.group.device, non_blocking=True)
+            moved.append(tensor.long())
+        return moved[0], moved[1], moved[2]
+
+    def _sum_gradients(self) -> None:
+        if self.group.size == 1:
+            return
+        gradients = [weight.grad for weight in self.base.llama.parameters() if weight.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        for gradient, summed in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+
+    def _log(self) -> None:
+        """Loss and speed since the last line. The only place in the loop that waits for the device."""
+        total = self.loss.clone()
+        self.loss.zero_()
+        if self.group.size > 1:
+            dist.all_reduce(total)
+        state, (seconds, tokens, step) = self.state, self.logged_at
+        loss = float(total) / max(1, state["step"] - step)
+        if not math.isfinite(loss):
+            raise TrainingDiverged(f"the loss is {loss} at step {state['step']}; go on from the last checkpoint")
+        speed = (state["tokens"] - tokens) / max(1e-6, state["seconds"] - seconds)
+        self.logged_at = (state["seconds"], state["tokens"], state["step"])
+        share = f", {self._share_of_peak(speed):.1%} of peak" if self.peak else ""
+        self._record({"loss": round(loss, 5), "tokens_s": round(speed)})
+        self.say(
+            f"step {state['step']}  {state['tokens'] / 1e6:.2f}M tokens  loss {loss:.4f}  {speed:,.0f} tokens/s{share}"
+            f"  {format_duration(state['seconds'])}  windows ready {self.feed.ready()}"
+        )
+
+    def _rewrite_log(self) -> None:
+        """Bring log.jsonl back to the checkpoint's moment."""
+        if self.group.first:
+            lines = "".join(json.dumps(line) + "\n" for line in self.state["curve"])
+            write_atomically(self.options.out / "log.jsonl", lines)
+
+    def _record(self, figures: dict[str, Any]) -> None:
+        """Add figures to the curve and to log.jsonl."""
+        line = {"step": self.state["step"], "seconds": round(self.state["seconds"], 1), **figures}
+        self.state["curve"].append(line)
+        if self.group.first:
+            self.options.out.mkdir(parents=True, exist_ok=True)
+            with (self.options.out / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _share_of_peak(self, tokens_s: float) -> float:
+        """Model FLOP utilisation: useful FLOP/s over those of the best matrix product measured here."""
+        length = self.state["tokens"] / max(1, self.state["sequences"])
+        return tokens_s * flops_per_token(self.base, length) / self.peak * self.group.size**-1
+
+    def _measure(self) -> dict[str, Any]:
+        """Exact match on both kinds of held pairs; recorded and said."""
+        figures = {}
+        for name, sequences in self.measured.items():
+            right = exact_match(self.base, sequences, self.settings.data.lengths, self.settings.data.batch_tokens)
+            figures[name] = {"exact": int(sum(right)), "n": len(right)}
+        self._record({"exact_match": figures})
+        text = ", ".join(f"{name} {f['exact']} of {f['n']}" for name, f in figures.items())
+        self.say(f"step {self.state['step']}  exact match: {text}")
+        return figures
+
+    def _save(self, *, finished: bool) -> None:
+        """Write checkpoint, model and card; never of weights that are not finite."""
+        weights = torch.stack([weight.detach().abs().amax() for weight in self.base.llama.parameters()])
+        if not bool(weights.isfinite().all()):
+            raise TrainingDiverged(f"weights are not finite at step {self.state['step']}; the checkpoint before stays")
+        state = {
+            **self.state,
+            "feed": self.feed.state(),
+            "loss_scale": float(self.scaler.get_scale()) if self.scaler.is_enabled() else 4096.0,
+            "settings": self.document,
+            "packs": self.packs,
+        }
+        save(self.options.checkpoints, self.trained, state)
+        dtype = torch.bfloat16 if self.options.save_dtype == "bfloat16" else torch.float32
+        save_model(self.base.llama, self.options.out / "model", dtype)
+        self._card(finished)
+
+    def _card(self, finished: bool) -> dict[str, Any]:
+        state = self.state
+        card = {
+            "finished": finished,
+            "parameters": self.base.parameters,
+            "packs": self.packs,
+            "settings": self.document,
+            "processes": self.group.size,
+            "device": str(self.group.device),
+            "dtype": str(self.base.dtype).removeprefix("torch."),
+            "live": bool(self.options.live),
+            "steps": state["step"],
+            "tokens": state["tokens"],
+            "padding": round(1 - state["tokens"] / max(1, state["padded"]), 4),
+            "sequences": state["sequences"],
+            "seconds": round(state["seconds"], 1),
+            "tokens_s": round(state["tokens"] / max(1e-6, state["seconds"])),
+            "peak_flops": self.peak,
+            "share_of_peak": round(self._share_of_peak(state["tokens"] / max(1e-6, state["seconds"])), 4)
+            if self.peak
+            else None,
+            "loss": next((line["loss"] for line in reversed(state["curve"]) if "loss" in line), None),
+            "exact_match": next((c["exact_match"] for c in reversed(state["curve"]) if "exact_match" in c), None),
+            "curve": state["curve"],
+        }
+        write_card(card, self.options.out)
+        return card
+
+    def _end(self, *, finished: bool) -> dict[str, Any]:
+        """Last figures, checkpoint and model, by the first process."""
+        if self.state["step"] > self.logged_at[2]:
+            self._log()
+        if not self.group.first:
+            return {"finished": finished}
+        if finished:
+            self._measure()
+        self._save(finished=finished)
+        return self._card(finished)
+
+
+@torch.no_grad()
+def exact_match(
+    base: LoadedModel, sequences: Sequence[TokenSequence], lengths: Sequence[int] = (), batch_tokens: int = 8192
+) -> list[bool]:
+    """For each sequence whether the most likely token is right at every target: what greedy decoding would answer.
+
+    Waits for the device; used between steps only.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    in_order = [sequences[i] for i in order]
+    if lengths:
+        padding = in_order + [in_order[-1]] * (max(1, batch_tokens // lengths[0]) if in_order else 0)
+        shapes = fixed_shapes(padding, lengths, batch_tokens)
+        batches = [batch_of(rows, *shape) for rows, shape in shapes]
+    else:
+        lists = micro_batches(in_order, batch_tokens)
+        batches = [batch_of(rows, len(rows), max(map(len, rows))) for rows in lists]
+    training = base.llama.training
+    base.llama.eval()
+    right: list[bool] = []
+    for batch in batches:
+        ids, positions, places = (
+            torch.from_numpy(a).long().to(base.device) for a in (batch.ids, batch.positions, batch.places)
+        )
+        with torch.autocast(base.device.type, dtype=base.dtype, enabled=base.autocast):
+            logits, wanted = target_logits(base.llama, ids, positions, places)
+        wrong = (logits.argmax(-1) != wanted).cpu().numpy()
+        rows = batch.places // batch.ids.shape[1]
+        right += [not bool(wrong[rows == row].any()) for row in range(batch.sequences)]
+    base.llama.train(training)
+    return [right[int(place)] for place in np.argsort(order)]

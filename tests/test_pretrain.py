@@ -1,0 +1,491 @@
+"""Pretraining: data, optimizer, positions, exact resume, data parallel, the card, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from arc_lab.packs import Pack, pair_bytes, read_pack, write_pack
+from arc_lab.pretrain import PretrainSettings, RunOptions, main, pretrain
+from arc_lab.pretrain_data import DataSettings, Feed, WindowMaker, fixed_shapes, measuring_sequences
+from arc_lab.pretrain_loop import Trainer, exact_match
+from arc_lab.pretrain_model import (
+    PRESETS,
+    Muon,
+    Preset,
+    new_llama,
+    orthogonalized,
+    rope_parameters,
+    save_model,
+    training_model,
+    without_waiting,
+)
+from arc_lab.pretrain_state import CheckpointError
+from arc_ttt.errors import InputError, SettingsError
+from arc_ttt.formats import TokenSequence
+from arc_ttt.grids import freeze
+from arc_ttt.model import hidden_states, load_model
+from arc_ttt.settings import ModelSettings
+from arc_ttt.training import collate, cross_entropy_sum
+from test_rearc import WHEEL, needs_generators
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+TINY = Preset(64, 2, 2, 64, 256, 512, 0.02, 4e-3, 24, 1)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "tiny", TINY)
+
+
+def rule_pairs(rule: str, count: int, seed: int) -> list[bytes]:
+    """Pairs of an easy rule on grids of up to 3 x 3."""
+    rng = np.random.default_rng(seed)
+    found: dict[bytes, None] = {}
+    while len(found) < count:
+        grid = freeze(rng.integers(0, 10, rng.integers(2, 4, 2)))
+        output = {"copy": grid, "flip": grid[::-1], "twice": np.concatenate((grid, grid), axis=1)}[rule]
+        found[pair_bytes((grid, freeze(output)))] = None
+    return list(found)
+
+
+@pytest.fixture(scope="module")
+def pack_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("packs") / "easy.pack"
+    groups = [
+        ({"name": f"rearc/{rule}", "family": rule, "split": split, "held_pairs": held}, rule_pairs(rule, 120, seed))
+        for seed, (rule, split, held) in enumerate(
+            [("copy", "train", 40), ("flip", "train", 12), ("twice", "held-out", 0)]
+        )
+    ]
+    own = {"name": "tasks/own", "family": "own", "split": "train", "held_pairs": 0}
+    write_pack(path, {"settings": {}}, [*groups, (own, rule_pairs("copy", 4, 9))])
+    return path
+
+
+@pytest.fixture(scope="module")
+def pack(pack_file: Path) -> Pack:
+    return read_pack(pack_file)
+
+
+DATA = DataSettings(max_tokens=128, batch_tokens=512, window_sequences=24, windows_ahead=1)
+
+
+def settings_of(**changes: Any) -> PretrainSettings:
+    return PretrainSettings(**{"preset": "tiny", "steps": 8, "warmup_steps": 2, "data": DATA, **changes})
+
+
+def options_of(folder: Path, **changes: Any) -> RunOptions:
+    quiet = {"processes": 0, "peak": False, "eval_sequences": 6, "log_every": 2}
+    return RunOptions(**{"out": folder, "checkpoints": folder / "checkpoint", **quiet, **changes})
+
+
+def run(pack_file: Path, settings: PretrainSettings, options: RunOptions) -> dict[str, Any]:
+    return pretrain([pack_file], settings, options, say=lambda text: None)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    one, two = weights(first), weights(second)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+# Data
+
+
+def test_a_window_depends_on_seed_and_number_alone(pack: Pack) -> None:
+    first, second = WindowMaker([pack], DATA), WindowMaker([pack], DATA)
+    second(0, 128)
+    for one, two in zip(first(3, 128), second(3, 128), strict=True):
+        assert np.array_equal(one.ids, two.ids)
+        assert np.array_equal(one.positions, two.positions)
+        assert np.array_equal(one.places, two.places)
+    other = WindowMaker([pack], replace(DATA, seed=1))(3, 128)
+    assert not all(a.ids.shape == b.ids.shape and (a.ids == b.ids).all() for a, b in zip(first(3, 128), other))  # noqa: B905
+
+
+def test_sequences_keep_the_limit_and_mask_the_first_output(pack: Pack) -> None:
+    maker = WindowMaker([pack], DATA)
+    rng = np.random.default_rng(0)
+    counts = set()
+    for _ in range(200):
+        sequence = maker.sequence(rng, 100)
+        counts.add(len(sequence.outputs))
+        assert len(sequence) <= 100
+        assert not sequence.loss_mask[: sequence.outputs[1][0]].any()
+        assert sum(stop - start for start, stop in sequence.outputs[1:]) == sequence.loss_mask.sum()
+    assert counts >= {2, 3, 4}
+
+
+def test_no_held_pair_and_no_held_out_group_reaches_training(pack: Pack) -> None:
+    maker = WindowMaker([pack], replace(DATA, upscale=0.0))
+    assert {group.name for source in maker.sources for group in source} == {"rearc/copy", "rearc/flip", "tasks/own"}
+    group = maker.sources[0][0]
+    allowed = {pair_bytes(group.pair(index)) for index in group.training}
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        examples = maker._examples(group, rng, 128) or []
+        assert all(pair_bytes((e.input, e.output)) in allowed for e in examples)
+
+
+def test_what_never_fits_is_refused(pack: Pack) -> None:
+    with pytest.raises(InputError, match="fit 10 tokens"):
+        WindowMaker([pack], DATA).sequence(np.random.default_rng(0), 10)
+    with pytest.raises(InputError, match="no group"):
+        WindowMaker([Pack({}, (), "")], DATA)
+
+
+def test_fixed_shapes_are_few_and_full(pack: Pack) -> None:
+    maker = WindowMaker([pack], DATA)
+    rng = np.random.default_rng(0)
+    sequences = [maker.sequence(rng, 128) for _ in range(80)]
+    batches = fixed_shapes(sequences, (48, 96, 128), 512)
+    assert {shape for _, shape in batches} <= {(10, 48), (5, 96), (4, 128)}
+    assert all(len(rows) == shape[0] and max(map(len, rows)) <= shape[1] for rows, shape in batches)
+    assert sum(len(rows) for rows, _ in batches) > 80 - 4
+
+
+def feed_ids(pack: Pack, processes: int, take: int, state: dict[str, Any] | None = None) -> tuple[list[bytes], Any]:
+    feed = Feed([pack], DATA, processes=processes)
+    try:
+        feed.start(state, 100)
+        taken = [feed.next(128).ids.tobytes() for _ in range(take)]
+        return taken, feed.state()
+    finally:
+        feed.close()
+
+
+def test_a_feed_goes_on_exactly_and_background_processes_change_nothing(pack: Pack) -> None:
+    whole, _ = feed_ids(pack, 0, 40)
+    begun, state = feed_ids(pack, 0, 17)
+    rest, _ = feed_ids(pack, 1, 23, json.loads(json.dumps(state)))
+    assert begun + rest == whole
+
+
+@needs_generators
+def test_live_pairs_are_fresh_verified_and_avoid_what_they_must(tmp_path: Path) -> None:
+    group = {"name": "rearc/67a3c6ac", "family": "67a3c6ac", "split": "train", "held_pairs": 0}
+    write_pack(tmp_path / "p.pack", {"settings": {}}, [(group, rule_pairs("copy", 4, 1))])
+    packs = [read_pack(tmp_path / "p.pack")]
+    state = None
+    for avoid, fresh in ((lambda pair: None, True), (lambda pair: "some task", False)):
+        feed = Feed(packs, replace(DATA, upscale=0.0), processes=1, wheel=WHEEL, avoid=avoid)
+        try:
+            feed.start(state, 128)
+            found = [feed.next(128) for _ in range(6)]
+        finally:
+            feed.close()
+        assert any((batch.positions % 64 > 4).any() for batch in found) == fresh  # the pack's own are at most 3 wide
+
+
+def test_measured_sequences_are_fixed_and_ask_for_the_last_output(pack: Pack) -> None:
+    for split in ("train", "held-out"):
+        first, second = (measuring_sequences([pack], split, 10, 256) for _ in range(2))
+        assert len(first) == 10
+        for one, two in zip(first, second, strict=True):
+            assert np.array_equal(one.ids, two.ids)
+            assert np.flatnonzero(one.loss_mask)[0] == one.outputs[-1][0]
+            assert len(one.outputs) == 4
+
+
+# Model and optimizer
+
+
+def compact(pack: Pack, count: int) -> list[TokenSequence]:
+    return measuring_sequences([pack], "train", count, 256)
+
+
+@pytest.mark.parametrize("rope", ["longrope", "strided"])
+def test_attention_without_a_mask_is_the_stock_one(pack: Pack, rope: str) -> None:
+    stock, own = (new_llama(TINY, rope, seed=1) for _ in range(2))
+    without_waiting(own)
+    ids, positions, _ = collate(compact(pack, 4), 14, CPU)
+    torch.testing.assert_close(hidden_states(own, ids, positions), hidden_states(stock, ids, positions))
+    changed = ids.clone()
+    changed[:, 0] = 3
+    assert (hidden_states(own, changed, positions)[:, 40] != hidden_states(own, ids, positions)[:, 40]).any()
+
+
+def test_the_table_is_that_of_the_embedded_model() -> None:
+    config = json.loads((ROOT / "src" / "arc_ttt" / "embedded" / "config.json").read_text())
+    for name, value in rope_parameters("longrope", 32).items():
+        assert config["rope_parameters"][name] == (pytest.approx(value) if name.endswith("_factor") else value)
+    with pytest.raises(InputError, match="heads of 48"):
+        rope_parameters("longrope", 48)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("XS", 2.7), ("S", 6.0), ("M", 26.2)])
+def test_sizes_of_the_presets(name: str, millions: float) -> None:
+    with torch.device("meta"):
+        preset = PRESETS[name]
+    count = preset.layers * (4 * preset.hidden**2 + 3 * preset.hidden * preset.feed_forward)
+    assert count / 1e6 == pytest.approx(millions, rel=0.03)
+
+
+def test_muon_is_that_of_torch() -> None:
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in ((8, 8), (8, 8), (24, 8), (8, 24))]
+    steps = [[torch.randn_like(weight) for weight in start] for _ in range(3)]
+    results = []
+    for make in (
+        lambda ws: Muon(ws, lr=0.02, weight_decay=0.1),
+        lambda ws: torch.optim.Muon(ws, lr=0.02, weight_decay=0.1),
+    ):
+        own = [torch.nn.Parameter(weight.clone()) for weight in start]
+        optimizer = make(own)
+        for gradients in steps:
+            for weight, gradient in zip(own, gradients, strict=True):
+                weight.grad = gradient.clone()
+            optimizer.step()
+        results.append(own)
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two, rtol=0.02, atol=2e-3)  # torch's own rounds to bfloat16
+    values = torch.linalg.svdvals(orthogonalized(torch.randn(2, 16, 32)))
+    assert 0.5 < float(values.min()) <= float(values.max()) < 1.5
+
+
+def test_exact_match_is_by_sequence_and_in_order(pack: Pack) -> None:
+    base = training_model(TINY, "longrope", 0, "", "float32", CPU)
+    rng = np.random.default_rng(0)
+    sequences = []
+    for sequence in compact(pack, 40):  # one target each, so that an untrained model gets some right
+        mask = np.zeros(len(sequence), dtype=np.bool_)
+        mask[rng.integers(1, len(sequence))] = True
+        sequences.append(replace(sequence, loss_mask=mask))
+    alone = [exact_match(base, [sequence])[0] for sequence in sequences]
+    assert 0 < sum(alone) < 40
+    assert exact_match(base, sequences, (), 300) == alone
+    assert exact_match(base, sequences, (48, 96, 256), 512) == alone
+    assert exact_match(base, []) == []
+
+
+def test_a_saved_model_loads_as_a_stock_one(pack: Pack, tmp_path: Path) -> None:
+    base = training_model(TINY, "longrope", 0, "", "float32", CPU)
+    save_model(base.llama, tmp_path / "model", torch.float32)
+    save_model(base.llama, tmp_path / "model", torch.float32)
+    loaded = load_model(ModelSettings(path=str(tmp_path / "model"), quantize="none", dtype="float32"), CPU)
+    batch = collate(compact(pack, 4), 14, CPU)
+    torch.testing.assert_close(cross_entropy_sum(loaded.llama, batch), cross_entropy_sum(base.llama, batch))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_the_embedded_model_can_be_continued(pack: Pack) -> None:
+    base = training_model(PRESETS["XS"], "longrope", 0, "embedded", "float32", CPU)
+    stock = load_model(ModelSettings(dtype="float32"), CPU)
+    batch = collate(compact(pack, 3), 14, CPU)
+    torch.testing.assert_close(cross_entropy_sum(base.llama, batch), cross_entropy_sum(stock.llama, batch))
+    assert all(weight.requires_grad for weight in base.llama.parameters())
+
+
+# The training
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(pack_file: Path, tmp_path: Path) -> None:
+    settings = settings_of()
+    whole = run(pack_file, settings, options_of(tmp_path / "whole"))
+    for stop in (3, 5):
+        part = run(pack_file, settings, options_of(tmp_path / "parts", stop_after_steps=stop))
+        assert not part["finished"]
+        assert part["steps"] == stop
+    last = run(pack_file, settings, options_of(tmp_path / "parts", processes=1))
+    assert last["finished"]
+    assert last["steps"] == whole["steps"] == 8
+    assert last["tokens"] == whole["tokens"]
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert len(list((tmp_path / "parts" / "checkpoint").iterdir())) == 2
+
+
+def test_accumulating_two_batches_differs_from_one(pack_file: Path, tmp_path: Path) -> None:
+    one = run(pack_file, settings_of(steps=2), options_of(tmp_path / "one"))
+    two = run(pack_file, settings_of(steps=2, accumulate=2), options_of(tmp_path / "two"))
+    assert two["tokens"] > one["tokens"]
+
+
+def test_a_training_lowers_the_loss_and_writes_a_card(pack_file: Path, tmp_path: Path) -> None:
+    card = run(pack_file, settings_of(steps=40, accumulate=2), options_of(tmp_path, log_every=5))
+    losses = [line["loss"] for line in card["curve"] if "loss" in line]
+    assert losses[-1] < losses[0] - 0.3
+    stored = json.loads((tmp_path / "card.json").read_text())
+    assert stored["packs"] == [read_pack(pack_file).sha256]
+    assert stored["settings"]["data.max_tokens"] == 128
+    assert stored["exact_match"]["held-out"]["n"] == 6
+    text = (tmp_path / "card.md").read_text()
+    assert "| tokens/s |" in text
+    assert "held-out generators" in text
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == len(card["curve"])
+
+
+def test_the_clock_can_drive_the_schedule(pack_file: Path, tmp_path: Path) -> None:
+    card = run(pack_file, settings_of(steps=0, seconds=2.0), options_of(tmp_path))
+    assert card["finished"]
+    assert 2.0 <= card["seconds"] < 6.0
+
+
+def test_learning_rates_warm_up_stay_and_decay() -> None:
+    settings = settings_of(warmup_steps=10, decay_share=0.25)
+    assert settings.rate(0, 0.0) == pytest.approx(0.1)
+    assert settings.rate(50, 0.5) == 1.0
+    assert settings.rate(50, 0.875) == pytest.approx(0.5)
+    assert settings.rate(50, 1.0) == 0.0
+    assert [settings.limit_tokens(p) for p in (0.0, 0.3, 0.6)] == [128, 128, 128]
+    longer = settings_of(data=replace(DATA, max_tokens=1000))
+    assert [longer.limit_tokens(p) for p in (0.0, 0.3, 0.6)] == [400, 650, 1000]
+
+
+# Refusals
+
+
+def test_a_checkpoint_of_other_settings_or_packs_is_refused(pack_file: Path, tmp_path: Path) -> None:
+    run(pack_file, settings_of(steps=2), options_of(tmp_path))
+    with pytest.raises(CheckpointError, match=r"muon_lr=0.02, now it is 0.01"):
+        run(pack_file, settings_of(steps=2, muon_lr=0.01), options_of(tmp_path))
+    other = tmp_path / "other.pack"
+    group = {"name": "rearc/copy", "family": "copy", "split": "train", "held_pairs": 0}
+    write_pack(other, {"settings": {}}, [(group, rule_pairs("copy", 20, 3))])
+    with pytest.raises(CheckpointError, match="other packs"):
+        run(other, settings_of(steps=2), options_of(tmp_path))
+
+
+def test_a_damaged_checkpoint_is_refused(pack_file: Path, tmp_path: Path) -> None:
+    options = options_of(tmp_path)
+    run(pack_file, settings_of(steps=2), options)
+    state = options.checkpoints / "checkpoint.json"
+    tensors = next(options.checkpoints.glob("*.safetensors"))
+    raw, text = tensors.read_bytes(), state.read_text()
+    for damaged in (raw[: len(raw) // 2], raw[:-1] + bytes([raw[-1] ^ 1]), b""):
+        tensors.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="damaged"):
+            run(pack_file, settings_of(steps=2), options)
+    tensors.unlink()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        run(pack_file, settings_of(steps=2), options)
+    for damaged_text, words in (
+        (text[:40], "no training checkpoint"),
+        (text.replace('"version": 1', '"version": 7'), "7"),
+    ):
+        state.write_text(damaged_text)
+        with pytest.raises(CheckpointError, match=words):
+            run(pack_file, settings_of(steps=2), options)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"preset": "XXL"}, {"rope": "2d"}, {"steps": 0}, {"seconds": 5.0}, {"muon_lr": 0.0}, {"accumulate": 0}],
+)
+def test_settings_are_checked(changes: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError):
+        settings_of(**changes)
+
+
+def test_wrong_use_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    assert main(["--pack", str(tmp_path / "no.pack"), "--steps", "1", "--out", out]) == 2
+    assert main(["--pack", "x", "--steps", "1", "--out", out, "--preset", "XXL"]) == 2
+    assert main(["--pack", "x", "--out", out]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("arc_lab pretrain: ") for line in lines)
+
+
+def test_a_signal_ends_the_command_with_a_checkpoint(
+    pack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arc_lab.pretrain_loop.matmul_peak", lambda device, dtype: 1e9)
+    command = ["--pack", str(pack_file), "--preset", "tiny", "--steps", "100000", "--processes", "0"]
+    step = Trainer._step
+
+    def step_then_signal(trainer: Trainer, progress: float) -> None:
+        step(trainer, progress)
+        if trainer.state["step"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "_step", step_then_signal)
+    assert main([*command, "--eval-sequences", "4", "--out", str(tmp_path)]) == 130
+    state = json.loads((tmp_path / "checkpoint" / "checkpoint.json").read_text())
+    assert state["step"] == 3
+    assert not json.loads((tmp_path / "card.json").read_text())["finished"]
+
+
+# Several processes, real sizes
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from arc_lab.pretrain_model import PRESETS
+from test_pretrain import TINY, options_of, run, settings_of
+torch.set_num_threads(1)
+PRESETS["tiny"] = TINY
+run(Path(sys.argv[1]), settings_of(steps=4), options_of(Path(sys.argv[2])))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_twice_the_batches(pack_file: Path, tmp_path: Path) -> None:
+    shared = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}",
+    }
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(pack_file), str(tmp_path / "two")],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=300) for process in started] == [0, 0]
+    run(pack_file, settings_of(steps=4, accumulate=2), options_of(tmp_path / "one"))
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_minute_of_training_solves_new_pairs_of_an_easy_generator(pack_file: Path, tmp_path: Path) -> None:
+    data = replace(DATA, batch_tokens=2048, window_sequences=96, upscale=0.0)
+    card = run(
+        pack_file,
+        settings_of(steps=0, seconds=60.0, warmup_steps=20, data=data),
+        options_of(tmp_path, processes=1, eval_sequences=40),
+    )
+    losses = [line["loss"] for line in card["curve"] if "loss" in line]
+    assert losses[-1] < 0.5 * losses[0]
+    assert card["exact_match"]["seen"]["exact"] > 0
+
+
+@pytest.mark.slow
+def test_the_dry_path_of_the_large_preset(pack_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--batch-tokens", "1024", "--window-sequences", "8", "--windows-ahead", "1", "--eval-sequences", "2"]
+    command = ["--pack", str(pack_file), "--preset", "M", "--steps", "3", "--save-dtype", "bfloat16", *small]
+    assert main([*command, "--log-every", "1", "--out", str(tmp_path)]) == 0
+    assert "% of peak" in capsys.readouterr().out
+    shards = list((tmp_path / "model").glob("*.safetensors"))
+    assert len(shards) >= 4
+    assert all(shard.stat().st_size < 14_500_000 for shard in shards)

@@ -1,0 +1,122 @@
+"""Quantizing a checkpoint: what is stored, that it reloads to the same bits, what it costs, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from arc_lab.packs import Pack, pair_bytes, read_pack, write_pack
+from arc_lab.pretrain_model import PRESETS, Preset, new_llama, save_model
+from arc_lab.quantize import SMALL, Cost, different_tensors, held_out_tasks, main, measure, quantize
+from arc_ttt.checkpoints import EMBEDDED
+from arc_ttt.errors import ModelError
+from arc_ttt.grids import freeze
+from arc_ttt.model import load_model
+from arc_ttt.settings import ModelSettings, Settings
+
+CPU = torch.device("cpu")
+TINY = Preset(64, 2, 2, 128, 256, 512, 0.02, 4e-3, 24, 1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plain") / "model"
+    save_model(new_llama(TINY, "longrope", seed=4), folder, torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def nf4(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packed") / "nf4"
+    quantize(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    rng = np.random.default_rng(0)
+    grids = [freeze(rng.integers(0, 10, (2, 2))) for _ in range(12)]
+    groups = [
+        (
+            {"name": f"rearc/{split}", "family": split, "split": split, "held_pairs": held},
+            [pair_bytes((grid, grid)) for grid in grids],
+        )
+        for split, held in (("train", 6), ("held-out", 0))
+    ]
+    path = tmp_path_factory.mktemp("pack") / "p.pack"
+    write_pack(path, {"settings": {}}, groups)
+    return read_pack(path)
+
+
+def load(folder: Path, dequantize: str = "never"):  # type: ignore[no-untyped-def]
+    return load_model(ModelSettings(path=str(folder), dequantize=dequantize, dtype="float32"), CPU)
+
+
+def test_linear_layers_are_nf4_with_double_quantization_and_reload_bit_for_bit(model: Path, nf4: Path) -> None:
+    config = json.loads((nf4 / "config.json").read_text())["quantization_config"]
+    assert config["bnb_4bit_quant_type"] == "nf4"
+    assert config["bnb_4bit_use_double_quant"]
+    fresh = load_model(ModelSettings(path=str(model), quantize="nf4", dequantize="never", dtype="float32"), CPU)
+    stored = load(nf4)
+    assert stored.four_bit
+    assert different_tensors(fresh, stored) == []
+    assert sum(type(m).__name__ == "Linear4bit" for m in stored.llama.modules()) == 14
+    assert sum(f.stat().st_size for f in nf4.glob("*.safetensors")) < 0.4 * (model / "model.safetensors").stat().st_size
+
+
+def test_a_changed_bit_is_seen(nf4: Path) -> None:
+    first, second = load(nf4), load(nf4)
+    with torch.no_grad():
+        second.llama.model.layers[0].mlp.up_proj.weight.data[5] ^= 1
+    assert different_tensors(first, second) == ["model.layers.0.mlp.up_proj.weight"]
+
+
+def test_the_cost_is_paired() -> None:
+    cost = Cost((True, True, False, False), (True, False, False, False))
+    assert cost.difference == -0.25
+    assert cost.standard_error == pytest.approx(np.std([0, -1, 0, 0]) / 2)
+    assert Cost((), ()).document()["n"] == 0
+
+
+def test_tasks_of_held_out_groups_hold_no_answer(pack: Pack) -> None:
+    tasks = held_out_tasks(pack, 3, 256)
+    assert len(tasks) == 3
+    assert all(len(task.train) == 3 and len(task.tests) == 1 for task, _ in tasks)
+    assert all(task.task_id.startswith("rearc-held-out") for task, _ in tasks)
+
+
+def test_costs_before_and_after_test_time_training(model: Path, nf4: Path, pack: Pack) -> None:
+    settings = Settings().override([*SMALL.items(), ("ttt.max_sequences", 4), ("ttt.rank", 4)])
+    costs = measure(model, nf4, pack, settings, sequences=6, tasks=2)
+    assert {name: cost["n"] for name, cost in costs.items()} == {
+        "seen generators, before": 6,
+        "held-out generators, before": 6,
+        "held-out generators, after": 2,
+    }
+
+
+def test_refusals(model: Path, nf4: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ModelError, match="quantized weights already"):
+        quantize(EMBEDDED, tmp_path / "x")
+    with pytest.raises(ModelError, match=r"config\.json"):
+        quantize(tmp_path / "nowhere", tmp_path / "x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    with pytest.raises(ModelError, match="is no checkpoint"):
+        quantize(model, tmp_path / "full")
+    assert (tmp_path / "full" / "file").read_text() == "mine"
+    assert main(["--model", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")]) == 2
+    assert main(["--model", str(model), "--out", str(tmp_path / "x"), "--pack", str(tmp_path / "no.pack")]) == 2
+    assert not (tmp_path / "x").exists()
+    assert all(line.startswith("arc_lab quantize: ") for line in capsys.readouterr().err.splitlines())
+
+
+def test_the_command_prints_size_and_bits(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", str(model), "--out", str(tmp_path / "nf4")]) == 0
+    assert "reloads bit for bit" in capsys.readouterr().out
+    assert main(["--model", str(model), "--out", str(tmp_path / "nf4")]) == 0
+    assert "XS" in PRESETS

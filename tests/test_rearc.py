@@ -1,0 +1,323 @@
+"""Training packs: the file format, what is kept out of them, and that the same settings give the same pack."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import struct
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arc_lab.datasets import load_dataset
+from arc_lab.families import arc_training_ids, families, family_of, held_out_families
+from arc_lab.generators import as_grid, package_folder
+from arc_lab.packs import PackError, Pair, pair_bytes, pair_tokens, read_pack, split_pairs, write_pack
+from arc_lab.rearc import (
+    Answered,
+    EvaluationPairs,
+    PackSettings,
+    build,
+    dataset_pairs,
+    evaluation_pairs,
+    main,
+    task_groups,
+    training_tasks,
+)
+from arc_ttt.errors import InputError, SettingsError
+from arc_ttt.formats import CompactFormat
+from arc_ttt.grids import freeze, same_grid
+from arc_ttt.views import dihedral
+
+ROOT = Path(__file__).resolve().parents[1]
+WHEEL = os.environ.get("REASONING_GYM", "installed")
+HAVE_GENERATORS = WHEEL != "installed" or importlib.util.find_spec("reasoning_gym") is not None
+needs_generators = pytest.mark.skipif(
+    not HAVE_GENERATORS, reason="needs reasoning-gym: pip install --no-deps reasoning-gym==0.1.25"
+)
+
+
+def some_pair(seed: int) -> Pair:
+    rng = np.random.default_rng(seed)
+    sides = rng.integers(1, 6, 4)
+    return freeze(rng.integers(0, 10, sides[:2])), freeze(rng.integers(0, 10, sides[2:]))
+
+
+def some_groups(pairs: int = 6) -> list[tuple[dict[str, Any], list[bytes]]]:
+    return [
+        (
+            {"name": f"rearc/{number}", "family": str(number), "split": split, "held_pairs": held},
+            [pair_bytes(some_pair(100 * number + i)) for i in range(pairs)],
+        )
+        for number, (split, held) in enumerate([("train", 2), ("held-out", 0)])
+    ]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pack") / "small.pack"
+    write_pack(path, {"settings": {"seed": 0}}, some_groups())
+    return path
+
+
+# The file
+
+
+def test_a_pack_gives_back_every_pair(small: Path) -> None:
+    pack = read_pack(small)
+    assert [group.name for group in pack.groups] == ["rearc/0", "rearc/1"]
+    for number, group in enumerate(pack.groups):
+        for index in range(len(group)):
+            for got, put in zip(group.pair(index), some_pair(100 * number + index), strict=True):
+                assert same_grid(got, put)
+                assert not got.flags.writeable
+    assert list(pack.groups[0].training) == [0, 1, 2, 3]
+    assert list(pack.groups[0].held) == [4, 5]
+    assert list(pack.groups[1].training) == []
+    assert list(pack.groups[1].held) == [0, 1, 2, 3, 4, 5]
+
+
+def test_token_counts_are_those_of_the_compact_format(small: Path) -> None:
+    group = read_pack(small).groups[0]
+    for index in range(len(group)):
+        example = group.example(index)
+        expected = len(CompactFormat().encode((), example.input, example.output))
+        assert group.tokens[index] == pair_tokens(group.pair(index)) == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_a_truncated_pack_is_refused(small: Path, tmp_path_factory: pytest.TempPathFactory, share: float) -> None:
+    raw = small.read_bytes()
+    cut = tmp_path_factory.mktemp("cut") / "cut.pack"
+    cut.write_bytes(raw[: int(share * len(raw))])
+    with pytest.raises(PackError, match=r"cut\.pack"):
+        read_pack(cut)
+
+
+def test_a_pack_cut_at_any_byte_is_refused(small: Path, tmp_path: Path) -> None:
+    raw = small.read_bytes()
+    for size in range(len(raw)):
+        (tmp_path / "cut.pack").write_bytes(raw[:size])
+        with pytest.raises(PackError):
+            read_pack(tmp_path / "cut.pack")
+
+
+@settings(max_examples=80, deadline=None)
+@given(share=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
+def test_a_changed_byte_is_noticed_or_without_effect(
+    small: Path, tmp_path_factory: pytest.TempPathFactory, share: float, flip: int
+) -> None:
+    raw = bytearray(small.read_bytes())
+    raw[int(share * len(raw))] ^= flip
+    changed = tmp_path_factory.mktemp("flip") / "changed.pack"
+    changed.write_bytes(raw)
+    try:
+        pack = read_pack(changed)
+    except PackError:
+        return
+    assert pack.sha256 == read_pack(small).sha256
+
+
+def test_another_version_is_refused_by_name(small: Path, tmp_path: Path) -> None:
+    raw = bytearray(small.read_bytes())
+    raw[8:12] = struct.pack("<I", 9)
+    (tmp_path / "other.pack").write_bytes(raw)
+    with pytest.raises(PackError, match=r"version 9.*version 1"):
+        read_pack(tmp_path / "other.pack")
+
+
+@pytest.mark.parametrize("raw", [b"", b"hello", b"PK\x03\x04" * 40, b"\x00" * 200])
+def test_other_files_are_no_packs(tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / "file").write_bytes(raw)
+    with pytest.raises(PackError, match="is no training pack"):
+        read_pack(tmp_path / "file")
+    with pytest.raises(PackError, match="cannot be read"):
+        read_pack(tmp_path / "missing")
+
+
+def test_split_pairs_refuses_half_a_pair() -> None:
+    whole = pair_bytes(some_pair(1)) + pair_bytes(some_pair(2))
+    assert split_pairs(whole) == [pair_bytes(some_pair(1)), pair_bytes(some_pair(2))]
+    with pytest.raises(PackError):
+        split_pairs(whole[:-1])
+
+
+# Families, and what is kept out
+
+
+def test_families_are_closed_and_held_out_as_wholes() -> None:
+    ids = set(arc_training_ids())
+    assert len(ids) == 400
+    shared = families()
+    assert all(shared[name] == name for name in shared.values())
+    out = held_out_families()
+    held = [task_id for task_id in ids if family_of(task_id) in out]
+    assert 40 <= len(held) <= 48
+    assert {family_of(i) for i in held} == set(out)
+    assert len({family_of(i) for i in ("67a3c6ac", "68b16354", "74dd1130")}) == 1
+    assert family_of("7fe24cdd") == family_of("46442a0e") != family_of("67a3c6ac")
+
+
+@pytest.fixture(scope="module")
+def evaluation() -> EvaluationPairs:
+    return evaluation_pairs()
+
+
+def test_an_evaluation_pair_is_known_under_every_symmetry(evaluation: EvaluationPairs) -> None:
+    for number, (_, pair) in enumerate(dataset_pairs(load_dataset("evaluation"))):
+        if number % 37 == 0:
+            for index in range(8):
+                turned = dihedral(pair[0], index), dihedral(pair[1], index)
+                assert evaluation.task_with(pair_bytes(turned)) is not None
+    assert evaluation.task_with(pair_bytes(some_pair(5))) is None
+
+
+def test_the_training_task_that_equals_an_evaluation_task_is_dropped(evaluation: EvaluationPairs) -> None:
+    groups, dropped = task_groups(training_tasks(), PackSettings(), evaluation)
+    assert "070dd51e" in dropped["40853293"]
+    assert all(entry["name"] != "tasks/40853293" for entry, _ in groups)
+    assert all(evaluation.task_with(pair) is None for _, pairs in groups for pair in pairs)
+    assert len(groups) > 380
+
+
+def test_an_evaluation_task_of_the_user_is_dropped_turned_or_not(tmp_path: Path, evaluation: EvaluationPairs) -> None:
+    task = load_dataset("evaluation").loaded.tasks[3]
+    train = [{"input": dihedral(e.input, 3).tolist(), "output": dihedral(e.output, 3).tolist()} for e in task.train]
+    (tmp_path / "mine.json").write_text(json.dumps({"train": train, "test": [{"input": [[1]]}]}))
+    groups, dropped = task_groups(load_dataset(str(tmp_path / "mine.json")), PackSettings(), evaluation)
+    assert not groups
+    assert task.task_id in dropped["mine"]
+
+
+# Settings and refusals
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"difficulty": (0.5, 0.2)},
+        {"difficulty": (0.0, 1.5)},
+        {"pairs_per_generator": 1},
+        {"max_side": 31},
+        {"held_pairs": 900},
+        {"cpu_s_per_generator": 0.0},
+    ],
+)
+def test_settings_are_checked(changes: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError):
+        PackSettings(**changes)
+
+
+def test_a_missing_package_is_refused_with_the_command_that_helps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match="neither a wheel"):
+        package_folder(str(tmp_path))
+    assert main(["--wheel", str(tmp_path / "no.whl"), "--out", str(tmp_path / "x.pack")]) == 2
+    assert "no.whl" in capsys.readouterr().err
+    assert not (tmp_path / "x.pack").exists()
+
+
+def test_rows_of_a_generator_are_checked() -> None:
+    assert as_grid(((1, 2), (3, 4))) is not None
+    for rows in ((), ((),), ((1, 2), (3,)), ((10,),), ((-1,),), tuple((0,) * 31 for _ in range(2)), ((1.5,),)):
+        assert as_grid(rows) is None
+
+
+# The generators themselves
+
+FEW = PackSettings(
+    pairs_per_generator=12,
+    held_pairs=3,
+    held_out_pairs=6,
+    max_side=12,
+    difficulty=(0.0, 0.3),
+    only=("67a3c6ac", "a416b8f3", "0520fde7", "d631b094", "1e0a9b12", "40853293", *sorted(held_out_families())[:2]),
+    training_tasks=True,
+)
+
+
+@needs_generators
+def test_a_pack_is_the_same_for_any_hash_seed_and_number_of_processes(tmp_path: Path) -> None:
+    report = build(WHEEL, tmp_path / "one.pack", FEW, processes=1)
+    script = (
+        "import json, sys; from pathlib import Path; from arc_lab.rearc import PackSettings, build\n"
+        "given = {n: tuple(v) if isinstance(v, list) else v for n, v in json.loads(sys.argv[2]).items()}\n"
+        "print(build(sys.argv[3], Path(sys.argv[1]), PackSettings(**given), processes=2)['sha256'])"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "123", "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "two.pack"), json.dumps(asdict(FEW)), WHEEL],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == report["sha256"] == read_pack(tmp_path / "two.pack").sha256
+    assert (tmp_path / "one.pack").read_bytes() == (tmp_path / "two.pack").read_bytes()
+    other = build(WHEEL, tmp_path / "three.pack", replace(FEW, seed=1))
+    assert other["sha256"] != report["sha256"]
+
+
+@needs_generators
+def test_a_built_pack_holds_no_evaluation_pair_and_no_held_out_family_in_training(
+    tmp_path: Path, evaluation: EvaluationPairs
+) -> None:
+    report = build(WHEEL, tmp_path / "p.pack", FEW, processes=1)
+    pack = read_pack(tmp_path / "p.pack")
+    out = held_out_families()
+    assert report["held_out_groups"] > 0
+    assert "rearc/40853293" in report["left_out"]
+    train, measured = set(), set()
+    for group in pack.groups:
+        raw = [pair_bytes(group.pair(i)) for i in range(len(group))]
+        assert len(set(raw)) == len(raw)
+        assert all(evaluation.task_with(pair) is None for pair in raw)
+        assert (group.family in out) == (group.split == "held-out")
+        train |= {raw[i] for i in group.training}
+        measured |= {raw[i] for i in group.held}
+        assert all(max(grid.shape) <= 12 for i in range(len(group)) for grid in group.pair(i))
+    assert train
+    assert not train & measured
+
+
+@needs_generators
+def test_a_cpu_limit_that_bites_is_reported(tmp_path: Path) -> None:
+    settings = PackSettings(pairs_per_generator=100_000, cpu_s_per_generator=0.1, only=("67a3c6ac",))
+    report = build(WHEEL, tmp_path / "cut.pack", settings, processes=1)
+    assert report["cut"] == ["67a3c6ac"]
+    assert 0 < report["pairs"] < 100_000
+
+
+@needs_generators
+def test_an_interrupted_build_goes_on_and_gives_the_same_pack(tmp_path: Path) -> None:
+    settings = PackSettings(pairs_per_generator=8, held_pairs=2, max_side=10, only=("67a3c6ac", "a416b8f3", "d631b094"))
+    whole = build(WHEEL, tmp_path / "whole.pack", settings)
+
+    def stop(done: int, of: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(WHEEL, tmp_path / "part.pack", settings, progress=stop)
+    partial = tmp_path / "part.pack.partial"
+    with partial.open("a") as file:
+        file.write('[{"generator": "cut')
+    assert len(Answered(partial).known) >= 2
+    assert build(WHEEL, tmp_path / "part.pack", settings)["sha256"] == whole["sha256"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["part.pack", "whole.pack"]
+
+
+@needs_generators
+def test_an_unknown_generator_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="zzz"):
+        build(WHEEL, tmp_path / "x.pack", PackSettings(only=("zzz",)), processes=1)
