@@ -165,6 +165,8 @@ def test_a_failing_worker_gives_one_death_with_its_cause_and_the_other_goes_on(
     monkeypatch.setattr(fleet_module, "SILENCE_TIMEOUT_S", 1.5 if "hang" in name else 600.0)
     chatter = "while True: say(type='tick'); time.sleep(0.05)"
     fleet = make(script, chatter)
+    if "hang" in name:
+        fleet.send(0, {"type": "job"})
     events = events_until(fleet, lambda seen: bool(deaths(seen)))
     events += events_until(fleet, lambda seen: len(bodies(seen, 1, "tick")) >= 3)
     (death,) = deaths(events)
@@ -175,6 +177,22 @@ def test_a_failing_worker_gives_one_death_with_its_cause_and_the_other_goes_on(
     assert fleet.ready(1)
     (ready,) = bodies(events, 0, "ready")
     assert gone(int(str(ready["pid"])))
+
+
+def test_a_worker_without_a_job_may_be_silent(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Synthesis waits for minutes while devices have the cores; its workers were killed for it once."""
+    monkeypatch.setattr(fleet_module, "SILENCE_TIMEOUT_S", 0.2)
+    fleet = make("for line in sys.stdin: say(type='done')")
+    ready_pids(fleet, 1)
+    events: list[Message | Death] = []
+    for _ in range(8):
+        events += fleet.poll(0.1)
+    fleet.send(0, {"type": "job"})
+    events += events_until(fleet, lambda seen: bool(bodies(seen, 0, "done")))
+    for _ in range(8):
+        events += fleet.poll(0.1)
+    assert not deaths(events)
+    assert fleet.alive(0)
 
 
 def test_what_a_worker_prints_goes_to_its_log(make: Make, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ READ_BYTES = 1 << 16
 READS_A_POLL = 8
 PARENT = "ARC_TTT_COORDINATOR"  # its process id, in the environment of its workers
 LOAD_TIMEOUT_S = 600.0
-SILENCE_TIMEOUT_S = 180.0
+SILENCE_TIMEOUT_S = 300.0
 EXIT_S = 0.3  # how long a worker that has closed its pipe may take to end by itself
 RESTARTS = 3
 
@@ -52,6 +52,7 @@ class _Worker:
     started_s: float
     heard_s: float
     ready: bool = False
+    working: bool = False  # on a job: only then is silence a sign of trouble
     incoming: bytearray = field(default_factory=bytearray)
     outgoing: bytearray = field(default_factory=bytearray)
 
@@ -131,7 +132,12 @@ class Fleet:
         return True
 
     def send(self, slot: int, body: Mapping[str, Any]) -> None:
-        """Queue one line for a worker; it goes out as far as the pipe takes it, the rest at later polls."""
+        """Queue one line for a worker; it goes out as far as the pipe takes it, the rest at later polls.
+
+        From a line of type "job" until the worker's "done" it must not be silent for SILENCE_TIMEOUT_S.
+        """
+        if body.get("type") == "job":
+            self._workers[slot].working, self._workers[slot].heard_s = True, self._clock.now()
         self._workers[slot].outgoing += json.dumps(dict(body)).encode() + b"\n"
         self._flush(slot)
 
@@ -174,7 +180,7 @@ class Fleet:
         now = self._clock.now()
         for slot, worker in list(self._workers.items()):
             limit = SILENCE_TIMEOUT_S if worker.ready else LOAD_TIMEOUT_S
-            if now - worker.heard_s > limit:
+            if (worker.working or not worker.ready) and now - worker.heard_s > limit:
                 events.append(self._bury(slot, f"silent for {limit:.0f} s"))
         return events
 
@@ -200,6 +206,7 @@ class Fleet:
             if body is None:
                 return [*events, self._bury(slot, "a line that is no message")]
             worker.ready = worker.ready or body["type"] == "ready"
+            worker.working = worker.working and body["type"] != "done"
             events.append(Message(slot, body))
         if len(worker.incoming) > MAX_LINE_BYTES:
             return [*events, self._bury(slot, "a line without end")]
