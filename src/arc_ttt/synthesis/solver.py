@@ -26,6 +26,7 @@ from arc_ttt.synthesis.stacker import Pieces, Stack, stacks
 CAPS = (5, 10, 15, 20, 25, 30, 40)  # costs of the pieces that a stack may use, tried in turn
 MAX_COST = 20  # of a piece: two ordinary steps
 LAYERS = 12  # pieces of each kind that a cell rule may look at
+SETTLED = 0.9  # confidence at which work on a task ends early
 SHARE_OF_PLAIN = 0.75  # of the CPU limit, where renaming colours by rank gives a second frame
 DEFAULT_MEMORY = 200 * 1024 * 1024
 SEED = 20200526
@@ -41,7 +42,8 @@ class Effort:
     views: int
 
 
-EFFORTS = (Effort(12, 0.3, 0.4, 4), Effort(MAX_COST + 2, 0.8, 0.9, 3))
+# One step of everything, then two; a cut costs 2 more in the queue, so it comes after cheaper steps.
+EFFORTS = (Effort(12, search=0.3, stack=0.4, views=4), Effort(MAX_COST + 2, search=0.8, stack=0.9, views=3))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,7 +124,7 @@ def solve(
 
 
 def _settled(pool: _Pool) -> bool:
-    return any(confidence(evidence) >= 0.9 for _, evidence in _judged(pool))
+    return any(confidence(evidence) >= SETTLED for _, evidence in _judged(pool))
 
 
 def _solve_framed(problem: Problem, pool: _Pool, budget: Budget, share: float) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from arc_ttt.synthesis.budget import Budget
 from arc_ttt.synthesis.frames import Problem
-from arc_ttt.synthesis.images import Cells, Image, Size, embed
+from arc_ttt.synthesis.images import Cells, Size, embed
 from arc_ttt.synthesis.pieces import Piece
 
 MAX_LAYERS = 7
@@ -208,8 +208,3 @@ def finish(pieces: Pieces, layers: list[_Layer]) -> Stack:
     costs = [int(pieces.costs[layer.row]) for layer in layers]
     answers = tuple(pieces.split(line)[pieces.demonstrations :])
     return Stack(answers, "; else ".join(steps), fits, sum(costs) + LAYER_COST * len(layers), max(costs), len(layers))
-
-
-def images_of(cells: Sequence[Cells]) -> tuple[Image, ...]:
-    """Grids as images at the corner."""
-    return tuple(Image(part, 0, 0) for part in cells)
