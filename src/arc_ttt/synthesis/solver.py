@@ -129,31 +129,36 @@ def _settled(pool: _Pool) -> bool:
 
 def _solve_framed(problem: Problem, pool: _Pool, budget: Budget, share: float) -> None:
     start = budget.used_share()
-    rng = np.random.default_rng(SEED)
 
     def until(part: float) -> Budget:
         return budget.part(start + (share - start) * part)
 
     sizes = output_sizes(problem)
     if sizes is None:
-        sizes = sizes_of_a_piece(problem, Search(problem, None, 15).run(15, until(0.2)))
+        first = Search(problem, None, 15)
+        sizes = sizes_of_a_piece(problem, first.run(15, until(0.2)))
+        first.close(budget)
     if sizes is None:
         return
-    pieces = Search(problem, sizes, MAX_COST)
+    search = Search(problem, sizes, MAX_COST)
+    rng = np.random.default_rng(SEED)
     seen: set[bytes] = set()
     for effort in EFFORTS:
-        found = pieces.run(effort.until_cost, until(effort.search))
+        found = search.run(effort.until_cost, until(effort.search))
+        if not found:
+            break
         laid = Pieces(problem, sizes, found, until(effort.stack))
         _stack(problem, laid, pool, until(effort.stack))
-        fresh = islice(views(problem, found, seen), effort.views)
-        for view in chain(panel_views(problem, seen), fresh):
+        for view in chain(panel_views(problem, seen), islice(views(problem, found, seen), effort.views)):
             if budget.spent():
-                return
+                break
             _learn(problem, with_layers(view, laid), pool, until(1.0), rng, turned=False)
             if view.name == "input" and not _settled(pool):
                 _learn(problem, view, pool, until(1.0), rng, turned=True)
+        laid.close(budget)
         if _settled(pool):
-            return
+            break
+    search.close(budget)
 
 
 def sizes_of_a_piece(problem: Problem, pieces: Sequence[Piece]) -> list[Size] | None:
