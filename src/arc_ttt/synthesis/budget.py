@@ -43,6 +43,10 @@ class Budget:
         """Share of the CPU limit that has been used, 0 to 1 and a little above."""
         return (time.process_time() - self._begun_s) / self._limit_s if self._limit_s > 0 else 1.0
 
+    def left_s(self) -> float:
+        """CPU seconds left."""
+        return self._ends_s - time.process_time()
+
     def part(self, share: float) -> Budget:
         """The same budget, ending when `share` of the CPU limit has been used."""
         inner = Budget(self._limit_s, self._deadline, self._max_bytes)

@@ -41,7 +41,7 @@ from arc_ttt.synthesis.repair import repair, repaired_part
 from arc_ttt.synthesis.sized import SizedPrimitive, sized_primitives
 
 CUT_COST = 10  # cutting and choosing together count as one step
-MEMORY_FOR_OTHERS = 0.5  # share of the memory that the search leaves to stacks and cell rules
+MEMORY_FOR_OTHERS = 0.35  # share of the memory that the search leaves to stacks and cell rules
 
 
 @dataclass(frozen=True, slots=True)

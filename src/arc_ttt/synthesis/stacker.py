@@ -18,7 +18,7 @@ from arc_ttt.synthesis.images import Cells, Size, embed
 from arc_ttt.synthesis.pieces import Piece
 
 MAX_LAYERS = 7
-MEMORY_FOR_RULES = 0.25  # share of the memory that pieces leave to cell rules
+MEMORY_FOR_RULES = 0.15  # share of the memory that pieces leave to cell rules
 LAYER_COST = 5
 Bits = NDArray[np.uint64]  # (rows, words): one bit for each output cell of the demonstrations
 
