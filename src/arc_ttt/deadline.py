@@ -1,7 +1,7 @@
 """Clock and Deadline. The only module that asks for the time.
 
-The clock is monotonic and, on Linux, the same for all processes of a machine: a Deadline may be handed to a child as the
-plain number `at_s`. A change of the wall clock has no effect.
+The clock is monotonic and, on Linux, the same for all processes of a machine: a Deadline may be handed to a child as
+the plain number `at_s`. A change of the wall clock has no effect.
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ class VirtualClock:
 
 
 REAL_CLOCK = MonotonicClock()
+
+
+def cpu_seconds() -> float:
+    """CPU seconds (user + system) that this process has used."""
+    return time.process_time()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,8 @@ def parse_duration(text: str) -> float:
 
 def format_duration(seconds: float) -> str:
     """A short text for people: 42s, 4m10s, 11h05m."""
+    if seconds == float("inf"):
+        return "no limit"
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole}s"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,13 +213,24 @@ def load_tasks(path: Path) -> LoadedTasks:
             counts = {**part.test_counts, **counts}
         return LoadedTasks(tuple(tasks), tuple(problems), counts)
     document, repeated = read_json(path)
-    if isinstance(document, dict) and isinstance(document.get("train"), list) and "test" in document:
+    if is_one_task(document):
         document = {path.name.split(".")[0]: document}
     return parse_tasks(document, source=path.name, repeated=repeated)
 
 
+def is_one_task(document: object) -> bool:
+    """Whether a document is the body of one task and not an object of tasks by id: it has a list of pairs, and nothing
+    in it has one itself."""
+    if not isinstance(document, dict):
+        return False
+    bodies = [body for body in document.values() if isinstance(body, dict)]
+    return any(isinstance(document.get(part), list) for part in ("train", "test")) and not any(
+        isinstance(body.get("train"), list) or isinstance(body.get("test"), list) for body in bodies
+    )
+
+
 def read_json(path: Path) -> tuple[Any, list[str]]:
-    """Parse a JSON file without trusting it. Returns the document and the keys of the top object that stand there twice.
+    """Parse a JSON file without trusting it. Returns the document, and the names that stand twice in it on top.
 
     Raises:
         TaskFileError: names the file and what is wrong with it.
@@ -227,12 +239,8 @@ def read_json(path: Path) -> tuple[Any, list[str]]:
 
     def keep_last(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
-        if len(made) < len(pairs):
-            seen: set[str] = set()
-            for name, _ in pairs:
-                if name in seen:
-                    repeated.append(name)
-                seen.add(name)
+        names = Counter(name for name, _ in pairs) if len(made) < len(pairs) else {}
+        repeated[:] = [name for name, count in names.items() if count > 1]  # the outermost object comes last
         return made
 
     try:

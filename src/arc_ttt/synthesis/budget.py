@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-
-from arc_ttt.deadline import REAL_CLOCK, Deadline
+from arc_ttt.deadline import REAL_CLOCK, Deadline, cpu_seconds
 
 LONGEST_SKIP_S = 0.05  # the CPU clock is read at least this often
 
@@ -20,7 +18,7 @@ class Budget:
     """
 
     def __init__(self, cpu_limit_s: float, deadline: Deadline, max_bytes: int) -> None:
-        self._begun_s = time.process_time()
+        self._begun_s = cpu_seconds()
         self._ends_s = self._begun_s + cpu_limit_s
         self._limit_s = cpu_limit_s
         self._deadline = deadline
@@ -35,13 +33,13 @@ class Budget:
         now_s = REAL_CLOCK.now()
         if now_s < self._read_again_s:
             return False
-        left_s = self._ends_s - time.process_time()
+        left_s = self._ends_s - cpu_seconds()
         self._read_again_s = now_s + min(left_s, LONGEST_SKIP_S)
         return left_s <= 0
 
     def used_share(self) -> float:
         """Share of the CPU limit that has been used, 0 to 1 and a little above."""
-        return (time.process_time() - self._begun_s) / self._limit_s if self._limit_s > 0 else 1.0
+        return (cpu_seconds() - self._begun_s) / self._limit_s if self._limit_s > 0 else 1.0
 
     def left_s(self) -> float:
         """CPU seconds left."""

@@ -1,0 +1,131 @@
+"""`python -m arc_lab benchmark`: how fast this machine trains and decodes with a model, and what share of its peak.
+
+Prints a table, and as the last line one JSON document. One device, one process; other load on the machine shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from arc_lab.datasets import load_dataset
+from arc_ttt.deadline import Deadline
+from arc_ttt.grids import Task
+from arc_ttt.kv_cache import Decoder
+from arc_ttt.model import LoadedModel, load_model
+from arc_ttt.search import PromptBatch, greedy
+from arc_ttt.sequences import ttt_sequences
+from arc_ttt.settings import Settings, parse_overrides
+from arc_ttt.solve import TaskSolver, answer_limits, fit_prompt, task_rng
+from arc_ttt.training import shuffled_steps, train
+from arc_ttt.views import sample_views, turns_sides
+
+BENCH_TASKS = ("67a3c6ac", "3c9b0459", "a416b8f3")  # training tasks of about 400, 250 and 500 tokens
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the benchmark command."""
+    parser = argparse.ArgumentParser(prog="python -m arc_lab benchmark", description=__doc__)
+    parser.add_argument("--threads", type=int, default=1, help="numeric threads on a CPU (default: 1, as a worker has)")
+    parser.add_argument("--steps", type=int, default=6, help="training steps measured a task (default: 6)")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    settings = Settings().override([*parse_overrides(options.set), ("ttt.stop_loss", 0.0)])
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    start_s = time.perf_counter()
+    base = load_model(settings.model, device)
+    load_s = time.perf_counter() - start_s
+    peak = matmul_peak(device, base.dtype)
+    tasks = {task.task_id: task for task in load_dataset("training").loaded.tasks}
+    solver = TaskSolver(base, settings)
+    rows = [measure(solver, settings, tasks[task_id], options.steps, peak) for task_id in BENCH_TASKS]
+    print(
+        f"{base.parameters:,} parameters, {base.dtype}, {device}, {options.threads} threads, loaded in {load_s:.1f} s"
+    )
+    print(f"matmul peak of this machine with these threads: {peak / 1e9:.0f} GFLOP/s")
+    print(f"{'task':>10} {'length':>7} {'train tok/s':>12} {'GFLOP/s':>8} {'of peak':>8} {'read/s':>8} {'write/s':>8}")
+    for row in rows:
+        speeds = (row["train_tokens_s"], row["train_flops"] / 1e9)
+        print(
+            f"{row['task']:>13}{row['length']:>13.0f}{speeds[0]:>13.0f}{speeds[1]:>13.1f}{row['share_of_peak']:>13.0%}"
+            f"{row['read_tokens_s']:>13.0f}{row['written_tokens_s']:>13.0f}"
+        )
+    machine = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
+    print(json.dumps({"peak_gflops": round(peak / 1e9, 1), "load_s": round(load_s, 2), "rows": rows, **machine}))
+    return 0
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Best rate in FLOP/s of one matrix product among a few sizes."""
+    best = 0.0
+    for size in (512, 1024, 2048) if device.type == "cpu" else (4096, 8192):
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        seconds = best_of(lambda a=a, b=b: a @ b, device, 5)  # type: ignore[misc]
+        best = max(best, 2 * size**3 / seconds)
+    return best
+
+
+def best_of(work: Callable[[], Any], device: torch.device, times: int) -> float:
+    """Least seconds of a few runs, after one to warm up."""
+    seconds = []
+    for _ in range(times + 1):
+        start_s = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start_s)
+    return min(seconds[1:])
+
+
+def flops_per_token(base: LoadedModel, length: float) -> float:
+    """FLOP of training on one token: 6 a weight of the linear layers, and causal attention at this length.
+
+    Counts full gradients; LoRA saves the weight gradients of the base and adds its own products.
+    """
+    config = base.llama.config
+    linear = sum(m.weight.numel() for m in base.llama.modules() if type(m) is torch.nn.Linear and m.out_features > 64)
+    attention = 6 * config.num_hidden_layers * config.hidden_size * length
+    return 6.0 * linear + attention
+
+
+def measure(solver: TaskSolver, settings: Settings, task: Task, steps: int, peak: float) -> dict[str, Any]:
+    """Training and decoding speed on one task, in real tokens (padding not counted)."""
+    base = solver.base
+    sequences = ttt_sequences(task, base.form, settings.ttt, task_rng(0, task.task_id, "sequences"))
+    batches = shuffled_steps(
+        sequences, epochs=1, batch_sequences=settings.ttt.batch_sequences, rng=task_rng(0, task.task_id, "order")
+    )[:steps]
+    length = sum(len(s) for s in sequences) / len(sequences)
+    assert solver.adapter is not None
+    solver.adapter.reset()
+    train(base, solver.adapter.parameters(), batches[:1], settings.ttt, Deadline.never())
+    report = train(base, solver.adapter.parameters(), batches, settings.ttt, Deadline.never())
+    views = sample_views(settings.decode.views, len(task.train), task_rng(0, task.task_id, "views"))
+    prompts = [fit_prompt(base, task, 0, view, settings.model.max_tokens) for view in views]
+    rows_columns = answer_limits(task, 0)
+    limits = [rows_columns[::-1] if turns_sides(view.dihedral) else rows_columns for view in views]
+    decoder = Decoder(base)
+    read_s = best_of(lambda: PromptBatch(decoder, prompts), base.device, 2)
+    batch = PromptBatch(decoder, prompts, limits)
+    start_s = time.perf_counter()
+    answers = greedy(batch, Deadline.never())
+    write_s = time.perf_counter() - start_s
+    written = sum(len(base.form.answer_ids(prompts[a.row], a.grid)[0]) for a in answers if a.grid is not None)
+    speed = report.tokens / report.seconds
+    flops = speed * flops_per_token(base, length)
+    return {
+        "task": task.task_id,
+        "length": round(length, 1),
+        "train_tokens_s": round(speed, 1),
+        "train_flops": round(flops),
+        "share_of_peak": round(flops / peak, 4),
+        "read_tokens_s": round(sum(len(prompt) for prompt in prompts) / read_s, 1),
+        "written_tokens_s": round(written / write_s, 1),
+    }

@@ -1,0 +1,268 @@
+"""What `python kernel.py` does away from Kaggle: public tasks, a simulated time limit, a score at the end."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import resource
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from arc_lab.datasets import DATASETS, Dataset, load_dataset, select
+from arc_lab.evaluate import Summary, TaskScore, score_task, summarize
+from arc_ttt.checkpoints import model_folder, read_config
+from arc_ttt.cost import BASE, SYNTHESIS, TTT, work
+from arc_ttt.deadline import REAL_CLOCK, format_duration, parse_duration
+from arc_ttt.errors import InputError, SettingsError, TaskFileError
+from arc_ttt.grids import LoadedTasks, Solutions
+from arc_ttt.run import RunResult, Status, merged, rank_result, start_run
+from arc_ttt.settings import Settings, parse_overrides
+from arc_ttt.submission import write_atomically
+
+JOINED = "joined"
+PLAIN_LINE_EVERY_S = 10.0
+PRESET_OF_FORMAT = {"compact": "embedded", "architects": "llama-1b-3b", "marc": "llama-8b", "barc": "llama-8b"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="kernel.py",
+        description="Dry run of the Kaggle kernel: trains one adapter a task at test time, votes, writes "
+        "submission.json under a simulated time limit, and scores it. On Kaggle the script takes no arguments.",
+        epilog="Settings for --set are listed, with their meaning, in src/arc_ttt/settings.py; for example "
+        "--set ttt.rank=64 --set vote.rule=hierarchical --set ttt.scope=none.",
+    )
+    add = parser.add_argument
+    add(
+        "--tasks",
+        default="evaluation",
+        metavar="SET|PATH",
+        help=f"{', '.join(DATASETS)} (ARC-AGI-1; ttt80 is the paper's subset), or a challenges file, a task file or a "
+        "folder of task files (default: evaluation)",
+    )
+    add("--ids", default="", metavar="ID,ID", help="only these tasks")
+    add("--first", type=int, metavar="N", help="only the N tasks that are predicted to be cheapest")
+    add("--limit", default="5m", metavar="TIME", help="simulated time limit: 90s, 20m, 12h (default: 5m)")
+    add("--workers", type=int, metavar="N", help="worker processes (default: one a GPU, or two on a CPU)")
+    add("--model", metavar="PATH", help="folder of a Llama checkpoint (default: the embedded model)")
+    add("--format", choices=tuple(PRESET_OF_FORMAT), help="how that checkpoint reads tasks; needed with --model")
+    add("--seed", type=int, metavar="N", help="seed of everything random (default: 0)")
+    add("--out", default="out", metavar="DIR", help="folder for submission.json, report and logs (default: out)")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting; may be repeated")
+    return parser
+
+
+def make_settings(options: argparse.Namespace) -> Settings:
+    """Settings from the command line. Raises SettingsError for what contradicts itself."""
+    if bool(options.model) != bool(options.format):
+        raise SettingsError("--model and --format go together: a checkpoint and the format it was trained with")
+    settings = Settings.of(PRESET_OF_FORMAT[options.format] if options.format else "embedded")
+    changes: list[tuple[str, Any]] = [("run.limit_s", parse_duration(options.limit))]
+    if options.model:
+        changes += [("model.path", options.model), ("model.format", options.format)]
+    if options.workers is not None:
+        changes.append(("run.workers", options.workers))
+    if options.seed is not None:
+        changes.append(("run.seed", options.seed))
+    return settings.override([*changes, *parse_overrides(options.set)])
+
+
+def main(argv: Sequence[str], start_s: float) -> int:
+    """Run the command line `argv`; the limit counts from `start_s` on the monotonic clock. Returns the exit code."""
+    options = make_parser().parse_args(argv)
+    try:
+        settings = make_settings(options)
+        read_config(model_folder(settings.model.path))
+        if options.first is not None and options.first < 1:
+            raise SettingsError(f"--first {options.first}: must be at least 1")
+        dataset = _dataset(options, settings)
+        out = Path(options.out)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"--out {out}: cannot be made or is no folder: {error.strerror}") from error
+    except InputError as error:
+        print(f"kernel.py: {error}", file=sys.stderr)
+        return 2
+    loaded = dataset.loaded
+    _announce(dataset, settings, out)
+    with _progress() as show:
+        result = start_run(loaded, settings, out, start_s=start_s, on_status=show)
+    report = make_report(dataset, settings, result)
+    write_atomically(out / "report.json", json.dumps(report, indent=1) + "\n")
+    _print_report(report, result, settings, out)
+    return 3 if result.fatal else 0
+
+
+def _dataset(options: argparse.Namespace, settings: Settings) -> Dataset:
+    """The tasks asked for. A file that cannot be read gives an empty run that says so, as it would on Kaggle."""
+    try:
+        dataset = load_dataset(options.tasks)
+    except TaskFileError as error:
+        print(f"kernel.py: {error}; there are no tasks to run", file=sys.stderr)
+        dataset = Dataset(options.tasks, LoadedTasks((), (), {}), Solutions({}))
+    dataset = select(dataset, [task_id.strip() for task_id in options.ids.split(",") if task_id.strip()])
+    if options.first is not None:
+        cheapest = sorted(dataset.loaded.tasks, key=lambda task: work(task, TTT, settings))[: options.first]
+        dataset = select(dataset, [task.task_id for task in cheapest]) if cheapest else dataset
+    return dataset
+
+
+def _announce(dataset: Dataset, settings: Settings, out: Path) -> None:
+    model = settings.model.path or "embedded model"
+    print(
+        f"dry run: {len(dataset.loaded.tasks)} tasks of {dataset.name}, {model}, "
+        f"limit {format_duration(settings.run.limit_s)}, seed {settings.run.seed}, into {out}/",
+        flush=True,
+    )
+    for problem in dataset.loaded.problems:
+        print(f"unusable: {problem}", flush=True)
+    for task in dataset.loaded.tasks:
+        if len(task.train) < 2:
+            count = "no demonstration" if not task.train else "one demonstration"
+            print(f"note: {dataset.name}: task {ascii(task.task_id)[1:-1]} has {count}", flush=True)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[Status], None]]:
+    """A live line on a terminal, a plain line every ten seconds elsewhere."""
+    if not sys.stdout.isatty():
+        last_s = REAL_CLOCK.now()
+
+        def plain(status: Status) -> None:
+            nonlocal last_s
+            if REAL_CLOCK.now() - last_s >= PLAIN_LINE_EVERY_S:
+                last_s = REAL_CLOCK.now()
+                print(status.line(), flush=True)
+
+        yield plain
+        return
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (BarColumn(bar_width=24), TextColumn("{task.description}"))
+    with Progress(*columns, transient=True) as progress:
+        bar = progress.add_task("workers loading", total=1.0)
+
+        def live(status: Status) -> None:
+            share = min(1.0, status.elapsed_s / status.limit_s)
+            progress.update(bar, completed=share, description=status.line())
+
+        yield live
+
+
+def make_report(dataset: Dataset, settings: Settings, result: RunResult) -> dict[str, Any]:
+    """Everything that the run showed, as JSON: settings, score by stage, one row a task."""
+    rule = settings.vote.rule
+    scores: dict[str, dict[str, TaskScore]] = {BASE: {}, TTT: {}, SYNTHESIS: {}, JOINED: {}}
+    rows: dict[str, dict[str, Any]] = {}
+    for (stage, task_id), found in result.results.items():
+        row = rows.setdefault(task_id, {})
+        row[stage] = {"outcome": found.outcome, "reason": found.reason, "seconds": found.seconds}
+        row[stage]["candidates"] = len(found.candidates) + len(found.programs)
+        if found.programs:
+            best = found.programs[0]
+            row[stage] |= {"program": best.text, "confidence": round(best.confidence, 3), "fits": best.fits_all}
+        answers = dataset.solutions.by_task.get(task_id)
+        if answers is not None and found.outcome:
+            ranked = [
+                [p.grid for p in found.programs if p.test_index == index]
+                if stage == SYNTHESIS
+                else rank_result(found, index, rule)
+                for index in range(len(answers))
+            ]
+            scores[stage][task_id] = score_task(task_id, ranked, answers)
+            row[stage]["ranks"] = scores[stage][task_id].ranks
+    for task in dataset.loaded.tasks:
+        answers = dataset.solutions.by_task.get(task.task_id)
+        if answers is not None:
+            ranked = [merged(result.results, task, index, settings)[:2] for index in range(len(answers))]
+            scores[JOINED][task.task_id] = score_task(task.task_id, ranked, answers)
+    both = [task_id for task_id in scores[TTT] if task_id in scores[BASE]]
+    return {
+        "tasks": dataset.name,
+        "asked": len(dataset.loaded.test_counts),
+        "answered": {stage: len(found) for stage, found in scores.items()},
+        "score": {stage: dataclasses.asdict(summarize(found.values())) for stage, found in scores.items()},
+        "paired": {stage: dataclasses.asdict(summarize(scores[stage][i] for i in both)) for stage in (BASE, TTT)},
+        "seconds": round(result.seconds, 2),
+        "limit_s": result.limit_s,
+        "stopped_by": result.stopped_by,
+        "workers": result.workers,
+        "deaths": result.deaths,
+        "train_tokens": result.train_tokens,
+        "train_tokens_per_second": round(result.train_tokens / result.train_s) if result.train_s else 0,
+        "peak_memory_mib": _peak_memory_mib(),
+        "settings": json.loads(settings.to_json()),
+        "by_task": rows,
+    }
+
+
+def _peak_memory_mib() -> dict[str, int]:
+    """Peak resident memory of this process and of the largest worker that has ended."""
+    return {
+        "coordinator": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "largest_worker": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
+    }
+
+
+def _print_report(report: dict[str, Any], result: RunResult, settings: Settings, out: Path) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    if result.fatal:
+        print(f"kernel.py: the model could not be loaded: {result.fatal}", file=sys.stderr)
+    paired = {stage: Summary(**report["paired"][stage]) for stage in (BASE, TTT)}
+    count = paired[TTT].tasks
+    table = Table(
+        box=box.SIMPLE_HEAD, title=f"{count} of {report['asked']} tasks tried in both ways", title_justify="left"
+    )
+    for name in ("", "1 attempt", "2 attempts", "any candidate", "test inputs, 2 attempts"):
+        table.add_column(name, justify="left" if not name else "right")
+    for stage, name in ((BASE, "without test-time training"), (TTT, "with test-time training")):
+        s = paired[stage]
+        at_2 = f"{s.at_2} ± {s.standard_error:.1f}"
+        table.add_row(name, str(s.at_1), at_2, str(s.oracle), f"{s.inputs_2} of {s.inputs}")
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    if count:
+        console.print(table)
+    else:
+        print("no task was tried in both ways with known answers: nothing to score")
+    joined, programs = Summary(**report["score"][JOINED]), Summary(**report["score"][SYNTHESIS])
+    if joined.tasks:
+        right = f"{joined.at_2} ± {joined.standard_error:.1f} of {joined.tasks} tasks right"
+        alone = f"program synthesis alone: {programs.at_2} of the {programs.tasks} it looked at"
+        print(f"submission: {right}, {joined.inputs_2} of {joined.inputs} test inputs; {alone}")
+    share = report["seconds"] / report["limit_s"]
+    print(
+        f"{format_duration(report['seconds'])}, {share:.0%} of the limit, ended by: {report['stopped_by']}; "
+        f"programs sought for {report['answered'][SYNTHESIS]} tasks, base pass on {report['answered'][BASE]}, "
+        f"adapters trained on {report['answered'][TTT]}"
+    )
+    unusual = [
+        (task_id, stage, row[stage])
+        for task_id, row in report["by_task"].items()
+        for stage in (BASE, TTT, SYNTHESIS)
+        if stage in row and (row[stage]["reason"] or row[stage]["outcome"] not in ("finished", ""))
+    ]
+    for task_id, stage, body in unusual[:10]:
+        print(f"  {ascii(task_id)[1:-1]} ({stage}): {body['outcome']}{': ' if body['reason'] else ''}{body['reason']}")
+    if len(unusual) > 10:
+        print(f"  and {len(unusual) - 10} more, in report.json")
+    if result.deaths:
+        print(f"  workers lost: {len(result.deaths)} ({', '.join(sorted(set(result.deaths)))}); see {out}/logs")
+    if result.write_errors:
+        print(f"  submission.json could not be replaced {result.write_errors} times; the last good one stands")
+    print(f"files: {out}/submission.json, {out}/report.json, {out}/events.jsonl")
+
+
+__all__ = ["main", "make_parser", "make_report", "make_settings"]

@@ -1,0 +1,85 @@
+"""Scores: per task and per test input, at one and two attempts, with standard errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from arc_ttt.grids import Grid, Solutions, same_grid
+
+
+@dataclass(frozen=True, slots=True)
+class TaskScore:
+    """How one task was answered: for each test input the rank of the right grid, best = 1, or 0."""
+
+    task_id: str
+    ranks: tuple[int, ...]
+
+    def solved(self, attempts: int) -> bool:
+        """All test inputs right within this many attempts."""
+        return all(1 <= rank <= attempts for rank in self.ranks)
+
+    def share(self, attempts: int) -> float:
+        """Share of test inputs right within this many attempts: the competition's own measure."""
+        return sum(1 <= rank <= attempts for rank in self.ranks) / len(self.ranks)
+
+
+def score_task(task_id: str, ranked: Sequence[Sequence[Grid]], answers: Sequence[Grid]) -> TaskScore:
+    """Compare the ranked grids of each test input with its answer."""
+    ranks = []
+    for grids, answer in zip(ranked, answers, strict=True):
+        hits = [place for place, grid in enumerate(grids, 1) if same_grid(grid, answer)]
+        ranks.append(hits[0] if hits else 0)
+    return TaskScore(task_id, tuple(ranks))
+
+
+def score_submission(document: Mapping[str, object], solutions: Solutions) -> list[TaskScore]:
+    """Scores of a parsed submission.json on those of its tasks whose answers are known.
+
+    A task with more or fewer answers than test inputs counts as not solved.
+    """
+    import numpy as np
+
+    from arc_ttt.grids import freeze
+
+    scores = []
+    for task_id, answers in solutions.by_task.items():
+        if task_id not in document:
+            continue
+        rows = document[task_id]
+        ranked: list[list[Grid]] = [[] for _ in answers]
+        if isinstance(rows, list) and len(rows) == len(answers):
+            ranked = [[freeze(np.array(row[name])) for name in ("attempt_1", "attempt_2")] for row in rows]
+        scores.append(score_task(task_id, ranked, answers))
+    return scores
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Tasks solved out of `tasks`. inputs_2: test inputs right at two attempts, out of `inputs`."""
+
+    tasks: int
+    at_1: int
+    at_2: int
+    oracle: int
+    inputs: int
+    inputs_2: int
+
+    @property
+    def standard_error(self) -> float:
+        """Binomial standard error of the share solved at two attempts, in tasks."""
+        share = self.at_2 / self.tasks if self.tasks else 0.0
+        return math.sqrt(self.tasks * share * (1 - share))
+
+
+def summarize(scores: Iterable[TaskScore]) -> Summary:
+    scores = list(scores)
+    return Summary(
+        tasks=len(scores),
+        at_1=sum(score.solved(1) for score in scores),
+        at_2=sum(score.solved(2) for score in scores),
+        oracle=sum(score.solved(10**9) for score in scores),
+        inputs=sum(len(score.ranks) for score in scores),
+        inputs_2=sum(1 <= rank <= 2 for score in scores for rank in score.ranks),
+    )

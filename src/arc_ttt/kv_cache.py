@@ -1,0 +1,219 @@
+"""Decoder: the forward pass for reading answers, with keys and values kept in one preallocated cache.
+
+Written out here instead of calling the library's model, because it is the hot path of a run: rows of a batch have
+lengths of their own, a step back costs nothing, and for small models the projections of a layer are fused with the
+adapter's change added in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
+
+from arc_ttt.adapter import effective_weight
+from arc_ttt.model import LoadedModel
+
+Tensor = torch.Tensor
+LOGITS_AT_ONCE = 1 << 25  # numbers of one piece of logits
+
+
+class KVCache:
+    """Keys and values of one batch, allocated once.
+
+    keys, values: (layers, B, heads_kv, capacity, D). Row b is valid below lengths[b]; what lies behind is garbage to
+    which attention gives weight 0. It must be finite, for 0 times NaN is NaN: hence zeros at the start. `rollback`
+    only changes lengths. Bytes: 2 * layers * B * heads_kv * capacity * D * itemsize.
+    """
+
+    def __init__(self, config: Any, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
+        heads = config.num_key_value_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (config.num_hidden_layers, rows, heads, capacity, width)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self.longest = 0  # upper bound of lengths, kept on the host
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[3]
+
+    def rollback(self, lengths: Tensor, longest: int) -> None:
+        """Forget what lies behind `lengths` (B,), none of which is above `longest`."""
+        self.lengths = lengths.clone()
+        self.longest = longest
+
+    def select(self, rows: Sequence[int], capacity: int) -> KVCache:
+        """A copy with only these rows and room for `capacity` tokens."""
+        chosen = object.__new__(KVCache)
+        index = torch.tensor(rows, dtype=torch.long, device=self.keys.device)
+        kept = self.longest
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_zeros((*old.shape[:1], len(rows), old.shape[2], capacity, old.shape[4]))
+            new[:, :, :, :kept] = old[:, index, :, :kept]
+            setattr(chosen, name, new)
+        chosen.lengths = self.lengths[index]
+        chosen.longest = kept
+        return chosen
+
+
+class Decoder:
+    """The forward pass of a Llama over a KVCache, as the weights stand when it is made.
+
+    Small plain models are fused: make a new Decoder after training. Layers with 4-bit weights are called as they are.
+    """
+
+    def __init__(self, base: LoadedModel) -> None:
+        self.base = base
+        self.llama = base.llama
+        self.config = base.llama.config
+        body = base.llama.model
+        self.heads = self.config.num_attention_heads
+        self.heads_kv = self.config.num_key_value_heads
+        self.width = getattr(self.config, "head_dim", None) or self.config.hidden_size // self.heads
+        self.dtype = base.dtype if base.device.type == "cuda" else torch.float32
+        self.layers = [_fused(layer, self.dtype) or _called(layer) for layer in body.layers]
+        self.eps = self.config.rms_norm_eps
+
+    def new_cache(self, rows: int, capacity: int) -> KVCache:
+        return KVCache(self.config, rows, capacity, self.base.device, self.dtype)
+
+    @torch.no_grad()
+    def forward(self, ids: Tensor, positions: Tensor, counts: Tensor, cache: KVCache, longest: int) -> Tensor:
+        """Append tokens to every row of `cache` and return their last hidden states, normed, (B, S, D).
+
+        ids, positions: (B, S), padded to the right. counts: (B,), how many of the S are real. longest: an upper bound
+        of the rows' new lengths. A padded place writes garbage behind the row's length, where the next token goes.
+        """
+        rows, steps = ids.shape
+        body = self.llama.model
+        hidden = body.embed_tokens(ids).to(self.dtype)
+        cos, sin = body.rotary_emb(hidden, positions)
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+        slots = cache.lengths[:, None] + torch.arange(steps, device=ids.device)  # (B, S)
+        reach = min(cache.longest + steps, cache.capacity)
+        fresh = cache.longest == 0
+        mask = None
+        if not fresh:
+            mask = torch.arange(reach, device=ids.device)[None, None, None, :] <= slots[:, None, :, None]
+        batch = torch.arange(rows, device=ids.device)[:, None]
+        for index, layer in enumerate(self.layers):
+            keys, values = cache.keys[index], cache.values[index]
+            query, key, value = layer.project(_rms_norm(hidden, layer.norm_in, self.eps))
+            query = query.view(rows, steps, self.heads, self.width).transpose(1, 2)
+            key = key.view(rows, steps, self.heads_kv, self.width).transpose(1, 2)
+            value = value.view(rows, steps, self.heads_kv, self.width).transpose(1, 2)
+            query, key = query * cos + _turned(query) * sin, key * cos + _turned(key) * sin
+            if fresh:
+                keys[:, :, :steps], values[:, :, :steps] = key, value
+                seen = scaled_dot_product_attention(
+                    query, key, value, is_causal=True, enable_gqa=self.heads != self.heads_kv
+                )
+            else:
+                keys[batch, :, slots] = key.transpose(1, 2)
+                values[batch, :, slots] = value.transpose(1, 2)
+                seen = scaled_dot_product_attention(
+                    query,
+                    keys[:, :, :reach],
+                    values[:, :, :reach],
+                    attn_mask=mask,
+                    enable_gqa=self.heads != self.heads_kv,
+                )
+            hidden = hidden + layer.output(seen.transpose(1, 2).reshape(rows, steps, -1))
+            hidden = hidden + layer.feed_forward(_rms_norm(hidden, layer.norm_out, self.eps))
+        cache.lengths = cache.lengths + counts
+        cache.longest = longest
+        return _rms_norm(hidden, body.norm.weight, self.eps)
+
+    def log_probabilities(self, hidden: Tensor) -> Tensor:
+        """Log-probabilities (..., V), float32, of the token after each hidden state."""
+        with torch.no_grad():
+            head = self.llama.lm_head
+            weight = next(head.parameters())
+            if weight.is_floating_point():  # float32 under full adapters, whatever computes
+                hidden = hidden.to(weight.dtype)
+            return torch.log_softmax(head(hidden).float(), dim=-1)
+
+    @torch.no_grad()
+    def token_log_probabilities(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Log-probability (B, A), float32, of each token (B, A) after its hidden state (B, A, D).
+
+        A large vocabulary is taken in pieces, so that memory stays below about 256 MB.
+        """
+        flat, wanted = hidden.flatten(0, 1), tokens.flatten()
+        rows = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
+        pieces = [
+            self.log_probabilities(flat[i : i + rows]).gather(-1, wanted[i : i + rows, None])[:, 0]
+            for i in range(0, len(flat), rows)
+        ]
+        return torch.cat(pieces).view(tokens.shape)
+
+
+class _Layer:
+    """One decoder layer as four functions and two norm weights."""
+
+    __slots__ = ("feed_forward", "norm_in", "norm_out", "output", "project")
+
+    def __init__(
+        self,
+        project: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+        output: Callable[[Tensor], Tensor],
+        feed_forward: Callable[[Tensor], Tensor],
+        layer: Any,
+    ) -> None:
+        self.project, self.output, self.feed_forward = project, output, feed_forward
+        self.norm_in = layer.input_layernorm.weight.detach()
+        self.norm_out = layer.post_attention_layernorm.weight.detach()
+
+
+def _fused(layer: Any, dtype: torch.dtype) -> _Layer | None:
+    """A layer with query, key and value in one product, gate and up in another; None if weights are packed."""
+    attention, mlp = layer.self_attn, layer.mlp
+    modules = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+    weights = [effective_weight(m) for m in (*modules, mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
+    if any(weight is None for weight in weights):
+        return None
+    plain = [weight.to(dtype) for weight in weights if weight is not None]
+    sizes = [weight.shape[0] for weight in plain[:3]]
+    qkv, gate_up, o, down = torch.cat(plain[:3]), torch.cat(plain[4:6]), plain[3], plain[6]
+
+    def project(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = torch.split(linear(x, qkv), sizes, dim=-1)
+        return query, key, value
+
+    def feed_forward(x: Tensor) -> Tensor:
+        gate, up = linear(x, gate_up).chunk(2, dim=-1)
+        return linear(silu(gate) * up, down)
+
+    return _Layer(project, lambda x: linear(x, o), feed_forward, layer)
+
+
+def _called(layer: Any) -> _Layer:
+    """A layer through its own modules, 4-bit or adapted ones included."""
+    attention, mlp = layer.self_attn, layer.mlp
+
+    def project(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
+
+    def feed_forward(x: Tensor) -> Tensor:
+        product: Tensor = mlp.down_proj(silu(mlp.gate_proj(x)) * mlp.up_proj(x))
+        return product
+
+    return _Layer(project, attention.o_proj, feed_forward, layer)
+
+
+def _turned(x: Tensor) -> Tensor:
+    """The second half of the last axis, negated, before the first: what rotary positions add with the sine."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root mean square norm over the last axis, computed in float32."""
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return (normed * weight.float()).to(x.dtype)

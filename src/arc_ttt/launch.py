@@ -1,0 +1,80 @@
+"""Which workers a machine gets, and the environment of each."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from arc_ttt.deadline import Deadline
+from arc_ttt.fleet import Fleet
+from arc_ttt.settings import Settings
+
+
+def count_gpus() -> int:
+    """Visible NVIDIA GPUs, without importing torch: the driver lists one folder for each."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+    with contextlib.suppress(OSError):
+        return len(list(Path("/proc/driver/nvidia/gpus").iterdir()))
+    return 0
+
+
+def make_hello(settings: Settings, deadline: Deadline) -> dict[str, Any]:
+    """The first line to a worker."""
+    stop_at = deadline.minus(settings.run.reserve)
+    gpu = 0 if count_gpus() else None
+    return {"type": "hello", "settings": settings.to_json(), "deadline": stop_at.at_s, "gpu": gpu}
+
+
+def make_fleet(settings: Settings, out: Path, deadline: Deadline) -> tuple[Fleet, range, int]:
+    """One worker a GPU, or without one up to two on the CPU, and the workers of synthesis behind them.
+
+    Each sees its own device and few threads. Returns the fleet, the slots that synthesize, and the number of cores that
+    both kinds share (0 with GPUs, where each GPU's worker keeps a core to itself).
+    """
+    gpus = count_gpus()
+    cores = os.cpu_count() or 1
+    workers = settings.run.workers or gpus or min(2, cores)
+    programs = 0
+    if settings.synthesis.enabled:
+        programs = settings.synthesis.workers or (max(1, cores - gpus) if gpus else workers)
+    source = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environments = []
+    for slot in range(workers):
+        threads = str(settings.run.threads)
+        environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **OFFLINE}
+        if gpus:
+            names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+            cache = out / "caches" / str(slot)
+            environment |= {
+                "CUDA_VISIBLE_DEVICES": names[slot % gpus],
+                "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+                "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+                "TRITON_CACHE_DIR": str(cache / "triton"),
+                "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+                "UNSLOTH_COMPILE_LOCATION": str(cache / "unsloth"),
+            }
+        environments.append(environment)
+    plain = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environments += [plain] * programs
+    command = [sys.executable, "-m", "arc_ttt.worker"]
+    commands = [command] * workers + [[*command, "synthesis"]] * programs
+    hello = make_hello(settings, deadline)
+    fleet = Fleet(commands, hello, environments, out / "logs")
+    return fleet, range(workers, workers + programs), 0 if gpus else workers
+
+
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "UNSLOTH_DISABLE_STATISTICS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "BITSANDBYTES_NOWELCOME": "1",
+}

@@ -1,0 +1,160 @@
+"""The training loop, for pretraining and for test-time training alike. Stops at a Deadline.
+
+A step is a list of sequences. They pass through the model in micro-batches of similar length under a token budget;
+logits are computed at targets only; gradients are those of the mean cross-entropy over all targets of the step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from arc_ttt.deadline import Deadline
+from arc_ttt.errors import TrainingDiverged
+from arc_ttt.formats import TokenSequence
+from arc_ttt.model import LoadedModel, hidden_states
+from arc_ttt.settings import TttSettings
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # ids, positions (B, T) int64; targets (B, T) bool
+
+
+@dataclass(slots=True)
+class TrainingReport:
+    """What a training did. losses: one a step, nats a target. stopped_by: finished, learned or deadline."""
+
+    steps: int = 0
+    tokens: int = 0
+    losses: list[float] = field(default_factory=list)
+    stopped_by: str = "finished"
+    seconds: float = 0.0
+
+
+def collate(sequences: Sequence[TokenSequence], pad: int, device: torch.device) -> Batch:
+    """Right-padded tensors of some sequences."""
+    longest = max(len(sequence) for sequence in sequences)
+    ids = np.full((len(sequences), longest), pad, dtype=np.int64)
+    positions = np.zeros((len(sequences), longest), dtype=np.int64)
+    targets = np.zeros((len(sequences), longest), dtype=np.bool_)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence.ids
+        positions[row, : len(sequence)] = sequence.positions
+        targets[row, : len(sequence)] = sequence.loss_mask
+    targets[:, 0] = False  # nothing stands before the first token to predict it
+    return (
+        torch.from_numpy(ids).to(device),
+        torch.from_numpy(positions).to(device),
+        torch.from_numpy(targets).to(device),
+    )
+
+
+def micro_batches(sequences: Sequence[TokenSequence], budget_tokens: int) -> list[list[TokenSequence]]:
+    """Sequences sorted by length and cut so that rows x longest row stays within the budget (one row always may)."""
+    batches: list[list[TokenSequence]] = []
+    for sequence in sorted(sequences, key=len):
+        if batches and (len(batches[-1]) + 1) * len(sequence) <= budget_tokens:
+            batches[-1].append(sequence)
+        else:
+            batches.append([sequence])
+    return batches
+
+
+def cross_entropy_sum(llama: Any, batch: Batch) -> torch.Tensor:
+    """Sum over targets of the negative log-likelihood, nats. Logits exist at targets only."""
+    ids, positions, targets = batch
+    hidden = hidden_states(llama, ids, positions)[:, :-1][targets[:, 1:]]
+    logits = llama.lm_head(hidden).float()
+    return torch.nn.functional.cross_entropy(logits, ids[:, 1:][targets[:, 1:]], reduction="sum")
+
+
+def shuffled_steps(
+    sequences: Sequence[TokenSequence], *, epochs: int, batch_sequences: int, rng: np.random.Generator
+) -> list[list[TokenSequence]]:
+    """Steps of `batch_sequences` sequences, newly shuffled each epoch; the last step of an epoch may be smaller."""
+    steps = []
+    for _ in range(epochs):
+        order = rng.permutation(len(sequences))
+        for start in range(0, len(order), batch_sequences):
+            steps.append([sequences[int(i)] for i in order[start : start + batch_sequences]])
+    return steps
+
+
+def learning_rate_factor(step: int, total: int, settings: TttSettings) -> float:
+    """Share of the learning rate at `step` (from 0) of `total`: linear warm-up, then linear to 0.1 or cosine to 0."""
+    warmup = max(1, round(settings.warmup_fraction * total))
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    if settings.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return 1.0 - 0.9 * progress
+
+
+def train(
+    base: LoadedModel,
+    parameters: Sequence[torch.nn.Parameter],
+    steps: Sequence[list[TokenSequence]],
+    settings: TttSettings,
+    deadline: Deadline,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> TrainingReport:
+    """Train `parameters` over `steps` with AdamW; one report, also when the deadline cuts it short.
+
+    Raises:
+        TrainingDiverged: a loss is NaN, or far above the first one. The caller resets the adapter.
+    """
+    report = TrainingReport()
+    start_s = deadline.clock.now()
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=base.device.type == "cuda"
+    )
+    scaler = torch.amp.GradScaler(base.device.type, init_scale=settings.loss_scale, enabled=base.dtype == torch.float16)
+    base.llama.train()
+    try:
+        for number, step in enumerate(steps):
+            if deadline.passed():
+                report.stopped_by = "deadline"
+                break
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * learning_rate_factor(number, len(steps), settings)
+            loss = accumulate(base, step, settings.micro_batch_tokens, scaler)
+            scaler.unscale_(optimizer)
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm))
+            if not scaler.is_enabled() and not math.isfinite(norm):  # a scaler passes over such steps by itself
+                raise TrainingDiverged(f"gradients are not finite at step {number + 1}, loss {loss:.3g}")
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            report.steps += 1
+            report.tokens += sum(len(sequence) for sequence in step)
+            report.losses.append(loss)
+            if not math.isfinite(loss) or loss > 3 * report.losses[0] + 3:
+                raise TrainingDiverged(f"loss {loss:.3g} at step {number + 1}, {report.losses[0]:.3g} at step 1")
+            on_step(number + 1, loss)
+            if number >= 3 and sum(report.losses[-4:]) / 4 < settings.stop_loss:
+                report.stopped_by = "learned"
+                break
+    finally:
+        base.llama.eval()
+        report.seconds = deadline.clock.now() - start_s
+    return report
+
+
+def accumulate(
+    base: LoadedModel, step: Iterable[TokenSequence], budget_tokens: int, scaler: torch.amp.GradScaler
+) -> float:
+    """Add the gradients of one step; returns its mean loss in nats a target."""
+    sequences = list(step)
+    count = sum(int(sequence.loss_mask[1:].sum()) for sequence in sequences)
+    total = torch.zeros((), device=base.device)
+    for rows in micro_batches(sequences, budget_tokens):
+        batch = collate(rows, base.form.pad, base.device)
+        with torch.autocast(base.device.type, dtype=base.dtype, enabled=base.autocast):
+            loss = cross_entropy_sum(base.llama, batch) / max(1, count)
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    return float(total)

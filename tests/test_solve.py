@@ -1,0 +1,285 @@
+"""One task from Task to candidates: the same answers whatever came before, and an answer for every odd task."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from arc_ttt import solve
+from arc_ttt.deadline import Deadline, VirtualClock
+from arc_ttt.errors import SequenceTooLong
+from arc_ttt.events import Outcome
+from arc_ttt.formats import CompactFormat
+from arc_ttt.grids import Example, Grid, Task, freeze, grid_bytes
+from arc_ttt.model import LoadedModel, load_model
+from arc_ttt.settings import Settings
+from arc_ttt.solve import Answers, TaskSolver, answer_limits, fit_prompt, task_rng
+from arc_ttt.views import identity_view, sample_views
+
+CPU = torch.device("cpu")
+torch.set_num_threads(1)  # more would wait for each other where cores are shared
+
+
+def grid(*rows: str) -> Grid:
+    return freeze(np.array([[int(cell) for cell in row] for row in rows]))
+
+
+PAIRS = (
+    Example(grid("12", "30"), grid("21", "03")),
+    Example(grid("45", "67"), grid("54", "76")),
+    Example(grid("890"), grid("098")),
+)
+TASK = Task("several", PAIRS, (grid("13", "57"), grid("246")))
+OTHER = Task("other", (Example(grid("111"), grid("1")), Example(grid("2"), grid("2"))), (grid("33"),))
+ONE = Task("one", PAIRS[:1], (grid("45"),))
+NONE = Task("none", (), (grid("1"),))
+
+
+def run_settings(**changes: Any) -> Settings:
+    values = {
+        "model.dtype": "float32",
+        "decode.views": 5,
+        "decode.base_views": 5,
+        "decode.batch_views": 3,
+        "vote.scoring_views": 4,
+        "ttt.max_sequences": 8,
+        "ttt.rank": 4,
+    }
+    return Settings.of("embedded").override([*values.items(), *changes.items()])
+
+
+SETTINGS = run_settings()
+
+
+def new_solver(settings: Settings = SETTINGS) -> TaskSolver:
+    return TaskSolver(load_model(settings.model, CPU), settings)
+
+
+@pytest.fixture(scope="module")
+def solver() -> TaskSolver:
+    return new_solver()
+
+
+@pytest.fixture(scope="module")
+def base(solver: TaskSolver) -> LoadedModel:
+    return solver.base
+
+
+def whole(answers: Answers) -> list[Any]:
+    """All that a vote may look at, exactly."""
+    found = [(c.task_id, c.test_index, grid_bytes(c.grid), c.group, c.nll, c.stage) for c in answers.candidates]
+    scored = [(c.task_id, c.test_index, grid_bytes(c.grid), c.nll_by_view, c.stage) for c in answers.scored]
+    return [*found, *scored, answers.outcome, answers.reason]
+
+
+def test_answers_do_not_depend_on_what_came_before(solver: TaskSolver) -> None:
+    """The same bits in another order, in another process's place, and on a machine that had other tasks."""
+    never = Deadline.never()
+    first = [whole(solver.adapt(t, never)) for t in (TASK, OTHER, ONE)]
+    bases = [whole(solver.answer(t, never)) for t in (TASK, OTHER, ONE)]
+    fresh = new_solver()
+    again_bases = [whole(fresh.answer(t, never)) for t in (ONE, OTHER, TASK)]
+    torch.manual_seed(123)
+    np.random.seed(123)
+    again = [whole(fresh.adapt(t, never)) for t in (ONE, OTHER, TASK)]
+    assert again[::-1] == first
+    assert again_bases[::-1] == bases
+    assert first != bases
+    other_seed = new_solver(run_settings(**{"run.seed": 1}))
+    assert whole(other_seed.adapt(TASK, never)) != first[0]
+
+
+def test_every_test_input_gets_candidates_of_its_own(solver: TaskSolver) -> None:
+    answers = solver.answer(TASK, Deadline.never())
+    assert answers.outcome == Outcome.FINISHED
+    for index in (0, 1):
+        mine = [c for c in answers.candidates if c.test_index == index]
+        assert len(mine) == 5
+        assert {c.task_id for c in mine} == {"several"}
+        scored = [c for c in answers.scored if c.test_index == index]
+        assert {grid_bytes(c.grid) for c in scored} == {grid_bytes(c.grid) for c in mine}
+        assert all(len(c.nll_by_view) == 4 for c in scored)  # four scoring views, which span two batches of three
+    assert len({c.group for c in answers.candidates}) > 3
+
+
+def test_candidates_come_back_undone(solver: TaskSolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the model writes under a view, the candidate is what stands under the identity."""
+    views: list[Any] = []
+    original = solve.greedy
+
+    def copying(batch: Any, deadline: Deadline) -> list[Any]:
+        answers = original(batch, deadline)
+        views.extend(answers)
+        return answers
+
+    monkeypatch.setattr(solve, "greedy", copying)
+    answers = solver.answer(OTHER, Deadline.never())
+    drawn = sample_views(5, 2, task_rng(0, "other", "views 0"))
+    assert len(views) == len(drawn) == len(answers.candidates)
+    for view, written, candidate in zip(drawn, views, answers.candidates, strict=True):
+        assert grid_bytes(view.apply(candidate.grid)) == grid_bytes(written.grid)
+        assert candidate.group == view.group
+
+
+@pytest.mark.parametrize("task", [ONE, NONE], ids=["one demonstration", "none"])
+def test_tasks_with_few_demonstrations_are_answered(solver: TaskSolver, task: Task) -> None:
+    answers = solver.adapt(task, Deadline.never())
+    assert len(answers.candidates) == 5
+    assert answers.outcome == Outcome.FINISHED
+    assert (answers.training is None) == (not task.train)
+    if not task.train:
+        assert "no trainable sequence" in answers.reason
+        base = solver.answer(task, Deadline.never())
+        assert [c.nll for c in answers.candidates] == [c.nll for c in base.candidates]
+
+
+def test_both_stages_look_through_the_same_views(solver: TaskSolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a difference between them would be one of views, not of training."""
+    prompts: dict[str, list[bytes]] = {"base": [], "ttt": []}
+    stage = ""
+    original = solve.fit_prompt
+
+    def copying(*arguments: Any) -> Any:
+        prompt = original(*arguments)
+        prompts[stage].append(prompt.ids.tobytes())
+        return prompt
+
+    monkeypatch.setattr(solve, "fit_prompt", copying)
+    stage = "base"
+    solver.answer(TASK, Deadline.never())
+    stage = "ttt"
+    solver.adapt(TASK, Deadline.never())
+    assert prompts["base"] == prompts["ttt"]
+    assert len(set(prompts["base"])) == 10
+
+
+def test_no_scope_answers_with_the_base_model() -> None:
+    plain = new_solver(run_settings(**{"ttt.scope": "none"}))
+    assert plain.adapter is None
+    adapted = plain.adapt(TASK, Deadline.never())
+    base = plain.answer(TASK, Deadline.never())
+    assert [c.nll for c in adapted.candidates] == [c.nll for c in base.candidates]
+    assert adapted.training is None
+
+
+def test_a_shared_adapter_changes_training_and_never_the_base_pass() -> None:
+    shared = new_solver(run_settings(**{"ttt.scope": "shared"}))
+    before = whole(shared.answer(TASK, Deadline.never()))
+    report = shared.adapt_jointly([TASK, OTHER], Deadline.never())
+    assert report.steps == 2
+    assert whole(shared.answer(TASK, Deadline.never())) == before
+    adapted = shared.adapt(TASK, Deadline.never())
+    assert adapted.training is None
+    assert [c.nll for c in adapted.candidates] != [c[4] for c in before[: len(adapted.candidates)]]
+
+
+def test_a_share_trains_on_fewer_sequences(solver: TaskSolver) -> None:
+    whole_, part = (solver.adapt(OTHER, Deadline.never(), share=share).training for share in (1.0, 0.01))
+    assert whole_ is not None
+    assert part is not None
+    assert part.tokens <= whole_.tokens
+
+
+def test_a_deadline_cuts_training_and_says_so(solver: TaskSolver) -> None:
+    clock = VirtualClock()
+    answers = solver.adapt(TASK, Deadline.after(100.0, clock), decode_s=200.0)
+    assert answers.outcome == Outcome.CUT  # no time was left to train, but there was time to answer
+    assert answers.training is not None
+    assert answers.training.steps == 0
+    assert len(answers.candidates) == 10
+    none = solver.answer(TASK, Deadline.after(-1.0, clock))
+    assert none.outcome == Outcome.CUT
+    assert none.candidates == []
+
+
+def test_one_test_input_that_does_not_fit_costs_only_itself() -> None:
+    small = new_solver(run_settings(**{"model.max_tokens": 100}))
+    task = Task("mixed", PAIRS, (freeze(np.ones((12, 12))), grid("12")))
+    answers = small.answer(task, Deadline.never())
+    assert answers.outcome == Outcome.FAILED
+    assert "test input 1" in answers.reason
+    assert {c.test_index for c in answers.candidates} == {1}
+
+
+# Prompts
+
+
+def test_a_long_prompt_drops_demonstrations_from_the_front(base: LoadedModel) -> None:
+    view = identity_view(3)
+    full = fit_prompt(base, TASK, 0, view, 10_000)
+    form = base.form
+    assert isinstance(form, CompactFormat)
+    room = fit_room(base)
+    lengths = []
+    for limit in range(1, len(full) + room + 1):
+        try:
+            prompt = fit_prompt(base, TASK, 0, view, limit)
+        except SequenceTooLong:
+            continue
+        assert len(prompt) + room <= limit
+        lengths.append(len(prompt))
+    shown = [form.encode(PAIRS[start:], TASK.tests[0]) for start in range(4)]
+    assert sorted(set(lengths)) == sorted(map(len, shown))
+    middle = fit_prompt(base, TASK, 0, view, len(shown[1]) + room)
+    assert middle.ids.tolist() == shown[1].ids.tolist()
+
+
+def fit_room(base: LoadedModel) -> int:
+    """Tokens that `fit_prompt` keeps for the answer to the first test input of TASK."""
+    for limit in range(1, 10_000):
+        try:
+            return limit - len(fit_prompt(base, Task("t", (), TASK.tests[:1]), 0, identity_view(0), limit))
+        except SequenceTooLong:
+            continue
+    raise AssertionError
+
+
+def test_a_test_input_that_alone_is_too_long(base: LoadedModel) -> None:
+    with pytest.raises(SequenceTooLong, match="test input 2"):
+        fit_prompt(base, TASK, 1, identity_view(3), 10)
+
+
+def test_answers_have_room_for_all_that_the_demonstrations_suggest() -> None:
+    assert answer_limits(NONE, 0) == (30, 30)
+    assert answer_limits(TASK, 0) == (4, 6)  # twice the largest output on each side
+    triple = Task("t", (Example(grid("12"), grid("121212", "121212", "121212")),), (freeze(np.ones((5, 7))),))
+    assert answer_limits(triple, 0) == (15, 21)
+    large = Task("t", (Example(freeze(np.ones((20, 20))), freeze(np.ones((20, 20)))),), (grid("1"),))
+    assert answer_limits(large, 0) == (30, 30)
+
+
+# Random numbers
+
+
+def test_random_numbers_depend_on_seed_task_and_purpose_alone() -> None:
+    """Checked across processes with other hash seeds, without loading a model."""
+    names = [(0, "a", "x"), (1, "a", "x"), (0, "b", "x"), (0, "a", "y"), (0, "\ud800", "x")]
+    here = [int(task_rng(*name).integers(2**62)) for name in names]
+    assert len(set(here)) == len(names)
+    source = str(Path(solve.__file__).parent.parent)
+    code = (
+        "import sys, types\n"
+        f"sys.path.insert(0, {source!r})\n"
+        "class Any(types.ModuleType):\n"
+        "    def __getattr__(self, name):\n"
+        "        if name.startswith('__'): raise AttributeError(name)\n"
+        "        return Any(name)\n"
+        "    def __call__(self, *a, **k): return a[0] if a and callable(a[0]) else self\n"
+        "    def __or__(self, other): return self\n"
+        "    def __mro_entries__(self, bases): return ()\n"
+        "for name in ('torch', 'torch.nn', 'torch.nn.functional', 'safetensors', 'safetensors.torch'):\n"
+        "    sys.modules[name] = Any(name)\n"
+        "from arc_ttt.solve import task_rng\n"
+        f"print([int(task_rng(*name).integers(2**62)) for name in {names!r}])\n"
+    )
+    for hash_seed in ("0", "4711"):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=False
+        )
+        assert done.stdout.strip() == str(here), done.stderr
