@@ -43,7 +43,7 @@ class Budget:
 
     def left_s(self) -> float:
         """CPU seconds left."""
-        return self._ends_s - time.process_time()
+        return self._ends_s - cpu_seconds()
 
     def part(self, share: float) -> Budget:
         """The same budget, ending when `share` of the CPU limit has been used."""
