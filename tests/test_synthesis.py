@@ -216,6 +216,21 @@ def test_memory_limit_really_limits() -> None:
     assert peak < 200 * 1024 * 1024
 
 
+@pytest.mark.parametrize("limit", [1, 20_000, 1_000_000])
+def test_little_memory_gives_fewer_candidates_and_no_error(limit: int) -> None:
+    task, _ = made_by(RULES["mirror"])
+    for candidate in synthesize(task, cpu_limit_s=2.0, max_memory_bytes=limit):
+        assert solver.well_formed(candidate.grid)
+    synthesize(exploding_task(), cpu_limit_s=1.0, max_memory_bytes=limit)
+
+
+def test_memory_is_given_back() -> None:
+    task, _ = made_by(RULES["left half"])
+    budget = plenty()
+    solver._solve_framed(frames.plain(task), solver._Pool(), budget, 1.0)
+    assert budget.store(BIG)
+
+
 def test_a_deadline_that_has_passed_ends_at_once() -> None:
     clock = VirtualClock()
     passed = Deadline(0.0, clock)

@@ -22,12 +22,13 @@ class Budget:
         self._ends_s = self._begun_s + cpu_limit_s
         self._limit_s = cpu_limit_s
         self._deadline = deadline
-        self._memory = [max_bytes]
+        self._memory = [max_bytes]  # bytes left
+        self._max_bytes = max_bytes
         self._read_again_s = 0.0
 
     def spent(self) -> bool:
-        """Whether the CPU limit or the deadline has passed or no memory is left."""
-        if self._memory[0] <= 0 or self._deadline.passed():
+        """Whether the CPU limit or the deadline has passed."""
+        if self._deadline.passed():
             return True
         now_s = REAL_CLOCK.now()
         if now_s < self._read_again_s:
@@ -40,17 +41,21 @@ class Budget:
         """Share of the CPU limit that has been used, 0 to 1 and a little above."""
         return (cpu_seconds() - self._begun_s) / self._limit_s if self._limit_s > 0 else 1.0
 
+    def left_s(self) -> float:
+        """CPU seconds left."""
+        return self._ends_s - cpu_seconds()
+
     def part(self, share: float) -> Budget:
         """The same budget, ending when `share` of the CPU limit has been used."""
-        inner = Budget(self._limit_s, self._deadline, 0)
+        inner = Budget(self._limit_s, self._deadline, self._max_bytes)
         inner._begun_s = self._begun_s
         inner._ends_s = min(self._ends_s, self._begun_s + share * self._limit_s)
         inner._memory = self._memory
         return inner
 
-    def store(self, size_bytes: int) -> bool:
-        """Book memory. Returns False when it does not fit; nothing must be kept then."""
-        if size_bytes > self._memory[0]:
+    def store(self, size_bytes: int, *, leave: float = 0.0) -> bool:
+        """Book memory. Returns False when less than the share `leave` of all would be left; keep nothing then."""
+        if self._memory[0] - size_bytes < leave * self._max_bytes:
             return False
         self._memory[0] -= size_bytes
         return True

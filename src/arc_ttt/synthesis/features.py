@@ -157,7 +157,7 @@ def _lines(found: Features, grid: Cells) -> None:
     for name, by_row, by_column in (
         ("filled", full.sum(axis=1), full.sum(axis=0)),
         ("uniform", one_row, one_column),
-        ("rank", np.argsort(np.argsort(-full.sum(axis=1), kind="stable")), _rank(-full.sum(axis=0))),
+        ("rank", _rank(-full.sum(axis=1)), _rank(-full.sum(axis=0))),
     ):
         found.conditions[f"{name} in row"] = np.repeat(by_row[:, None], columns, axis=1).astype(np.int16)
         found.conditions[f"{name} in column"] = np.repeat(by_column[None], rows, axis=0).astype(np.int16)
@@ -168,7 +168,8 @@ def _lines(found: Features, grid: Cells) -> None:
         found.expressions[f"fallen {name}"] = fallen if name in ("down", "up") else fallen.T
 
 
-def _rank(values: NDArray[np.int64]) -> NDArray[np.intp]:
+def _rank(values: NDArray[np.intp]) -> NDArray[np.intp]:
+    """0 for the smallest value; equal values in order."""
     return np.argsort(np.argsort(values, kind="stable"))
 
 

@@ -41,6 +41,7 @@ from arc_ttt.synthesis.repair import repair, repaired_part
 from arc_ttt.synthesis.sized import SizedPrimitive, sized_primitives
 
 CUT_COST = 10  # cutting and choosing together count as one step
+MEMORY_FOR_OTHERS = 0.35  # share of the memory that the search leaves to stacks and cell rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,28 +74,40 @@ class Search:
         self.cutters: list[Cutter] = cutters()
         self.joiners: list[Joiner] = joiners()
         self.starts = list(starts(problem, sizes))
+        self.stored_bytes = 0
+        self.full = False
 
     def run(self, until: int, budget: Budget) -> list[Piece]:
         """Expand pieces as long as what they make costs about `until` at most. Returns all pieces, cheapest first."""
         while self.starts:
             self.add(*self.starts.pop(0), budget)
-        while self.queue and self.queue[0][0] <= until and not budget.spent():
+        while self.queue and self.queue[0][0] <= until and not self.full and not budget.spent():
             _, _, number = heapq.heappop(self.queue)
             made = self.cut(self.pieces[~number]) if number < 0 else self.step(self.pieces[number])
             for state, cost, program in made:
-                if not self.add(state, cost, program, budget) or budget.spent():
+                self.add(state, cost, program, budget)
+                if self.full or budget.spent():
                     break
         return sorted(self.pieces, key=lambda piece: piece.cost)
 
-    def add(self, state: State, cost: int, program: str, budget: Budget) -> bool:
-        """Keep a new piece. Returns False when memory has run out."""
+    def close(self, budget: Budget) -> None:
+        """Drop all pieces and give their memory back."""
+        self.pieces, self.seen, self.queue = [], set(), []
+        budget.release(self.stored_bytes)
+        self.stored_bytes = 0
+
+    def add(self, state: State, cost: int, program: str, budget: Budget) -> None:
+        """Keep a piece if it is new, and fits in memory."""
         if any(not 0 < image.cells.size <= MAX_CELLS for image in state):
-            return True
+            return
         key = state_key(state)
         if key in self.seen:
-            return True
-        if not budget.store(state_bytes(state) + len(key) + 100):
-            return False
+            return
+        size = state_bytes(state) + len(key) + 100
+        self.full = not budget.store(size, leave=MEMORY_FOR_OTHERS)
+        if self.full:
+            return
+        self.stored_bytes += size
         self.seen.add(key)
         number = len(self.pieces)
         self.pieces.append(Piece(state, cost, program))
@@ -102,7 +115,6 @@ class Search:
             heapq.heappush(self.queue, (cost + 10, number, number))
         if cost + CUT_COST <= self.max_cost:
             heapq.heappush(self.queue, (cost + 12, number, ~number))
-        return True
 
     def step(self, piece: Piece) -> Iterator[tuple[State, int, str]]:
         """All primitives of one piece."""

@@ -340,11 +340,6 @@ def sort_lines(image: Image, axis: str) -> Image:
     return like(image, ordered if axis == "rows" else ordered.T)
 
 
-def diagonal_rays(image: Image) -> Image:
-    """Diagonal lines in both directions through every cell, over background only."""
-    return smear(image, ("down-right", "up-left", "down-left", "up-right"))
-
-
 def bounce(image: Image) -> Image | None:
     """A diagonal line from a single cell that is mirrored at the side edges, upwards."""
     places = np.argwhere(image.cells != 0)

@@ -24,8 +24,8 @@ from arc_ttt.synthesis.pieces import Piece, Search
 from arc_ttt.synthesis.stacker import Pieces, Stack, stacks
 
 CAPS = (5, 10, 15, 20, 25, 30, 40)  # costs of the pieces that a stack may use, tried in turn
-MAX_COST = 20  # of a piece: two ordinary steps
 LAYERS = 12  # pieces of each kind that a cell rule may look at
+SETTLED = 0.9  # confidence at which work on a task ends early
 SHARE_OF_PLAIN = 0.75  # of the CPU limit, where renaming colours by rank gives a second frame
 DEFAULT_MEMORY = 200 * 1024 * 1024
 SEED = 20200526
@@ -33,15 +33,26 @@ SEED = 20200526
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """One round of work. until_cost: of the pieces it makes. search, stack: shares of the limit at which these end."""
+    """One round of work.
 
-    until_cost: int
+    max_cost: of its pieces, 10 for each ordinary step. until: cost up to which pieces are made now; a cut counts 2
+    more, so it comes after cheaper steps. search, stack: shares of the limit at which these end. views: for cell rules.
+    needs_s: CPU seconds that must be left for it to begin.
+    """
+
+    max_cost: int
+    until: int
     search: float
     stack: float
     views: int
+    needs_s: float = 0.0
 
 
-EFFORTS = (Effort(12, 0.3, 0.4, 4), Effort(MAX_COST + 2, 0.8, 0.9, 3))
+EFFORTS = (
+    Effort(max_cost=20, until=12, search=0.3, stack=0.4, views=4),
+    Effort(max_cost=20, until=22, search=0.8, stack=0.9, views=3),
+    Effort(max_cost=30, until=32, search=0.9, stack=0.95, views=3, needs_s=3.0),
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,36 +133,46 @@ def solve(
 
 
 def _settled(pool: _Pool) -> bool:
-    return any(confidence(evidence) >= 0.9 for _, evidence in _judged(pool))
+    return any(confidence(evidence) >= SETTLED for _, evidence in _judged(pool))
 
 
 def _solve_framed(problem: Problem, pool: _Pool, budget: Budget, share: float) -> None:
     start = budget.used_share()
-    rng = np.random.default_rng(SEED)
 
     def until(part: float) -> Budget:
         return budget.part(start + (share - start) * part)
 
     sizes = output_sizes(problem)
     if sizes is None:
-        sizes = sizes_of_a_piece(problem, Search(problem, None, 15).run(15, until(0.2)))
+        first = Search(problem, None, 15)
+        sizes = sizes_of_a_piece(problem, first.run(15, until(0.2)))
+        first.close(budget)
     if sizes is None:
         return
-    pieces = Search(problem, sizes, MAX_COST)
+    search = Search(problem, sizes, EFFORTS[0].max_cost)
+    rng = np.random.default_rng(SEED)
     seen: set[bytes] = set()
     for effort in EFFORTS:
-        found = pieces.run(effort.until_cost, until(effort.search))
+        if budget.left_s() < effort.needs_s:
+            break
+        if effort.max_cost != search.max_cost:
+            search.close(budget)
+            search = Search(problem, sizes, effort.max_cost)
+        found = search.run(effort.until, until(effort.search))
+        if not found:
+            break
         laid = Pieces(problem, sizes, found, until(effort.stack))
         _stack(problem, laid, pool, until(effort.stack))
-        fresh = islice(views(problem, found, seen), effort.views)
-        for view in chain(panel_views(problem, seen), fresh):
+        for view in chain(panel_views(problem, seen), islice(views(problem, found, seen), effort.views)):
             if budget.spent():
-                return
+                break
             _learn(problem, with_layers(view, laid), pool, until(1.0), rng, turned=False)
             if view.name == "input" and not _settled(pool):
                 _learn(problem, view, pool, until(1.0), rng, turned=True)
+        laid.close(budget)
         if _settled(pool):
-            return
+            break
+    search.close(budget)
 
 
 def sizes_of_a_piece(problem: Problem, pieces: Sequence[Piece]) -> list[Size] | None:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from arc_ttt.synthesis.budget import Budget
 from arc_ttt.synthesis.frames import Problem
-from arc_ttt.synthesis.images import Cells, Image, Size, embed
+from arc_ttt.synthesis.images import Cells, Size, embed
 from arc_ttt.synthesis.pieces import Piece
 
 MAX_LAYERS = 7
+MEMORY_FOR_RULES = 0.15  # share of the memory that pieces leave to cell rules
 LAYER_COST = 5
 Bits = NDArray[np.uint64]  # (rows, words): one bit for each output cell of the demonstrations
 
@@ -46,23 +47,30 @@ class _Layer:
 
 
 class Pieces:
-    """All different pieces laid on the output grids, as a matrix of cells and as packed bits."""
+    """All different pieces laid on the output grids, as a matrix of cells and as packed bits.
+
+    At least the first piece is kept, the others as far as memory and time allow.
+    """
 
     def __init__(self, problem: Problem, sizes: list[Size], pieces: Sequence[Piece], budget: Budget) -> None:
         self.sizes = sizes
         self.demonstrations = len(problem.outputs)
         self.target = np.concatenate([cells.ravel() for cells in problem.outputs])
         self.ends = np.cumsum([rows * columns for rows, columns in sizes])
+        self.stored_bytes = 0
         kept: dict[bytes, tuple[NDArray[np.int8], int, str]] = {}
         for piece in pieces:
             if kept and budget.spent():
                 break
             for line, name in laid_out(piece, sizes):
                 key = line.tobytes()
+                size = 3 * len(key) + 300  # the line, its key, and its row of the matrix
                 if key in kept:
                     continue
-                if not budget.store(2 * len(key) + 300):
-                    break
+                if budget.store(size, leave=MEMORY_FOR_RULES):
+                    self.stored_bytes += size
+                elif kept:
+                    continue
                 kept[key] = (line, piece.cost, name)
         rows = sorted(kept.values(), key=lambda row: row[1])
         self.cells = np.stack([row[0] for row in rows])  # (rows, all output cells)
@@ -74,6 +82,11 @@ class Pieces:
         self.colours = np.unique(self.target)
         self.not_colour = {int(c): pack((self.target != c)[None])[0] for c in self.colours}
         self.everything: Bits = pack(np.ones((1, len(self.target)), dtype=bool))[0]
+
+    def close(self, budget: Budget) -> None:
+        """Give the booked memory back; the pieces must not be used any more."""
+        budget.release(self.stored_bytes)
+        self.stored_bytes = 0
 
     def cells_of(self, demonstrations: Sequence[int]) -> Bits:
         """The bits of the outputs of these demonstrations, (words,)."""
@@ -208,8 +221,3 @@ def finish(pieces: Pieces, layers: list[_Layer]) -> Stack:
     costs = [int(pieces.costs[layer.row]) for layer in layers]
     answers = tuple(pieces.split(line)[pieces.demonstrations :])
     return Stack(answers, "; else ".join(steps), fits, sum(costs) + LAYER_COST * len(layers), max(costs), len(layers))
-
-
-def images_of(cells: Sequence[Cells]) -> tuple[Image, ...]:
-    """Grids as images at the corner."""
-    return tuple(Image(part, 0, 0) for part in cells)
