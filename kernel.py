@@ -14,7 +14,7 @@ START_S = time.monotonic()
 
 # What a competitor edits before `kaggle kernels push`: the names of `--set`, explained in src/arc_ttt/settings.py.
 SETTINGS: dict[str, object] = {
-    "preset": "embedded",  # embedded, llama-1b-3b or llama-8b
+    "preset": "embedded",  # embedded, llama-1b-3b or llama-8b: with a mounted model choose the one of its size
     # "model.path": "/kaggle/input/models/OWNER/MODEL/transformers/VARIATION/1",
     # "model.format": "architects",
     "run.limit_s": 11.5 * 3600,

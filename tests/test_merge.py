@@ -36,7 +36,7 @@ def values(grids: list[Grid]) -> list[int]:
         ([1, 2], 0.5, [program(3, 0.2)], "confident", [1, 3, 2]),  # likely enough for the second attempt
         ([1, 2], 0.0, [program(3, 0.1)], "confident", [1, 2, 3]),  # unlikely: only fills
         ([1], 0.9, [program(3, 0.1)], "confident", [1, 3]),
-        ([1, 2], 0.2, [program(3, 0.9, fits=False)], "confident", [3, 1, 2]),  # confidence has weighed the misfit
+        ([1, 2], 0.2, [program(3, 0.9, fits=False)], "confident", [1, 2, 3]),  # must reproduce all demonstrations
         ([1, 2], 0.2, [program(3)], "fill", [1, 2, 3]),
         ([1, 2], 0.9, [program(3, 0.1), program(4, 0.1, fits=False)], "first", [3, 1, 2, 4]),
     ],

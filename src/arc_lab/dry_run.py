@@ -94,6 +94,7 @@ def main(argv: Sequence[str], start_s: float) -> int:
         print(f"kernel.py: {error}", file=sys.stderr)
         return 2
     loaded = dataset.loaded
+    (out / "report.json").unlink(missing_ok=True)  # of an earlier run
     _announce(dataset, settings, out)
     with _progress() as show:
         result = start_run(loaded, settings, out, start_s=start_s, on_status=show)
@@ -110,6 +111,8 @@ def _dataset(options: argparse.Namespace, settings: Settings) -> Dataset:
     except TaskFileError as error:
         print(f"kernel.py: {error}; there are no tasks to run", file=sys.stderr)
         dataset = Dataset(options.tasks, LoadedTasks((), (), {}), Solutions({}))
+    if options.ids and not options.ids.replace(",", " ").strip():
+        raise SettingsError("--ids names no task")
     dataset = select(dataset, [task_id.strip() for task_id in options.ids.split(",") if task_id.strip()])
     if options.first is not None:
         cheapest = sorted(dataset.loaded.tasks, key=lambda task: work(task, TTT, settings))[: options.first]
@@ -172,7 +175,7 @@ def make_report(dataset: Dataset, settings: Settings, result: RunResult) -> dict
             best = found.programs[0]
             row[stage] |= {"program": best.text, "confidence": round(best.confidence, 3), "fits": best.fits_all}
         answers = dataset.solutions.by_task.get(task_id)
-        if answers is not None and found.outcome:
+        if answers is not None and len(answers) == dataset.loaded.test_counts[task_id] and found.outcome:
             ranked = [
                 [p.grid for p in found.programs if p.test_index == index]
                 if stage == SYNTHESIS
@@ -183,7 +186,7 @@ def make_report(dataset: Dataset, settings: Settings, result: RunResult) -> dict
             row[stage]["ranks"] = scores[stage][task_id].ranks
     for task in dataset.loaded.tasks:
         answers = dataset.solutions.by_task.get(task.task_id)
-        if answers is not None:
+        if answers is not None and len(answers) == len(task.tests):
             ranked = [merged(result.results, task, index, settings)[:2] for index in range(len(answers))]
             scores[JOINED][task.task_id] = score_task(task.task_id, ranked, answers)
     both = [task_id for task_id in scores[TTT] if task_id in scores[BASE]]
@@ -228,7 +231,8 @@ def _print_report(report: dict[str, Any], result: RunResult, settings: Settings,
     )
     for name in ("", "1 attempt", "2 attempts", "any candidate", "test inputs, 2 attempts"):
         table.add_column(name, justify="left" if not name else "right")
-    for stage, name in ((BASE, "without test-time training"), (TTT, "with test-time training")):
+    trained = "with test-time training" if settings.ttt.scope != "none" else "without it, under more views"
+    for stage, name in ((BASE, "without test-time training"), (TTT, trained)):
         s = paired[stage]
         at_2 = f"{s.at_2} ± {s.standard_error:.1f}"
         table.add_row(name, str(s.at_1), at_2, str(s.oracle), f"{s.inputs_2} of {s.inputs}")

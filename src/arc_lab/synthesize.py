@@ -19,8 +19,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from arc_lab.datasets import Dataset, load_dataset, select
+from arc_ttt.cost import TTT, work
 from arc_ttt.errors import InputError, SettingsError
 from arc_ttt.grids import Grid, Task, same_grid
+from arc_ttt.settings import Settings
 from arc_ttt.synthesis import CONFIDENT, ProgramCandidate, synthesize
 
 GUESSES = 2
@@ -62,7 +64,9 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         print(f"synthesize: --out {options.out}: {error.strerror or error}", file=sys.stderr)
         return 2
-    tasks = dataset.loaded.tasks[: options.first] if options.first else dataset.loaded.tasks
+    tasks: Sequence[Task] = dataset.loaded.tasks
+    if options.first:
+        tasks = sorted(tasks, key=lambda task: work(task, TTT, Settings()))[: options.first]
     results = solve_all(dataset, tasks, options.cpu_limit)
     figures = summarize(results) | {"tasks_of": dataset.name, "cpu_limit_s": options.cpu_limit}
     _write(options.out, results, figures)
@@ -80,7 +84,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = _Parser(prog="python -m arc_lab synthesize", description=__doc__, allow_abbrev=False)
     parser.add_argument("--tasks", default="evaluation", help="evaluation, training, ttt80, or a path")
     parser.add_argument("--ids", default="", help="only these task ids, separated by commas")
-    parser.add_argument("--first", type=int, default=0, help="only the first N tasks (0: all)")
+    parser.add_argument("--first", type=int, default=0, help="only the N cheapest tasks (0: all)")
     parser.add_argument("--out", type=Path, required=True, help="folder for results; made if missing")
     parser.add_argument("--cpu-limit", type=float, default=2.0, help="CPU seconds per task")
     options = parser.parse_args(argv)

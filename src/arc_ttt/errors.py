@@ -9,7 +9,6 @@ ArcError
  + TaskError                  one task; the run goes on with the others
  |   - SequenceTooLong        a prompt does not fit the model or the cache
  |   - TrainingDiverged       loss became NaN or exploded; the base model is used
- + WorkerLost                 the coordinator's view of a process that died or went silent
  + SubmissionError            a rule of the file would be broken; the last good file stays
 """
 
@@ -54,10 +53,6 @@ class SequenceTooLong(TaskError):
 
 class TrainingDiverged(TaskError):
     """The loss became NaN or exploded."""
-
-
-class WorkerLost(ArcError):
-    """A worker process died or went silent."""
 
 
 class SubmissionError(ArcError):

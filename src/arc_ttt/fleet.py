@@ -83,6 +83,10 @@ class Fleet:
         """Slots that have, or may get again, a worker."""
         return [slot for slot in self._starts if slot in self._workers or self._starts[slot] <= RESTARTS]
 
+    def forgive(self, slot: int) -> None:
+        """Forget earlier deaths in this slot: its worker has finished a job, so it can work."""
+        self._starts[slot] = min(self._starts[slot], 1)
+
     def greet(self, hello: Mapping[str, Any]) -> None:
         """Send `hello` as the first line to workers that are started from now on."""
         self._hello = dict(hello)
@@ -215,10 +219,6 @@ class Fleet:
                 worker.process.wait(timeout=EXIT_S)
             events.append(self._bury(slot, ""))
         return events
-
-    def kill(self, slot: int, cause: str) -> Death:
-        """Kill the worker of a slot now."""
-        return self._bury(slot, cause)
 
     def _bury(self, slot: int, cause: str) -> Death:
         worker = self._workers.pop(slot)

@@ -12,7 +12,7 @@ from arc_ttt import bootstrap
 from arc_ttt.checkpoints import model_folder, read_config
 from arc_ttt.cost import TTT, work
 from arc_ttt.deadline import REAL_CLOCK, format_duration
-from arc_ttt.errors import ModelError, TaskFileError
+from arc_ttt.errors import ModelError, SettingsError, TaskFileError
 from arc_ttt.grids import LoadedTasks, load_tasks, read_json
 from arc_ttt.run import Status, start_run
 from arc_ttt.settings import Settings
@@ -44,7 +44,12 @@ def _kaggle_run(root: Path, out: Path, chosen: dict[str, Any], commit_tasks: int
     print(f"{len(loaded.test_counts)} tasks, {len(loaded.problems)} of them unusable; submission.json is complete")
     for problem in loaded.problems[:20]:
         print(f"  {problem}")
-    settings = Settings.of(str(chosen.pop("preset", "embedded"))).override(chosen.items())
+    try:
+        settings = Settings.of(str(chosen.pop("preset", "embedded"))).override(chosen.items())
+    except SettingsError as error:
+        print(f"SETTINGS: {error}\nusing the embedded model and its defaults instead")
+        limits = [(name, value) for name, value in chosen.items() if name == "run.limit_s"]
+        settings, chosen = Settings.of("embedded").override(limits), dict(limits)
     for note in bootstrap.install_missing(mounts.wheels, ("bitsandbytes",), root / "temp" / "site"):
         print(note)
     embedded = Settings.of("embedded").override((name, value) for name, value in chosen.items() if _of_run(name))

@@ -12,6 +12,9 @@ from arc_ttt.deadline import Deadline
 from arc_ttt.fleet import Fleet
 from arc_ttt.settings import Settings
 
+HEAD_START_S = 2.0  # workers stop before the coordinator does, so that what a cut job found still arrives
+MOST_PROGRAMS = 8
+
 
 def count_gpus() -> int:
     """Visible NVIDIA GPUs, without importing torch: the driver lists one folder for each."""
@@ -26,8 +29,9 @@ def count_gpus() -> int:
 def make_hello(settings: Settings, deadline: Deadline) -> dict[str, Any]:
     """The first line to a worker."""
     stop_at = deadline.minus(settings.run.reserve)
+    end_s = stop_at.at_s - min(HEAD_START_S, settings.run.reserve / 2)
     gpu = 0 if count_gpus() else None
-    return {"type": "hello", "settings": settings.to_json(), "deadline": stop_at.at_s, "gpu": gpu}
+    return {"type": "hello", "settings": settings.to_json(), "deadline": end_s, "gpu": gpu}
 
 
 def make_fleet(settings: Settings, out: Path, deadline: Deadline) -> tuple[Fleet, range, int]:
@@ -37,11 +41,11 @@ def make_fleet(settings: Settings, out: Path, deadline: Deadline) -> tuple[Fleet
     both kinds share (0 with GPUs, where each GPU's worker keeps a core to itself).
     """
     gpus = count_gpus()
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
     workers = settings.run.workers or gpus or min(2, cores)
     programs = 0
     if settings.synthesis.enabled:
-        programs = settings.synthesis.workers or (max(1, cores - gpus) if gpus else workers)
+        programs = settings.synthesis.workers or (min(MOST_PROGRAMS, max(1, cores - gpus)) if gpus else workers)
     source = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
     environments = []

@@ -72,6 +72,8 @@ def load_model(settings: ModelSettings, device: torch.device, *, seed: int = 0) 
         four_bit = False
     if not four_bit and (device.type == "cpu" or parameters < SMALL_PARAMETERS):
         llama.float()
+    if device.type == "cuda" and parameters >= SMALL_PARAMETERS:  # long sequences of a large model fit no other way
+        llama.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     _disarm_repacking(llama)
     _compute_in(llama, dtype)
     torch.set_float32_matmul_precision("highest")

@@ -210,6 +210,8 @@ class Coordinator:
             return False
         for synthesizes, waiting in ((False, self.plan.left), (True, len(self.plan.waiting[SYNTHESIS]))):
             slots = [slot for slot in self.fleet.slots if (slot in self.program_slots) == synthesizes]
+            if waiting and not slots and not synthesizes:
+                self.result.fatal = self.result.fatal or "all device workers were lost; see the logs"
             if slots and waiting:
                 if not any(self.fleet.ready(slot) for slot in slots):
                     return True  # its workers are still loading
@@ -350,6 +352,7 @@ class Coordinator:
 
     def _done(self, slot: int, job: Job, body: dict[str, Any]) -> None:
         del self._jobs[slot]
+        self.fleet.forgive(slot)
         seconds = _number(body, "seconds")
         known = {
             k: body[k] for k in ("outcome", "reason", "seconds", "steps", "loss", "tokens", "train_s") if k in body

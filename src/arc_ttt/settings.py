@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -22,7 +23,7 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def _within(name: str, value: float, low: float, high: float = float("inf")) -> None:
-    if not low <= value <= high:
+    if not (low <= value <= high and math.isfinite(value)):
         bound = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
         raise SettingsError(f"{name} is {value:g}; it must be {bound}")
 
@@ -326,6 +327,7 @@ _LLAMA = {
     "ttt.schedule": "cosine",
     "decode.base_share": 0.2,
     "decode.batch_views": 4,
+    "vote.scoring_views": 8,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -338,6 +340,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ttt.targets": (*_LLAMA["ttt.targets"], "lm_head"),  # type: ignore[misc]
         "ttt.learning_rate": 1e-4,
         "decode.batch_views": 2,
+        "vote.scoring_views": 4,
     },
 }
 

@@ -112,6 +112,9 @@ class TaskSolver:
                 except TrainingDiverged as error:
                     self.adapter.reset(to_base=True)
                     outcome, reason = Outcome.DIVERGED, str(error)
+                except torch.OutOfMemoryError as error:
+                    self.adapter.reset(to_base=True)
+                    outcome, reason = Outcome.FAILED, f"out of memory in training, the base model answers: {error}"
             else:
                 reason = "no trainable sequence; the base model answers"
         answers = self._answer(task, "ttt", settings.decode.views, deadline, progress, programs)
@@ -175,7 +178,7 @@ class TaskSolver:
         for index in range(len(task.tests)):
             try:
                 extra = programs.get(index, ())
-                self._answer_one(task, index, stage, count, decoder, deadline, answers, extra)
+                self._answer_one(task, index, stage, count, decoder, deadline, answers, extra, progress)
             except SequenceTooLong as error:
                 answers.outcome, answers.reason = Outcome.FAILED, str(error)
             self.on_found(index, answers)
@@ -195,6 +198,7 @@ class TaskSolver:
         deadline: Deadline,
         into: Answers,
         programs: Sequence[Grid] = (),
+        progress: Progress = lambda *_: None,
     ) -> None:
         """Greedy answers under all views of one test input, undone, then the distinct ones scored."""
         settings = self.settings
@@ -206,7 +210,13 @@ class TaskSolver:
         scoring: list[tuple[PromptBatch, list[View]]] = []
         for start in range(0, len(views), settings.decode.batch_views):
             rows = slice(start, start + settings.decode.batch_views)
-            batch = PromptBatch(decoder, prompts[rows], limits[rows])
+            progress("decode", start, len(views))
+            try:
+                batch = PromptBatch(decoder, prompts[rows], limits[rows])
+            except SequenceTooLong:
+                if not found:
+                    raise
+                break  # no memory for more views: those answered so far vote
             if start < settings.vote.scoring_views:
                 scoring.append((batch, views[rows]))
             results = greedy(batch, deadline)

@@ -83,7 +83,7 @@ def merge(neural: Sequence[Grid], vote_strength: float, programs: Sequence[Progr
     grids = [p.grid for p in programs]
     if rule == "first":
         return list(_distinct([*(p.grid for p in programs if p.fits_all), *vote, *grids]).values())
-    likely = [p for p in programs if p.confidence >= TAKES] if rule == "confident" else []
+    likely = [p for p in programs if p.fits_all and p.confidence >= TAKES] if rule == "confident" else []
     if not likely:
         return list(_distinct([*vote, *grids]).values())
     agreed = bool(vote) and same_grid(vote[0], likely[0].grid)

@@ -45,8 +45,10 @@ def main() -> int:
         settings = Settings.from_json(hello["settings"])
         kind = _ProgramServer if sys.argv[1:] == ["synthesis"] else _ModelServer
         server = kind(settings, hello, send)
-    except ModelError as error:
-        send({"type": "fatal", "reason": str(error), "model": settings.model.path})
+    except Exception as error:  # whatever a library raises while it loads a model: the coordinator decides how to go on
+        traceback.print_exc()
+        reason = str(error) if isinstance(error, ModelError) else f"{type(error).__name__}: {error}"
+        send({"type": "fatal", "reason": reason, "model": settings.model.path})
         return EXIT_FATAL
     send({"type": "ready", **server.about})
     for line in sys.stdin:
