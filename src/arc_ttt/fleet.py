@@ -220,6 +220,10 @@ class Fleet:
             events.append(self._bury(slot, ""))
         return events
 
+    def kill(self, slot: int, cause: str) -> Death:
+        """Kill the worker of a slot now."""
+        return self._bury(slot, cause)
+
     def _bury(self, slot: int, cause: str) -> Death:
         worker = self._workers.pop(slot)
         assert worker.process.stdin is not None
