@@ -26,12 +26,20 @@ def count_gpus() -> int:
     return 0
 
 
+def work_until(settings: Settings, deadline: Deadline) -> Deadline:
+    """When workers stop by themselves: a moment before the coordinator does, which is the reserve before the limit."""
+    return deadline.minus(settings.run.reserve + min(HEAD_START_S, settings.run.reserve / 2))
+
+
 def make_hello(settings: Settings, deadline: Deadline) -> dict[str, Any]:
     """The first line to a worker."""
-    stop_at = deadline.minus(settings.run.reserve)
-    end_s = stop_at.at_s - min(HEAD_START_S, settings.run.reserve / 2)
     gpu = 0 if count_gpus() else None
-    return {"type": "hello", "settings": settings.to_json(), "deadline": end_s, "gpu": gpu}
+    return {
+        "type": "hello",
+        "settings": settings.to_json(),
+        "deadline": work_until(settings, deadline).at_s,
+        "gpu": gpu,
+    }
 
 
 def make_fleet(settings: Settings, out: Path, deadline: Deadline) -> tuple[Fleet, range, int]:

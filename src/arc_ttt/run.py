@@ -20,7 +20,7 @@ from arc_ttt.errors import ArcError
 from arc_ttt.events import Journal, Outcome
 from arc_ttt.fleet import Death, Fleet, Message
 from arc_ttt.grids import Grid, LoadedTasks, Task, parse_grid
-from arc_ttt.launch import make_fleet, make_hello
+from arc_ttt.launch import make_fleet, make_hello, work_until
 from arc_ttt.schedule import JOINT, Job, Plan
 from arc_ttt.settings import Settings
 from arc_ttt.submission import Submission
@@ -137,6 +137,7 @@ class Coordinator:
         self.clock = deadline.clock
         self.limit = deadline
         self.stop_at = deadline.minus(settings.run.reserve)
+        self.work_until = work_until(settings, deadline)
         self.tasks = {task.task_id: task for task in loaded.tasks}
         self.cost = CostModel(settings)
         self.fallback = fallback
@@ -231,7 +232,7 @@ class Coordinator:
 
     def _dispatch(self) -> None:
         """Give jobs to idle workers: programs within their share, devices, then programs with what cores are left."""
-        left_s = self.stop_at.remaining()
+        left_s = self.work_until.remaining()
         programs = [slot for slot in self.fleet.slots if slot in self.program_slots]
         devices = [slot for slot in self.fleet.slots if slot not in self.program_slots]
         self._give(programs, lambda: self.plan.next_program(left_s, within_share=True))
