@@ -17,13 +17,15 @@ MOST_PROGRAMS = 8
 
 
 def count_gpus() -> int:
-    """Visible NVIDIA GPUs, without importing torch: the driver lists one folder for each."""
+    """Visible NVIDIA GPUs, without importing torch: one folder of the driver or one device file for each."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
     with contextlib.suppress(OSError):
-        return len(list(Path("/proc/driver/nvidia/gpus").iterdir()))
-    return 0
+        listed = len(list(Path("/proc/driver/nvidia/gpus").iterdir()))
+        if listed:
+            return listed
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))  # some containers hide the driver's folder
 
 
 def work_until(settings: Settings, deadline: Deadline) -> Deadline:
