@@ -65,8 +65,8 @@ class Program:
 
 SURE = 0.75  # confidence from which a program is taken for right: no more effort goes into its task before others
 TAKES = 0.15
-"""Confidence from which a program takes an attempt: of programs said to be 0.1 to 0.25, 14 of 32 were right on the training
-set. Set after the public evaluation's curve had been seen, so scores of joined runs there are not held out."""
+"""Confidence from which a program takes an attempt: of programs said to be 0.1 to 0.25, 14 of 32 were right on the
+training set. Set after the public evaluation's curve had been seen, so joined scores there are not held out."""
 
 
 def strength(candidates: Sequence[Candidate]) -> float:
