@@ -102,13 +102,15 @@ def cpu_has_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def hidden_states(llama: Any, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def hidden_states(llama: Any, ids: torch.Tensor, positions: torch.Tensor, **attention: Any) -> torch.Tensor:
     """Last hidden states (B, T, D) of right-padded sequences. ids, positions: (B, T).
 
     The mask of ones is not idle: without it, transformers would cut sequences at every jump of the positions. Padding
-    stands to the right, where no real token sees it.
+    stands to the right, where no real token sees it. attention: what an attention function of one's own is told.
     """
-    output = llama.model(input_ids=ids, position_ids=positions, attention_mask=torch.ones_like(ids), use_cache=False)
+    output = llama.model(
+        input_ids=ids, position_ids=positions, attention_mask=torch.ones_like(ids), use_cache=False, **attention
+    )
     hidden: torch.Tensor = output[0]
     return hidden
 

@@ -79,14 +79,14 @@ def cross_entropy_sum(llama: Any, batch: Batch) -> torch.Tensor:
 
 
 def target_logits(
-    llama: Any, ids: torch.Tensor, positions: torch.Tensor, places: torch.Tensor
+    llama: Any, ids: torch.Tensor, positions: torch.Tensor, places: torch.Tensor, **attention: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (N, V) in float32 at some targets, and the targets themselves (N,).
 
     places: (N,) int64, where the targets stand in `ids` (B, T) laid out flat; none is first in its row. With places
-    that the host has counted, nothing here waits for a GPU.
+    that the host has counted, nothing here waits for a GPU. attention: as for `hidden_states`.
     """
-    hidden = hidden_states(llama, ids, positions).flatten(0, 1)[places - 1]
+    hidden = hidden_states(llama, ids, positions, **attention).flatten(0, 1)[places - 1]
     return llama.lm_head(hidden).float(), ids.flatten()[places]
 
 
