@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from arc_lab.datasets import load_dataset
 from arc_lab.packs import Pack, pair_bytes, read_pack, write_pack
 from arc_lab.pretrain import PretrainSettings, RunOptions, main, pretrain
 from arc_lab.pretrain_data import (
@@ -155,6 +156,17 @@ def test_no_held_pair_and_no_held_out_group_reaches_training(pack: Pack) -> None
     for _ in range(300):
         examples = maker._examples(group, rng, 128) or []
         assert all(pair_bytes((e.input, e.output)) in allowed for e in examples)
+
+
+def test_a_pack_gives_tasks_of_its_held_out_groups_with_answers(pack_file: Path) -> None:
+    dataset = load_dataset(f"{pack_file}:5")
+    assert len(dataset.loaded.tasks) == 5
+    for task in dataset.loaded.tasks:
+        assert task.task_id.startswith("rearc-twice")
+        (answer,) = dataset.solutions.by_task[task.task_id]
+        np.testing.assert_array_equal(answer, np.concatenate((task.tests[0], task.tests[0]), axis=1))
+    with pytest.raises(SettingsError, match="no such file"):
+        load_dataset(f"{pack_file.parent}/other.pack")
 
 
 def test_what_never_fits_is_refused(pack: Pack) -> None:

@@ -7,7 +7,6 @@ interrupted training goes on with exactly the batches that it would have had.
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import random
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arc_lab.generators import Generators, attempt, load_generators
-from arc_lab.packs import Group, Pack, Pair, pair_bytes, pair_tokens
+from arc_lab.packs import Group, Pack, Pair, pair_bytes, pair_tokens, stream
 from arc_ttt.errors import InputError
 from arc_ttt.formats import CompactFormat, TokenSequence
 from arc_ttt.grids import MAX_SIDE, Example, Grid, freeze
@@ -120,12 +119,6 @@ def packed_rows(sequences: Sequence[TokenSequence], length: int) -> list[list[To
         rows[-1].append(sequence)
         free -= len(sequence)
     return rows
-
-
-def stream(seed: int, purpose: str, number: int) -> np.random.Generator:
-    """A random stream that depends on these three alone."""
-    digest = hashlib.sha256(f"{seed}\0{purpose}\0{number}".encode()).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
 
 class LivePairs:
