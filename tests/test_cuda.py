@@ -11,13 +11,16 @@ import pytest
 import torch
 
 from arc_lab.pretrain_model import _one_by_one, _varlen, can_pack
+from arc_ttt.adapter import Adapter
 from arc_ttt.deadline import Deadline
 from arc_ttt.grids import Example, Task, freeze, same_grid
 from arc_ttt.kv_cache import Decoder
 from arc_ttt.model import load_model
 from arc_ttt.search import PromptBatch, greedy
+from arc_ttt.sequences import ttt_sequences
 from arc_ttt.settings import ModelSettings, Settings
 from arc_ttt.solve import TaskSolver
+from arc_ttt.training import RecordedGradients, accumulate
 from arc_ttt.views import sample_views
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -70,6 +73,31 @@ def test_a_task_is_learned_and_answered(changes: dict[str, Any]) -> None:
     assert answers.training.losses[-1] < 0.7 * answers.training.losses[0]
     assert answers.candidates
     assert all(math.isfinite(c.nll) for c in answers.candidates)
+
+
+def test_recorded_gradients_are_those_of_the_plain_pass() -> None:
+    settings = Settings.of("embedded").override([("model.dtype", "float32")])
+    base = load_model(settings.model, GPU)
+    adapter = Adapter(base, settings.ttt, seed=0)
+    rng = np.random.default_rng(0)
+    with torch.no_grad():
+        for weight in adapter.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.02)
+    batches = [ttt_sequences(mirror_task(seed), base.form, settings.ttt, rng)[:6] for seed in (2, 3, 2)]
+    scaler = torch.amp.GradScaler("cuda", enabled=False)
+    wanted = []
+    for batch in batches:
+        loss = accumulate(base, batch, 400, scaler)
+        wanted.append((loss, [weight.grad.clone() for weight in adapter.parameters() if weight.grad is not None]))
+        for weight in adapter.parameters():
+            weight.grad = None
+    recorded = RecordedGradients(base, adapter.parameters())
+    for batch, (loss, gradients) in zip(batches, wanted, strict=True):
+        recorded.clear()
+        assert accumulate(base, batch, 400, scaler, recorded) == pytest.approx(loss, rel=1e-4)
+        for weight, gradient in zip(adapter.parameters(), gradients, strict=True):
+            assert weight.grad is not None
+            torch.testing.assert_close(weight.grad, gradient, rtol=1e-3, atol=1e-5)
 
 
 def test_packed_attention_is_that_of_each_sequence() -> None:

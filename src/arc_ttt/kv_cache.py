@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from arc_ttt.adapter import effective_weight
-from arc_ttt.model import LoadedModel
+from arc_ttt.model import LoadedModel, rotary_is_fixed
 
 Tensor = torch.Tensor
 LOGITS_AT_ONCE = 1 << 25  # numbers of one piece of logits
@@ -81,7 +81,7 @@ class Decoder:
         self.layers = [quick or _called(layer) for quick, layer in zip(fused, body.layers, strict=True)]
         self.can_record = base.device.type == "cuda" and all(fused)
         self.eps = self.config.rms_norm_eps
-        self.fixed_rotary = _rotary_is_fixed(body.rotary_emb, self.config)
+        self.fixed_rotary = rotary_is_fixed(base.llama)
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         return KVCache(self.config, rows, capacity, self.base.device, self.dtype)
@@ -227,15 +227,6 @@ def _any_kernel() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(asked, warn_only=warns)
-
-
-def _rotary_is_fixed(rotary: Any, config: Any) -> bool:
-    """Whether the frequencies are the same for every length: not those that grow with it, nor two different tables."""
-    kind = getattr(rotary, "rope_type", "")
-    tables = getattr(config, "rope_parameters", None) or {}
-    if kind == "longrope":
-        return bool(tables.get("short_factor") == tables.get("long_factor"))
-    return kind in ("default", "linear", "llama3", "yarn")
 
 
 class _Layer:

@@ -30,7 +30,7 @@ from arc_ttt.scoring import score
 from arc_ttt.search import PromptBatch, greedy, search
 from arc_ttt.sequences import joint_sequences, ttt_sequences
 from arc_ttt.settings import Settings
-from arc_ttt.training import TrainingReport, shuffled_steps, train
+from arc_ttt.training import RecordedGradients, TrainingReport, shuffled_steps, train
 from arc_ttt.views import View, paper_views, sample_views, turns_sides
 from arc_ttt.votes import Candidate, ScoredCandidate
 
@@ -67,6 +67,9 @@ class TaskSolver:
         self.base = base
         self.settings = settings
         self.adapter = None if settings.ttt.scope == "none" else Adapter(base, settings.ttt, seed=settings.run.seed)
+        self.recorded = None
+        if self.adapter is not None and base.device.type == "cuda" and base.can_record:
+            self.recorded = RecordedGradients(base, self.adapter.parameters())
 
     def answer(self, task: Task, deadline: Deadline, progress: Progress = lambda *_: None) -> Answers:
         """Candidates of the base model under `decode.base_views` views."""
@@ -162,6 +165,7 @@ class TaskSolver:
             ttt,
             deadline,
             lambda step, loss: progress("train", step, len(steps)),
+            self.recorded,
         )
 
     def _answer(
