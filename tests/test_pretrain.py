@@ -363,7 +363,7 @@ def test_a_saved_model_loads_as_a_stock_one(pack: Pack, tmp_path: Path) -> None:
 
 
 def test_the_embedded_model_can_be_continued(pack: Pack) -> None:
-    base = training_model(PRESETS["XS"], "longrope", 0, "embedded", "float32", CPU)
+    base = training_model(PRESETS["XS"], "longrope", 0, "embedded-XS", "float32", CPU)
     stock = load_model(ModelSettings(dtype="float32"), CPU)
     batch = collate(compact(pack, 3), 14, CPU)
     torch.testing.assert_close(cross_entropy_sum(base.llama, batch), cross_entropy_sum(stock.llama, batch))

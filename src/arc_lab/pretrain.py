@@ -63,7 +63,7 @@ class PretrainSettings:
     preset: str = "XS"
     rope: str = "longrope"
     init: str = ""
-    """Folder of a checkpoint to start from, or "embedded"; empty for a fresh model of the preset."""
+    """Folder of a checkpoint to start from, or embedded-XS or embedded-M; empty for a fresh model of the preset."""
     seed: int = 0
     seconds: float = 0.0
     """Training time; 0 when `steps` is given."""
@@ -267,7 +267,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, metavar="DIR")
     add("--checkpoints", type=Path, metavar="DIR", help="where the training's own state is kept (OUT/checkpoint)")
     add("--preset", default="XS", help=f"size: {', '.join(PRESETS)}")
-    add("--init", default="", metavar="DIR|embedded", help="start from these weights; their size replaces the preset's")
+    add(
+        "--init",
+        default="",
+        metavar="DIR|embedded-M",
+        help="start from these weights; their size replaces the preset's",
+    )
     add("--for", dest="seconds", default="", metavar="TIME", help="train so long, as in 150m")
     add("--steps", type=int, default=0, help="train so many steps")
     add("--rope", default=base.rope, help=f"rotary positions of a fresh model: {', '.join(ROPES)}")

@@ -119,16 +119,14 @@ def new_llama(preset: Preset, rope: str, seed: int) -> Any:
 def training_model(
     preset: Preset, rope: str, seed: int, init: str | None, dtype_name: str, device: torch.device
 ) -> LoadedModel:
-    """A fresh model, or the one in folder `init` ("embedded" for the embedded one), all weights trainable float32.
+    """A fresh model, or the one in folder `init` (or embedded-XS, embedded-M), all weights trainable float32.
 
     Raises:
         ModelError: `init` is no checkpoint of the compact format.
     """
     dtype = compute_dtype(dtype_name, device)
     if init:
-        settings = ModelSettings(
-            path="" if init == "embedded" else init, quantize="none", dequantize="always", dtype="float32"
-        )
+        settings = ModelSettings(path=init, quantize="none", dequantize="always", dtype="float32")
         base = load_model(settings, device)
         llama = base.llama
     else:

@@ -62,7 +62,7 @@ def load_model(settings: ModelSettings, device: torch.device, *, seed: int = 0) 
     Raises:
         ModelError: the folder is missing or no Llama, weights are missing, or its tokenizer cannot write the format.
     """
-    folder = model_folder(settings.path)
+    folder = model_folder(settings.path, gpu=device.type == "cuda")
     config = read_config(folder)
     dtype = compute_dtype(settings.dtype, device)
     _quiet()
