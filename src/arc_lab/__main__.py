@@ -6,6 +6,7 @@ import importlib
 import sys
 
 COMMANDS = {  # command: (module with `main(argv) -> exit status`, one sentence of help)
+    "ablate": ("arc_lab.ablate", "Run the paper's ablations on one set of tasks and print the paired table."),
     "benchmark": ("arc_lab.benchmark", "Measure how fast this machine trains and decodes, and what share of its peak."),
     "pretrain": ("arc_lab.pretrain", "Train a small Llama on a pack of pairs, from nothing or from a checkpoint."),
     "quantize": ("arc_lab.quantize", "Write a checkpoint's NF4 form and measure what that costs."),
