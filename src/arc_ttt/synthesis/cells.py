@@ -212,6 +212,8 @@ def _conditions(
     for name, colours in zip(expression_names[1:], expressions[1:], strict=True):
         if not name.startswith(("neighbour", "second", "fallen")):
             yield own == colours, f"own = {name}", 1.0
+            if name.startswith(("layer", "piece")):
+                yield (own != 0) == (colours != 0), f"own as full as {name}", 1.0
 
 
 def expression_cost(name: str) -> float:
