@@ -344,7 +344,7 @@ def test_attract_to_a_colour_even_a_small_one() -> None:
     before = image("..3.. ..... ..... 1.... .222.")
     made = patterns.attract(before, single=True, colour=3)
     assert made is not None
-    assert made.cells.tolist() == cells("..3.. .222. 1...1 ..... .....").tolist()
+    assert made.cells.tolist() == cells("..3.. .222. ..... ..... .....").tolist()
     assert patterns.attract(before, single=True, colour=7) is None
 
 

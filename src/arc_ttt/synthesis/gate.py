@@ -18,6 +18,7 @@ class Evidence:
     fits: share of demonstrations reproduced. stack_cost, stack_depth: of the cheapest stack that gives it, None where
     no stack does. stack_held_out: share of demonstrations that stacks made without them got right. votes: of trees.
     cells_held_out: the same share for trees. share: of all weight that the engines gave to answers of this task.
+    broken: properties that all demonstrations share and the answer has not.
     """
 
     fits: float
@@ -27,6 +28,7 @@ class Evidence:
     votes: float
     cells_held_out: float
     share: float
+    broken: int = 0
 
     @property
     def engine(self) -> str:
