@@ -252,6 +252,7 @@ def _judged(pool: _Pool) -> list[tuple[_Answer, Evidence]]:
     """Every answer with its evidence."""
     weights = [_weight(answer) for answer in pool.answers.values()]
     total = sum(weights) or 1.0
+    least = min((answer.broken for answer in pool.answers.values()), default=0)
     return [
         (
             answer,
@@ -264,6 +265,7 @@ def _judged(pool: _Pool) -> list[tuple[_Answer, Evidence]]:
                 answer.cells_held_out,
                 weight / total,
                 answer.broken,
+                answer.broken - least,
             ),
         )
         for answer, weight in zip(pool.answers.values(), weights, strict=True)
