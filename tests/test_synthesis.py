@@ -17,6 +17,7 @@ from arc_ttt.grids import Example, Task, freeze
 from arc_ttt.synthesis import cells, frames, gate, invariants, pieces, solver, stacker, synthesize
 from arc_ttt.synthesis.budget import Budget
 from arc_ttt.synthesis.images import Image, state_key
+from arc_ttt.synthesis.panels import panel_views
 from arc_ttt.synthesis.tree import Leaf, predict
 
 BIG = 200 * 1024 * 1024
@@ -62,6 +63,21 @@ def test_simple_rules_are_found(name: str) -> None:
     assert first.grid.tolist() == answers[0].tolist()
     assert first.fits_all
     assert first.program
+
+
+def test_logic_of_two_panels_is_found_by_cell_rules() -> None:
+    def panels(seed: int) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
+        left, right = (np.random.default_rng(2 * seed + n).random((4, 5)) < 0.5 for n in range(2))
+        bar = np.full((4, 1), 5)
+        return np.hstack([left * 1, bar, right * 2]), (left != right) * 4
+
+    pairs = [panels(seed) for seed in range(4)]
+    problem = frames.plain(task_of(pairs[:3], [pairs[3][0]]))
+    view = next(view for view in panel_views(problem, set()) if view.name == "panels as layers")
+    rules = cells.learn(problem, view, plenty(), np.random.default_rng(0), turned=False)
+    assert rules[0].answers[0].tolist() == pairs[3][1].tolist()
+    assert "own as full as layer 1" in rules[0].program
+    assert rules[0].splits == 1
 
 
 def test_both_engines_find_a_mirror_and_are_confident() -> None:

@@ -427,3 +427,13 @@ def test_repair_by_period_and_by_symmetry() -> None:
     assert whole is not None
     assert whole.cells.tolist() == mirrored.tolist()
     assert repair.repair(Image(mirrored, 0, 0), 9, how="both") is None
+
+
+def test_a_period_is_found_from_few_cells() -> None:
+    pattern = np.fromfunction(lambda y, x: (y + x) % 3 + 1, (7, 7)).astype(np.int8)
+    sparse = np.where(np.fromfunction(lambda y, x: y + x >= 11, (7, 7)), pattern, 0).astype(np.int8)
+    whole = repair.by_period(np.where(sparse == 0, repair.HIDDEN, sparse).astype(np.int8))
+    assert (whole == repair.HIDDEN).any()  # three cells say too little
+    sparse = np.where(np.fromfunction(lambda y, x: y + x >= 9, (7, 7)), pattern, 0).astype(np.int8)
+    whole = repair.by_period(np.where(sparse == 0, repair.HIDDEN, sparse).astype(np.int8))
+    assert whole.tolist() == pattern.tolist()
