@@ -44,6 +44,11 @@ def task_rng(seed: int, task_id: str, purpose: str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
 
+def numbered(purpose: str, number: int) -> str:
+    """The purpose of a generator in training `number` of a task."""
+    return f"{purpose} of {number}" if number else purpose
+
+
 @dataclass(slots=True)
 class Answers:
     """What one pass over a task found. `tokens` counts what the model read and wrote."""
@@ -80,32 +85,43 @@ class TaskSolver:
         deadline: Deadline,
         progress: Progress = lambda *_: None,
         *,
+        number: int = 0,
         share: float = 1.0,
+        views: int = 0,
+        longest: int = 0,
         decode_s: float = 0.0,
         programs: Mapping[int, Sequence[Grid]] = MappingProxyType({}),
     ) -> Answers:
-        """Train the adapter on the task's own demonstrations, then answer under `decode.views` views.
+        """Train the adapter on the task's own demonstrations, then answer under views.
 
-        share: part of the training sequences to use. decode_s: seconds that training leaves free for answering.
-        programs: by test input, grids that synthesis found; they are scored along with the model's own.
+        number: which training of this task it is; each has sequences, an order and views of its own. share: part of
+        the training sequences to use. views: how many to answer under; 0 means `decode.views`. longest: tokens of the
+        longest training sequence, where that is less than `ttt.max_sequence_tokens`; 0 means no less. decode_s: seconds
+        that training leaves free for answering. programs: by test input, grids that synthesis found; they are scored
+        along with the model's own.
 
         Without a trainable sequence, or when training diverges, the base model answers, and the outcome says so.
         """
         settings = self.settings
+        views = views or settings.decode.views
         if self.adapter is None:
-            return self._answer(task, "ttt", settings.decode.views, deadline, progress, programs)
+            return self._answer(task, "ttt", views, deadline, progress, programs, number)
         self.adapter.reset()
         outcome, reason, report = Outcome.FINISHED, "", None
         if settings.ttt.scope in ("per-task", "joint"):
-            rng = task_rng(settings.run.seed, task.task_id, "sequences")
+            rng = task_rng(settings.run.seed, task.task_id, numbered("sequences", number))
             count = max(settings.ttt.batch_sequences, round(share * settings.ttt.max_sequences))
-            fewer = replace(settings.ttt, max_sequences=min(count, settings.ttt.max_sequences))
+            fewer = replace(
+                settings.ttt,
+                max_sequences=min(count, settings.ttt.max_sequences),
+                max_sequence_tokens=min(longest or settings.ttt.max_sequence_tokens, settings.ttt.max_sequence_tokens),
+            )
             sequences = ttt_sequences(task, self.base.form, fewer, rng)
             if sequences:
                 try:
                     report = self._train(
                         sequences,
-                        task_rng(settings.run.seed, task.task_id, "order"),
+                        task_rng(settings.run.seed, task.task_id, numbered("order", number)),
                         deadline.minus(decode_s),
                         progress,
                     )
@@ -117,7 +133,7 @@ class TaskSolver:
                     outcome, reason = Outcome.FAILED, f"out of memory in training, the base model answers: {error}"
             else:
                 reason = "no trainable sequence; the base model answers"
-        answers = self._answer(task, "ttt", settings.decode.views, deadline, progress, programs)
+        answers = self._answer(task, "ttt", views, deadline, progress, programs, number)
         answers.training = report
         if report is not None:
             answers.tokens += report.tokens
@@ -172,13 +188,16 @@ class TaskSolver:
         deadline: Deadline,
         progress: Progress,
         programs: Mapping[int, Sequence[Grid]] = MappingProxyType({}),
+        number: int = 0,
     ) -> Answers:
         answers = Answers()
         decoder = Decoder(self.base)
         for index in range(len(task.tests)):
             try:
-                extra = programs.get(index, ())
-                self._answer_one(task, index, stage, count, decoder, deadline, answers, extra, progress)
+                views = self._views(task, index, count, number)
+                self._answer_one(
+                    task, index, stage, views, decoder, deadline, answers, programs.get(index, ()), progress
+                )
             except SequenceTooLong as error:
                 answers.outcome, answers.reason = Outcome.FAILED, str(error)
             self.on_found(index, answers)
@@ -193,7 +212,7 @@ class TaskSolver:
         task: Task,
         index: int,
         stage: str,
-        count: int,
+        views: list[View],
         decoder: Decoder,
         deadline: Deadline,
         into: Answers,
@@ -202,7 +221,6 @@ class TaskSolver:
     ) -> None:
         """Greedy answers under all views of one test input, undone, then the distinct ones scored."""
         settings = self.settings
-        views = self._views(task, index, stage, count)
         prompts = [fit_prompt(self.base, task, index, view, settings.model.max_tokens) for view in views]
         rows_columns = answer_limits(task, index)
         limits = [rows_columns[::-1] if turns_sides(view.dihedral) else rows_columns for view in views]
@@ -276,9 +294,9 @@ class TaskSolver:
             for g, column in zip(chosen, columns, strict=True)
         ]
 
-    def _views(self, task: Task, index: int, stage: str, count: int) -> list[View]:
-        """The views of one test input. Both stages draw the same ones, so that they compare."""
-        rng = task_rng(self.settings.run.seed, task.task_id, f"views {index}")
+    def _views(self, task: Task, index: int, count: int, number: int) -> list[View]:
+        """The views of one test input. The base model and the first training draw the same ones, so they compare."""
+        rng = task_rng(self.settings.run.seed, task.task_id, numbered(f"views {index}", number))
         if self.settings.decode.rule == "paper":
             return paper_views(len(task.train), rng)
         return sample_views(count, len(task.train), rng)

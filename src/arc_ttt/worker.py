@@ -159,19 +159,21 @@ class _ModelServer(_Server):
             self._joint_loaded = joint
         self.solver.on_found = lambda index, answers: self._send_found(message["id"], task.task_id, index, answers)
         if message["kind"] == "base":
-            answers = self.solver.answer(task, self.deadline, progress)
+            answers = self.solver.answer(task, self._until(message), progress)
         else:
-            share, decode_s = message.get("share", 1.0), message.get("decode_s", 0.0)
             programs = {int(index): [_grid(rows) for rows in grids] for index, grids in message["programs"].items()}
-            answers = self.solver.adapt(
-                task, self.deadline, progress, share=share, decode_s=decode_s, programs=programs
-            )
+            effort = {name: message[name] for name in ("number", "share", "views", "longest", "decode_s")}
+            answers = self.solver.adapt(task, self._until(message), progress, programs=programs, **effort)
         body = {"outcome": answers.outcome, "reason": answers.reason, "tokens": answers.tokens}
         if answers.training is not None:
             report = answers.training
             body |= {"train_s": round(report.seconds, 3), "train_tokens": report.tokens, "steps": report.steps}
             body |= {"loss": [round(report.losses[0], 4), round(report.losses[-1], 4)] if report.losses else []}
         return body
+
+    def _until(self, message: dict[str, Any]) -> Deadline:
+        """When a job is to be cut short: at its own time, at the latest with the run."""
+        return Deadline(min(self.deadline.at_s, message["until"]))
 
     def _send_found(self, job: int, task_id: str, index: int, answers: Answers) -> None:
         """Send what was found for one test input."""
