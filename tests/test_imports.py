@@ -14,6 +14,7 @@ SRC = ROOT / "src"
 
 GROUND = (
     "errors",
+    "faults",
     "deadline",
     "settings",
     "events",
