@@ -27,7 +27,8 @@ from arc_ttt.fleet import Fleet
 from arc_ttt.grids import LoadedTasks, parse_tasks
 from arc_ttt.kaggle import kaggle_run
 from arc_ttt.launch import make_fleet
-from arc_ttt.run import Coordinator, RunResult, Status
+from arc_ttt.report import RunResult
+from arc_ttt.run import Coordinator, Status
 from arc_ttt.settings import Settings
 from arc_ttt.submission import check_submission
 

@@ -18,8 +18,10 @@ from arc_ttt.checkpoints import model_folder, read_config
 from arc_ttt.cost import BASE, SYNTHESIS, TTT, work
 from arc_ttt.deadline import REAL_CLOCK, format_duration, parse_duration
 from arc_ttt.errors import InputError, SettingsError, TaskFileError
+from arc_ttt.findings import merged, rank_result
 from arc_ttt.grids import LoadedTasks, Solutions
-from arc_ttt.run import RunResult, Status, merged, rank_result, start_run
+from arc_ttt.report import RunResult
+from arc_ttt.run import Status, start_run
 from arc_ttt.settings import Settings, parse_overrides
 from arc_ttt.submission import write_atomically
 

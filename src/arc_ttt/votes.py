@@ -112,6 +112,36 @@ def rank(candidates: Sequence[Candidate], scored: Sequence[ScoredCandidate], *, 
     return rules[rule](candidates)
 
 
+def rank_passes(
+    passes: Sequence[tuple[float, Sequence[Candidate], Sequence[ScoredCandidate]]], *, rule: str
+) -> list[Grid]:
+    """Distinct grids of one test input from several trainings (weight, candidates, scored), best first.
+
+    Likelihoods of different adapters do not compare by themselves. So under the rule `product` each training shares
+    out its weight among its grids in proportion to exp(-mean nll), and the shares add up; the other rules vote over
+    all candidates together. Source: ours, a mixture of the trainings' products of experts.
+    """
+    candidates = [c for _, found, _ in passes for c in found]
+    if rule != "product":
+        return rank(candidates, (), rule=rule)
+    shares: dict[bytes, float] = {}
+    grids: dict[bytes, Grid] = {}
+    for weight, _, scored in passes:
+        means: dict[bytes, float] = {}
+        for item in scored:
+            identity = grid_bytes(item.grid)
+            grids.setdefault(identity, item.grid)
+            means[identity] = min(means.get(identity, np.inf), _mean_nll(item.nll_by_view))
+        lowest = min(means.values(), default=np.inf)
+        if not np.isfinite(lowest):
+            continue
+        total = sum(np.exp(lowest - mean) for mean in means.values())
+        for identity, mean in means.items():
+            shares[identity] = shares.get(identity, 0.0) + weight * float(np.exp(lowest - mean)) / total
+    ranked = [grids[identity] for identity in sorted(shares, key=lambda identity: -shares[identity])]
+    return ranked + [grid for grid in _flattened(candidates) if grid_bytes(grid) not in shares]
+
+
 def attempts(ranked: Sequence[Grid], fallbacks: Sequence[Grid]) -> tuple[Grid, Grid]:
     """The first two of `ranked`, filled up from `fallbacks` so that the two differ whenever they can."""
     both = [*ranked[:2], *fallbacks]
