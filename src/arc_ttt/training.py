@@ -135,7 +135,7 @@ def train(
     go back to those of the last copy, the learning rate is halved, and training goes on with the next step.
 
     Raises:
-        TrainingDiverged: that happened more than `MOST_RESTORES` times, or at every step. The caller resets the adapter.
+        TrainingDiverged: that happened more than `MOST_RESTORES` times or at every step. The caller resets the adapter.
     """
     report = TrainingReport()
     start_s = deadline.clock.now()
@@ -197,7 +197,7 @@ def _optimizer(
 
 
 def _fault(number: int, loss: float, norm: float, losses: Sequence[float], skipped: int, *, scales: bool) -> str:
-    """What is wrong with step `number`, or nothing. A loss scaler passes over infinite gradients by itself, for a while."""
+    """What is wrong with step `number`, or nothing. A loss scaler may pass over some infinite gradients by itself."""
     first = losses[0] if losses else loss
     if not math.isfinite(loss) or loss > 3 * first + 3:
         return f"loss {loss:.3g} at step {number}, {first:.3g} at step 1"
