@@ -14,6 +14,7 @@ SRC = ROOT / "src"
 
 GROUND = (
     "errors",
+    "faults",
     "deadline",
     "settings",
     "events",
@@ -26,7 +27,7 @@ GROUND = (
     "submission",
 )
 MODEL = ("checkpoints", "model", "adapter", "training", "kv_cache", "search", "scoring")
-RUN = ("solve", "cost", "schedule", "findings", "report", "fleet", "worker", "launch", "run", "kaggle")
+RUN = ("solve", "cost", "schedule", "findings", "report", "fleet", "worker", "twin", "launch", "run", "kaggle")
 ORDER = ("bootstrap", *GROUND, "synthesis", *MODEL, *RUN)
 """Modules of arc_ttt, top to bottom: each may import only from those above it. `synthesis` is a package of its own."""
 

@@ -197,9 +197,11 @@ class CostModel:
 
     def predict(self, task: Task, kind: str, share: float = 1.0) -> float:
         """Median seconds of a job on a device without drift; share: part of the training sequences."""
-        return (
-            OVERHEAD_S + self._training(task, kind, share) + self._decoding(task, views_of(kind, share, self.settings))
-        )
+        return OVERHEAD_S + sum(self.parts(task, kind, share))
+
+    def parts(self, task: Task, kind: str, share: float = 1.0) -> tuple[float, float]:
+        """Seconds of training and of answering."""
+        return self._training(task, kind, share), self._decoding(task, views_of(kind, share, self.settings))
 
     def decoding(self, task: Task, share: float = 1.0) -> float:
         """Seconds that answering after training may take, with a margin of half as much again."""

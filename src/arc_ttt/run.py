@@ -380,6 +380,8 @@ class Coordinator:
             return
         self.result.train_tokens += int(seen["train_tokens"])
         self.result.train_s += seen["train_s"]
+        if body.get("degraded"):
+            self.result.degraded.append(job.task_id)
         failed = outcome in (Outcome.FAILED, Outcome.DIVERGED)
         self.plan.done(job, failed=failed, agreement=self.findings.agreement(job.task_id))
         self._learn(slot, job, outcome, reason, seen)

@@ -92,6 +92,8 @@ class TttSettings:
     """Sequences for one optimizer step (the paper: 2)."""
     micro_batch_tokens: int = 8192
     """Tokens, padding included, that pass through the model at once; memory grows with it, results do not change."""
+    checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third slower."""
     adapter: str = "lora"
     """lora: low-rank adapters. full: all weights; for models small enough."""
     rank: int = 32
@@ -227,6 +229,10 @@ class RunSettings:
     """Worker processes; 0 means one a GPU, or without a GPU one a core (two at most)."""
     threads: int = 1
     """Numeric threads of a worker on a CPU."""
+    in_process: bool = False
+    """Work in the coordinator's own process, one job after another: for debuggers. Nothing guards against a hang."""
+    resume: bool = True
+    """Go on where a run with the same tasks and settings was killed in the same folder."""
     seed: int = 0
 
     def __post_init__(self) -> None:
