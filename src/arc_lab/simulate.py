@@ -50,7 +50,8 @@ PRIOR_ERROR = 2.5  # random runs are up to so many times slower or faster than p
 class Scenario:
     """One simulated run. load: sum of all full trainings over the devices' time; 0 takes the model's and device's own.
 
-    prior_error: how many times longer jobs take than is predicted at first.
+    load_s: seconds of a worker's start; 0 takes the device's. prior_error: how many times longer jobs take than is
+    predicted at first.
     """
 
     tasks: LoadedTasks
@@ -59,6 +60,7 @@ class Scenario:
     device_type: str = "t4"
     devices: int = 2
     load: float = 0.0
+    load_s: float = 0.0
     prior_error: float = 1.0
     faults: Faults = field(default_factory=Faults)
     seed: int = 0
@@ -107,7 +109,7 @@ def simulate(scenario: Scenario, coordinator: type[Coordinator] = Coordinator) -
         scenario.faults,
         rng,
         limit_s=limit_s,
-        load_s=min(DEVICE_TYPES[scenario.device_type].load_s, limit_s / 20),
+        load_s=scenario.load_s or DEVICE_TYPES[scenario.device_type].load_s,
         cuts=scenario.cuts,
     )
     fleet.greet({"deadline": work_until(settings, deadline).at_s})
@@ -196,7 +198,7 @@ def loaded_from(tasks: Sequence[Task]) -> LoadedTasks:
 def random_scenario(seed: int, mix: str | None = None, limits_h: Sequence[float] = (1, 3, 9, 12)) -> Scenario:
     """A scenario as research on such kernels suggests them: size, devices, limit, load and faults at random."""
     rng = random.Random(seed)
-    tasks = rng.sample(made_up_tasks(400), rng.randint(100, 400))
+    tasks = rng.sample(made_up_tasks(400), round(math.exp(rng.uniform(math.log(20), math.log(400)))))
     faults = (
         MIXES[mix]
         if mix is not None
@@ -211,6 +213,7 @@ def random_scenario(seed: int, mix: str | None = None, limits_h: Sequence[float]
         model=MODELS["3b"][1] or Model(),
         devices=rng.choice([1, 2, 4]),
         load=math.exp(rng.uniform(math.log(0.2), math.log(5.0))),
+        load_s=60.0,
         prior_error=math.exp(rng.uniform(-1, 1) * math.log(PRIOR_ERROR)),
         faults=faults,
         seed=seed,

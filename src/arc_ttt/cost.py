@@ -158,7 +158,7 @@ class _Fit:
             return
         shares = np.stack(list(self.rows)) * self.prior  # of the actual seconds, that the prior gives to each term
         factor = 1 / float(np.median(shares.sum(axis=1)))
-        ridge = 0.3 * np.eye(3)
+        ridge = 0.05 * np.eye(3)
         left = shares.T @ shares * factor**2 + ridge
         found = np.linalg.solve(left, shares.sum(axis=0) * factor + ridge.sum(axis=0))
         self.now = tuple((self.prior * factor * np.clip(found, 0.05, 20.0)).tolist())
@@ -186,7 +186,9 @@ class CostModel:
         self._token_s, self._square_s = token_s, square_s
         self._decode_factor = 1.0
         self._shapes: dict[str, _Shape] = {}
+        self._predicted: dict[tuple[str, str, float], float] = {}  # until something is learned
         self._jobs: dict[int, deque[_Seen]] = {}  # by device
+        self._ratios: dict[int, deque[float]] = {}  # actual by predicted seconds of these
         self._drift: dict[int, float] = {}
         self._programs: dict[int, deque[float]] = {}
         self._fits = 0  # longest sequence that has been trained on
@@ -197,7 +199,10 @@ class CostModel:
 
     def predict(self, task: Task, kind: str, share: float = 1.0) -> float:
         """Median seconds of a job on a device without drift; share: part of the training sequences."""
-        return OVERHEAD_S + sum(self.parts(task, kind, share))
+        asked = (task.task_id, kind, share)
+        if asked not in self._predicted:
+            self._predicted[asked] = OVERHEAD_S + sum(self.parts(task, kind, share))
+        return self._predicted[asked]
 
     def parts(self, task: Task, kind: str, share: float = 1.0) -> tuple[float, float]:
         """Seconds of training and of answering."""
@@ -209,16 +214,13 @@ class CostModel:
 
     def cap(self, predicted_s: float, device: int) -> float:
         """Seconds after which a job is cut; infinite while nothing is known of the device."""
-        if len(self._jobs.get(device, ())) < 3:
+        if len(self._ratios.get(device, ())) < 3:
             return math.inf
         return max(CAP_LEAST_S, CAP_TIMES * predicted_s * self.drift(device))
 
     def drift(self, device: int) -> float:
         """How much slower than predicted a device is now: the median of its last jobs."""
-        if device not in self._drift:
-            ratios = [seen.seconds / self._restated(seen) for seen in self._jobs.get(device, ())]
-            self._drift[device] = statistics.median(ratios) if ratios else 1.0
-        return self._drift[device]
+        return self._drift.get(device, 1.0)
 
     def observe(self, task: Task, kind: str, device: int, share: float, seen: Mapping[str, float]) -> None:
         """Learn from a job that ended by itself. seen: seconds, train_s, train_tokens, steps."""
@@ -230,21 +232,27 @@ class CostModel:
         decoding = self._decoding(task, views_of(kind, share, self.settings)) / self._decode_factor
         job = _Seen((steps, tokens, squares), decoding, max(1e-3, seconds - train_s), seconds)
         self._jobs.setdefault(device, deque(maxlen=DRIFT_JOBS)).append(job)
-        self._drift.pop(device, None)
+        self._ratios.setdefault(device, deque(maxlen=DRIFT_JOBS))
         self.observations += 1
         if self.settled:
             self._learn()
+        else:
+            self._ratios[device].append(seconds / self._restated(job))
+            self._drift[device] = statistics.median(self._ratios[device])
 
     @property
     def settled(self) -> bool:
-        """Whether the coefficients were found anew at the last observation: after 1, 2, 4, 8, ... and every 100."""
-        return self.observations & (self.observations - 1) == 0 or self.observations % 100 == 0
+        """Whether the coefficients were found anew at the last observation: after 1, 2, 4, 8, ... of them."""
+        return self.observations & (self.observations - 1) == 0
 
     def _learn(self) -> None:
+        self._predicted.clear()
         self._train.solve()
         ratios = [seen.decode_s / (OVERHEAD_S + seen.decoding) for jobs in self._jobs.values() for seen in jobs]
         self._decode_factor = statistics.median(ratios)
-        self._drift.clear()
+        for device, jobs in self._jobs.items():
+            self._ratios[device] = deque((seen.seconds / self._restated(seen) for seen in jobs), maxlen=DRIFT_JOBS)
+            self._drift[device] = statistics.median(self._ratios[device])
 
     def _restated(self, seen: _Seen) -> float:
         """Seconds that would now be predicted for a job that is over."""
@@ -275,6 +283,7 @@ class CostModel:
 
     def rescale(self, factor: float) -> None:
         """Make all predictions so many times longer."""
+        self._predicted.clear()
         self._train.prior = self._train.prior * factor
         self._train.now = tuple(self._train.prior.tolist())
         self._decode_factor *= factor

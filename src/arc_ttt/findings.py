@@ -6,14 +6,16 @@ function of the messages alone, so that a journal of them gives the same finding
 
 from __future__ import annotations
 
+import functools
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from arc_ttt.cost import BASE, SYNTHESIS, TTT
 from arc_ttt.errors import ArcError
-from arc_ttt.grids import Grid, LoadedTasks, Task, parse_grid
+from arc_ttt.grids import Grid, LoadedTasks, Task, grid_bytes, parse_grid
 from arc_ttt.settings import Settings
 from arc_ttt.votes import (
     Candidate,
@@ -22,26 +24,33 @@ from arc_ttt.votes import (
     attempts,
     fallback_grids,
     merge,
+    pass_shares,
     rank,
     rank_passes,
     strength,
 )
 
 
-@dataclass(slots=True)
+@dataclass
 class PassResult:
-    """Answers of one pass over a task. weight: its say beside other passes, the share of the training it had."""
+    """Answers of one pass over a task to one test input. weight: its say beside other passes, the share of the training
+    it had. shares: how it shares that out among the grids it scored."""
 
-    weight: float = 1.0
-    candidates: list[Candidate] = field(default_factory=list)
-    scored: list[ScoredCandidate] = field(default_factory=list)
+    weight: float
+    candidates: list[Candidate]
+    scored: list[ScoredCandidate]
+
+    @functools.cached_property
+    def shares(self) -> dict[bytes, float]:
+        return pass_shares(self.scored, self.weight)
 
 
 @dataclass(slots=True)
 class TaskResult:
-    """All that was found for one task in one stage ("base", "ttt" or "synthesis"), by the number of the pass."""
+    """All that was found for one task in one stage ("base", "ttt" or "synthesis"), by test input and number of pass."""
 
-    passes: dict[int, PassResult] = field(default_factory=dict)
+    passes: dict[int, dict[int, PassResult]] = field(default_factory=dict)
+    counts: dict[int, Counter[bytes]] = field(default_factory=dict)  # of all answers to a test input
     programs: list[Program] = field(default_factory=list)
     outcome: str = ""
     reason: str = ""
@@ -50,7 +59,25 @@ class TaskResult:
     @property
     def candidates(self) -> list[Candidate]:
         """Of all passes, in the order of their numbers: not of their ends, which depends on the workers."""
-        return [c for number in sorted(self.passes) for c in self.passes[number].candidates]
+        return [
+            c for _, found in sorted(self.passes.items()) for _, one in sorted(found.items()) for c in one.candidates
+        ]
+
+    def of(self, test_index: int) -> list[PassResult]:
+        """The passes that answered a test input, in the order of their numbers."""
+        return [one for _, one in sorted(self.passes.get(test_index, {}).items())]
+
+    def put(self, test_index: int, number: int, one: PassResult) -> None:
+        """Take in a pass. It takes the place of an earlier try of itself: else its votes would count twice."""
+        passes, counts = self.passes.setdefault(test_index, {}), self.counts.setdefault(test_index, Counter())
+        if number in passes:
+            counts.subtract(grid_bytes(c.grid) for c in passes[number].candidates)
+        counts.update(grid_bytes(c.grid) for c in one.candidates)
+        passes[number] = one
+
+    def agreement(self, test_index: int) -> float:
+        """Share of all answers to a test input that agree on the most frequent one, 0 to 1."""
+        return strength(self.counts.get(test_index, Counter()))
 
 
 Results = dict[tuple[str, str], TaskResult]  # by stage and task id
@@ -58,14 +85,13 @@ Results = dict[tuple[str, str], TaskResult]  # by stage and task id
 
 def rank_result(result: TaskResult, test_index: int, rule: str, *, with_programs: bool = False) -> list[Grid]:
     """Distinct grids of one test input, best first. with_programs: also those that only synthesis found."""
-    found = []
-    for _, one in sorted(result.passes.items()):
-        candidates = [c for c in one.candidates if c.test_index == test_index]
-        scored = [s for s in one.scored if s.test_index == test_index and (with_programs or s.stage != SYNTHESIS)]
-        if candidates or scored:
-            found.append((one.weight, candidates, scored))
+    found = result.of(test_index)
+    if not with_programs:
+        found = [
+            PassResult(one.weight, one.candidates, [s for s in one.scored if s.stage != SYNTHESIS]) for one in found
+        ]
     if len(found) == 1:
-        return rank(found[0][1], found[0][2], rule=rule)
+        return rank(found[0].candidates, found[0].scored, rule=rule)
     return rank_passes(found, rule=rule) if found else []
 
 
@@ -78,7 +104,7 @@ def merged(results: Mapping[tuple[str, str], TaskResult], task: Task, index: int
         if result is not None:
             found = rank_result(result, index, settings.vote.rule, with_programs=True)
             if found and not neural and stage == TTT:
-                agreement = strength([c for c in result.candidates if c.test_index == index])
+                agreement = result.agreement(index)
             neural += found
     synthesis = results.get((SYNTHESIS, task.task_id))
     programs = [p for p in synthesis.programs if p.test_index == index] if synthesis is not None else []
@@ -97,10 +123,7 @@ class Findings:
         return self.results.setdefault((kind, task_id), TaskResult())
 
     def take(self, kind: str, task_id: str, number: int, weight: float, body: Mapping[str, Any]) -> str:
-        """Take in a line "candidates" or "programs" of a pass. Returns what was dropped as malformed, or nothing.
-
-        A second try of a pass takes the place of the first: else its votes would count twice because a worker died.
-        """
+        """Take in a line "candidates" or "programs" of a pass. Returns what was dropped as malformed, or nothing."""
         index = body.get("test_index")
         if type(index) is not int or not 0 <= index < len(self.tasks[task_id].tests):
             return "no such test input"
@@ -117,10 +140,7 @@ class Findings:
         except (ArcError, KeyError, TypeError, ValueError) as error:
             return f"malformed candidate: {error}"
         if candidates or scored:
-            one = result.passes.setdefault(number, PassResult())
-            one.weight = weight
-            one.candidates = [c for c in one.candidates if c.test_index != index] + candidates
-            one.scored = [c for c in one.scored if c.test_index != index] + scored
+            result.put(index, number, PassResult(weight, candidates, scored))
         return ""
 
     def attempts(self, task_id: str, index: int, settings: Settings) -> tuple[Grid, Grid] | None:
@@ -134,9 +154,7 @@ class Findings:
         result = self.results.get((TTT, task_id))
         if result is None:
             return 0.0
-        candidates = result.candidates
-        tests = range(len(self.tasks[task_id].tests))
-        return min(strength([c for c in candidates if c.test_index == index]) for index in tests)
+        return min(result.agreement(index) for index in range(len(self.tasks[task_id].tests)))
 
     def sure(self, task_id: str) -> bool:
         """Whether every test input of a task has a program that is taken for right."""

@@ -178,10 +178,12 @@ class Plan:
         return best[1] if best is not None else None
 
     def _training(self, task_id: str) -> Job:
-        """The next training of a task, at its full size."""
-        number = self._states[task_id].number
-        share = self.first_share if number == 0 and self.passes > 1 else 1.0
-        return Job(TTT, task_id, self.predict(self._tasks[task_id], TTT, share), share, number)
+        """The next training of a task, at its full size; after a death under the task at half, if more come later."""
+        state, share = self._states[task_id], 1.0
+        if self.passes > 1:
+            share = self.first_share if state.number == 0 else 1.0
+            share = max(min(share, self.least_share), share / 2**state.kills)
+        return Job(TTT, task_id, self.predict(self._tasks[task_id], TTT, share), share, state.number)
 
     def _take(self, job: Job | None) -> Job | None:
         if job is None:
