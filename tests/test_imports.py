@@ -16,6 +16,8 @@ GROUND = (
     "errors",
     "faults",
     "deadline",
+    "host",
+    "deadman",
     "settings",
     "events",
     "grids",
