@@ -46,11 +46,13 @@ def make_importable() -> None:
 if __name__ == "__main__":
     make_importable()
     from arc_ttt import bootstrap
+    from arc_ttt.deadline import run_start
 
+    start_s = run_start(START_S, container=bootstrap.owns_container())
     if bootstrap.is_kaggle(ROOT) and len(sys.argv) == 1:
         from arc_ttt.kaggle import kaggle_run
 
-        sys.exit(kaggle_run(ROOT, SETTINGS, COMMIT_TASKS, START_S))
+        sys.exit(kaggle_run(ROOT, SETTINGS, COMMIT_TASKS, start_s))
     from arc_lab.dry_run import main
 
-    sys.exit(main(sys.argv[1:], START_S))
+    sys.exit(main(sys.argv[1:], start_s))

@@ -29,6 +29,18 @@ def count_gpus() -> int:
     return len(list(Path("/dev").glob("nvidia[0-9]*")))  # some containers hide the driver's folder
 
 
+def device_name() -> str:
+    """What the driver calls the first GPU; "cpu" without one, "" where the driver does not tell."""
+    if not count_gpus():
+        return "cpu"
+    with contextlib.suppress(OSError):
+        for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+            for line in file.read_text().splitlines():
+                if line.startswith("Model:"):
+                    return line.partition(":")[2].strip()
+    return ""
+
+
 def work_until(settings: Settings, deadline: Deadline) -> Deadline:
     """When workers stop by themselves: a moment before the coordinator does, which is the reserve before the limit."""
     return deadline.minus(settings.run.reserve + min(HEAD_START_S, settings.run.reserve / 2))

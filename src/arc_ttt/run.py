@@ -16,20 +16,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from arc_ttt.cost import BASE, SYNTHESIS, TTT, CostModel
+from arc_ttt.checkpoints import model_folder, read_config
+from arc_ttt.cost import BASE, SYNTHESIS, TTT, CostModel, Model, device_type, views_of
 from arc_ttt.deadline import REAL_CLOCK, Deadline, format_duration
+from arc_ttt.errors import ArcError
 from arc_ttt.events import Journal, Outcome
 from arc_ttt.findings import Findings
 from arc_ttt.fleet import Death, Message
 from arc_ttt.grids import LoadedTasks, Task
-from arc_ttt.launch import make_fleet, make_hello, work_until
+from arc_ttt.launch import device_name, make_fleet, make_hello, work_until
 from arc_ttt.report import COMPILE, DECODE, IDLE, KILLED, LOAD, RESERVE, TRAIN, Ledger, RunResult
-from arc_ttt.schedule import JOINT, Job, Plan
+from arc_ttt.schedule import JOINT, Job, Plan, least_share
 from arc_ttt.settings import Settings
 from arc_ttt.submission import Submission
 
 POLL_S = 0.2
-WRITE_EVERY_S = 0.5
+WRITE_EVERY_S, WRITE_MOST_S = 0.5, 60.0
 WRITE_SHARE = 0.05  # of the coordinator's time at most goes into writing, however slow the disk is
 
 
@@ -84,6 +86,7 @@ class Coordinator:
     program_slots: slots of the fleet whose workers synthesize. cores: where these share cores with the devices, how
     many jobs may run at once; 0 where they do not. fallback: settings to go on with when the model cannot be loaded.
     submission, journal: where answers and events go if not into files below `out`. poll_s: longest wait for an event.
+    device: one of `cost.DEVICE_TYPES`, for predictions until jobs have ended. cost: predictions made already.
     """
 
     def __init__(
@@ -101,6 +104,8 @@ class Coordinator:
         submission: Submission | None = None,
         journal: Journal | None = None,
         poll_s: float = POLL_S,
+        device: str = "cpu",
+        cost: CostModel | None = None,
     ) -> None:
         self.loaded, self.settings, self.out = loaded, settings, out
         self.start_s, self.fleet = start_s, fleet
@@ -109,21 +114,12 @@ class Coordinator:
         self.stop_at = deadline.minus(settings.run.reserve)
         self.work_until = work_until(settings, deadline)
         self.tasks = {task.task_id: task for task in loaded.tasks}
-        self.cost = CostModel(settings)
+        self.device = device
+        self.cost = cost or self._make_cost()
         self.fallback = fallback
         self.program_slots, self.cores = frozenset(program_slots), cores
         self.devices = [slot for slot in fleet.slots if slot not in self.program_slots]
-        scope = settings.ttt.scope
-        self.plan = Plan(
-            loaded.tasks,
-            self.cost.predict,
-            budget_s=max(1.0, self.stop_at.remaining()) * max(1, len(self.devices)),
-            joint=scope if scope in ("shared", "joint") else "",
-            base_share=settings.decode.base_share if settings.decode.base_views > 0 else 0.0,
-            synthesis_share=settings.synthesis.share if cores else 1.0,
-            synthesis_passes=len(settings.synthesis.cpu_limits_s) if self.program_slots else 0,
-            predict_program=self.cost.predict_program,
-        )
+        self.plan = self._make_plan()
         self.findings = Findings(loaded)
         self.submission = submission or Submission(out / "submission.json", loaded)
         self.journal = journal or Journal(out / "events.jsonl", self.clock, start_s)
@@ -135,14 +131,47 @@ class Coordinator:
             workers=len(self.devices),
             ledger=self.ledger,
         )
-        self._task_json = {task_id: _task_json(task) for task_id, task in self.tasks.items()}
+        self._task_json: dict[str, dict[str, Any]] = {}
         self._ended: Counter[str] = Counter()
+        self._ready: set[int] = set()
         self._jobs: dict[int, Job] = {}
         self._job_number = 0
         self._dirty = True
         self._next_write_s = -math.inf
         self._joint_path = ""
         self._signal = 0
+
+    def _make_cost(self) -> CostModel:
+        try:
+            model = Model.of(read_config(model_folder(self.settings.model.path)))
+        except (ArcError, KeyError, TypeError, ValueError):
+            model = Model()  # the workers will say what is wrong with it
+        return CostModel(self.settings, model, self.device)
+
+    def _make_plan(self) -> Plan:
+        ttt, decode = self.settings.ttt, self.settings.decode
+        shared = bool(self.cores and self.program_slots)
+        return Plan(
+            self.loaded.tasks,
+            lambda task, kind, share: self.cost.predict(task, kind, share),
+            budget_s=max(1.0, self.stop_at.remaining()) * max(1, len(self.devices)),
+            passes=ttt.passes if ttt.scope in ("per-task", "joint") else 1,
+            least_share=least_share(math.ceil(ttt.max_sequences * ttt.epochs / ttt.batch_sequences)),
+            device_share=1 - self.settings.synthesis.share if shared else 1.0,
+            joint=ttt.scope if ttt.scope in ("shared", "joint") else "",
+            base_share=decode.base_share if decode.base_views > 0 else 0.0,
+            synthesis_share=self.settings.synthesis.share if self.cores else 1.0,
+            synthesis_passes=len(self.settings.synthesis.cpu_limits_s) if self.program_slots else 0,
+            predict_program=lambda number: self.cost.predict_program(number),
+        )
+
+    def _replan(self) -> None:
+        """Let the plan know what the devices that are left can still do."""
+        left_s = max(0.0, self.stop_at.remaining())
+        slots = [slot for slot in self.fleet.slots if slot not in self.program_slots]
+        usable_s = sum(left_s / self.cost.drift(slot) for slot in slots)
+        spent_s = sum(seconds for kind, seconds in self.plan.spent_s.items() if kind != SYNTHESIS)
+        self.plan.replan(spent_s + usable_s)
 
     # The loop
 
@@ -191,11 +220,12 @@ class Coordinator:
         """The last answers to the disk first, then the workers' end, which is not waited for."""
         stopped_s = self.clock.now()
         for slot in self.devices:
-            working, loading = slot in self._jobs, self.fleet.alive(slot) and not self.fleet.ready(slot)
+            working, loading = slot in self._jobs, self.fleet.alive(slot) and slot not in self._ready
             self.ledger.spend(slot, stopped_s, KILLED if working else LOAD if loading else IDLE)
             self.ledger.spend(slot, max(stopped_s, self.limit.at_s), RESERVE)
         self._write()
         self.fleet.stop()
+        self.result.quarantined = list(self.plan.quarantined)
         self.result.seconds = self.clock.now() - self.start_s
         self.journal.append("end", stopped_by=self.result.stopped_by, seconds=round(self.result.seconds, 3))
         self.journal.close()
@@ -205,7 +235,7 @@ class Coordinator:
         if not self.fleet.slots:
             self.result.stopped_by = self.result.fatal or "all workers lost"
             return False
-        for synthesizes, waiting in ((False, self.plan.left), (True, len(self.plan.waiting[SYNTHESIS]))):
+        for synthesizes, waiting in ((False, self.plan.left), (True, self.plan.searches_left)):
             slots = [slot for slot in self.fleet.slots if (slot in self.program_slots) == synthesizes]
             if waiting and not slots and not synthesizes:
                 self.result.fatal = self.result.fatal or "all device workers were lost; see the logs"
@@ -234,45 +264,55 @@ class Coordinator:
         left_s = self.work_until.remaining()
         free = [slot for slot in self.fleet.slots if slot not in self._jobs and self.fleet.ready(slot)]
         programs = [slot for slot in free if slot in self.program_slots]
-        self._give(programs, lambda: self.plan.next_program(left_s, within_share=True))
-        self._give([slot for slot in free if slot not in self.program_slots], lambda: self.plan.next_job(left_s))
-        self._give(programs, lambda: self.plan.next_program(left_s, within_share=False))
+        devices = [slot for slot in free if slot not in self.program_slots]
+        self._give(programs, lambda slot: self.plan.next_program(left_s, within_share=True))
+        self._give(devices, lambda slot: self.plan.next_job(left_s / self.cost.drift(slot)))
+        self._give(programs, lambda slot: self.plan.next_program(left_s, within_share=False))
 
-    def _give(self, slots: Sequence[int], next_job: Callable[[], Job | None]) -> None:
+    def _give(self, slots: Sequence[int], next_job: Callable[[int], Job | None]) -> None:
         for slot in slots:
             if slot in self._jobs or (self.cores and len(self._jobs) >= self.cores):
                 continue
-            job = next_job()
+            job = next_job(slot)
             if job is None:
-                return
+                continue
             self._job_number += 1
             self._jobs[slot] = job
             self.ledger.spend(slot, self.clock.now(), IDLE)
-            self.fleet.send(slot, {"type": "job", "id": self._job_number, "kind": job.kind, **self._body(job)})
+            self.fleet.send(slot, {"type": "job", "id": self._job_number, "kind": job.kind, **self._body(job, slot)})
             self.journal.append(
                 "job",
                 slot=slot,
                 kind=job.kind,
                 task_id=job.task_id,
                 number=job.number,
-                predicted_s=round(job.predicted_s, 2),
+                share=round(job.share, 4),
+                predicted_s=round(job.predicted_s * self.cost.drift(slot), 2),
             )
 
-    def _body(self, job: Job) -> dict[str, Any]:
+    def _body(self, job: Job, slot: int) -> dict[str, Any]:
         if job.kind == JOINT:
             path = self.out / "joint.safetensors"
             share = 0.5 if self.settings.ttt.scope == "shared" else 0.2
             until = self.clock.now() + share * max(0.0, self.stop_at.remaining())
-            return {"tasks": self._task_json, "path": str(path), "until": until}
-        body: dict[str, Any] = {"task_id": job.task_id, "task": self._task_json[job.task_id]}
+            return {"tasks": {i: self._json_of(i) for i in self.tasks}, "path": str(path), "until": until}
+        body: dict[str, Any] = {"task_id": job.task_id, "task": self._json_of(job.task_id)}
         if job.kind == SYNTHESIS:
-            body["cpu_limit_s"] = self.settings.synthesis.cpu_limit_s(job.number)
+            return body | {"cpu_limit_s": self.settings.synthesis.cpu_limit_s(job.number)}
+        body["until"] = min(self.work_until.at_s, self.clock.now() + self.cost.cap(job.predicted_s, slot))
         if job.kind == TTT:
-            body |= {"share": job.share, "decode_s": self.cost.decoding(self.tasks[job.task_id])}
+            body |= {"number": job.number, "share": job.share, "views": views_of(TTT, job.share, self.settings)}
+            body["decode_s"] = self.cost.decoding(self.tasks[job.task_id], job.share) * self.cost.drift(slot)
+            body["longest"] = self.cost.longest()
             body["programs"] = self.findings.programs_for(job.task_id)
             if self._joint_path:
                 body["joint"] = self._joint_path
         return body
+
+    def _json_of(self, task_id: str) -> dict[str, Any]:
+        if task_id not in self._task_json:
+            self._task_json[task_id] = _task_json(self.tasks[task_id])
+        return self._task_json[task_id]
 
     # Events in
 
@@ -281,9 +321,12 @@ class Coordinator:
         job = self._jobs.get(message.slot)
         if body["type"] == "fatal":
             self._model_failed(message.slot, str(body.get("reason", "")), str(body.get("model", "")))
-        elif body["type"] == "ready" and job is None:
+        elif body["type"] == "ready" and message.slot not in self._ready:
+            self._ready.add(message.slot)
             self.ledger.spend(message.slot, self.clock.now(), LOAD)
             self.journal.append("ready", slot=message.slot, device=body.get("device"), dtype=body.get("dtype"))
+            if self.cost.observations == 0:
+                self._replan()
         elif body["type"] in ("candidates", "programs") and job is not None and body.get("task_id") == job.task_id:
             self._take(job, body)
         elif body["type"] == "done" and job is not None:
@@ -298,7 +341,8 @@ class Coordinator:
             self.result.fatal = reason
             return
         self.settings, self.fallback = self.fallback, None
-        self.cost.settings = self.settings
+        self.cost = self._make_cost()
+        self._replan()
         self.fleet.greet(make_hello(self.settings, self.limit))
         self.journal.append("fallback", model=self.settings.model.path or "embedded")
 
@@ -323,38 +367,57 @@ class Coordinator:
         known = {name: body[name] for name in names if name in body}
         self.journal.append("done", slot=slot, kind=job.kind, task_id=job.task_id, number=job.number, **known)
         if job.kind == JOINT:
-            self.plan.joint_done()
+            self.plan.done(job, failed=False, agreement=0.0)
             if body.get("outcome") == Outcome.FINISHED:
                 self._joint_path = str(self.out / "joint.safetensors")
             return
-        seconds = _number(body, "seconds")
-        outcome = self._outcome(job, str(body.get("outcome")), str(body.get("reason", "")), seconds)
+        seen = {name: _number(body, name) for name in ("seconds", "train_s", "train_tokens", "steps")}
+        outcome, reason = str(body.get("outcome")), str(body.get("reason", ""))
+        self._outcome(job, outcome, reason, seen["seconds"])
         if job.kind == SYNTHESIS:
-            self.cost.observe_program(job.number, seconds)
+            self.cost.observe_program(job.number, seen["seconds"])
             self.plan.program_done(job, sure=self.findings.sure(job.task_id))
             return
-        self.result.train_tokens += int(_number(body, "train_tokens"))
-        self.result.train_s += parts[TRAIN]
-        if outcome == Outcome.FINISHED and job.share == 1.0:
-            self.result.ratios.setdefault(job.kind, []).append(seconds / max(1e-3, job.predicted_s))
-            self.cost.observe(self.tasks[job.task_id], job.kind, seconds)
+        self.result.train_tokens += int(seen["train_tokens"])
+        self.result.train_s += seen["train_s"]
+        if body.get("degraded"):
+            self.result.degraded.append(job.task_id)
+        failed = outcome in (Outcome.FAILED, Outcome.DIVERGED)
+        self.plan.done(job, failed=failed, agreement=self.findings.agreement(job.task_id))
+        self._learn(slot, job, outcome, reason, seen)
 
-    def _outcome(self, job: Job, outcome: str, reason: str, seconds: float = 0.0) -> str:
-        """Note how a job ended."""
+    def _learn(self, slot: int, job: Job, outcome: str, reason: str, seen: Mapping[str, float]) -> None:
+        """Let predictions follow a job that ended."""
+        task = self.tasks[job.task_id]
+        if job.kind == TTT and (seen["steps"] > 0 or "out of memory" in reason):
+            self.cost.observe_memory(task, fitted="out of memory" not in reason)
+        if outcome == Outcome.FINISHED:
+            predicted_s = job.predicted_s * self.cost.drift(slot)
+            self.result.ratios.setdefault(job.kind, []).append(seen["seconds"] / max(1e-3, predicted_s))
+            self.cost.observe(task, job.kind, slot, job.share, seen)
+            if self.cost.settled:
+                self._replan()
+
+    def _outcome(self, job: Job, outcome: str, reason: str, seconds: float = 0.0) -> None:
+        """Note how a pass ended."""
         result = self.findings.of(job.kind, job.task_id)
         self._ended[job.kind] += not result.outcome
-        result.outcome, result.reason, result.seconds = outcome, reason, seconds
+        result.seconds += seconds
+        if result.outcome != Outcome.FINISHED:  # what one pass has finished stays so when a later one is cut
+            result.outcome, result.reason = outcome, reason
         if outcome == Outcome.CUT:
             self.result.cut.append(job.task_id)
         elif outcome != Outcome.FINISHED and job.kind != SYNTHESIS:
             self.result.degraded.append(job.task_id)
-        return outcome
 
     def _died(self, death: Death) -> None:
         self.result.deaths.append(death.cause)
         job = self._jobs.pop(death.slot, None)
-        self.ledger.spend(death.slot, self.clock.now(), KILLED if job is not None else LOAD)
+        self.ledger.spend(death.slot, self.clock.now(), KILLED if job else IDLE if death.slot in self._ready else LOAD)
+        self._ready.discard(death.slot)
         again = self.plan.lost(job) if job is not None else False
+        if death.final and death.slot not in self.program_slots:
+            self._replan()
         if job is not None and job.kind != JOINT and not again:
             self._outcome(job, Outcome.LOST, death.cause)
         self.journal.append(
@@ -378,7 +441,7 @@ class Coordinator:
             self.result.write_errors += 1
             self.journal.append("write failed", reason=str(error))
         now_s = self.clock.now()
-        self._next_write_s = now_s + max(WRITE_EVERY_S, (now_s - start_s) / WRITE_SHARE)
+        self._next_write_s = now_s + min(WRITE_MOST_S, max(WRITE_EVERY_S, (now_s - start_s) / WRITE_SHARE))
 
     def _status(self) -> Status:
         running = [f"{job.kind} {job.task_id or 'all tasks'}" for job in self._jobs.values()]
@@ -439,5 +502,6 @@ def start_run(
         program_slots=programs,
         cores=cores,
         fallback=fallback,
+        device=device_type(device_name()),
     )
     return coordinator.run(on_status)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, get_type_hints
 
+from arc_ttt.deadline import least_reserve
 from arc_ttt.errors import SettingsError
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -84,6 +85,9 @@ class TttSettings:
     """Longer sequences are left out of training (the paper: 8192)."""
     epochs: int = 1
     """Passes over the sequences (the paper: 2)."""
+    passes: int = 8
+    """Most trainings of one task while there is time: first a short one, then full ones, each from the base model with
+    a seed and views of its own; all their answers vote. 1 means a single full one."""
     batch_sequences: int = 8
     """Sequences for one optimizer step (the paper: 2)."""
     micro_batch_tokens: int = 8192
@@ -121,7 +125,7 @@ class TttSettings:
             _one_of("ttt.targets", name, known)
         if not self.targets:
             raise SettingsError("ttt.targets is empty; name at least one layer")
-        for name in ("permutations", "max_sequences", "epochs", "batch_sequences", "rank", "joint_sequences"):
+        for name in ("permutations", "max_sequences", "epochs", "passes", "batch_sequences", "rank", "joint_sequences"):
             _within(f"ttt.{name}", getattr(self, name), 1)
         _within("ttt.max_sequence_tokens", self.max_sequence_tokens, 16)
         _within("ttt.micro_batch_tokens", self.micro_batch_tokens, 16)
@@ -219,7 +223,8 @@ class RunSettings:
     limit_s: float = 300.0
     """Seconds from the start of the process until the run must have ended."""
     reserve_s: float = 0.0
-    """Seconds before the limit at which the run ends by itself; 0 means max(3, 2% of the limit), at most 300."""
+    """Seconds before the limit at which the run ends by itself; 0 means max(3, 2% of the limit), at most 300. What is
+    less than `deadline.least_reserve` asks for is raised to that: a late end would lose the whole run."""
     workers: int = 0
     """Worker processes; 0 means one a GPU, or without a GPU one a core (two at most)."""
     threads: int = 1
@@ -240,7 +245,8 @@ class RunSettings:
     @property
     def reserve(self) -> float:
         """The reserve in force, in seconds."""
-        return self.reserve_s if self.reserve_s > 0 else min(300.0, max(3.0, 0.02 * self.limit_s))
+        asked = self.reserve_s if self.reserve_s > 0 else min(300.0, max(3.0, 0.02 * self.limit_s))
+        return max(asked, least_reserve(self.limit_s))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,6 +46,11 @@ def task_rng(seed: int, task_id: str, purpose: str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
 
+def numbered(purpose: str, number: int) -> str:
+    """The purpose of a generator in training `number` of a task."""
+    return f"{purpose} of {number}" if number else purpose
+
+
 @dataclass(slots=True)
 class Answers:
     """What one pass over a task found. `tokens` counts what the model read and wrote; `degraded` names what was done
@@ -87,26 +92,33 @@ class TaskSolver:
         deadline: Deadline,
         progress: Progress = lambda *_: None,
         *,
+        number: int = 0,
         share: float = 1.0,
+        views: int = 0,
+        longest: int = 0,
         decode_s: float = 0.0,
         programs: Mapping[int, Sequence[Grid]] = MappingProxyType({}),
     ) -> Answers:
-        """Train the adapter on the task's own demonstrations, then answer under `decode.views` views.
+        """Train the adapter on the task's own demonstrations, then answer under views.
 
-        share: part of the training sequences to use. decode_s: seconds that training leaves free for answering.
-        programs: by test input, grids that synthesis found; they are scored along with the model's own.
+        number: which training of this task it is; each has sequences, an order and views of its own. share: part of
+        the training sequences to use. views: how many to answer under; 0 means `decode.views`. longest: tokens of the
+        longest training sequence, where that is less than `ttt.max_sequence_tokens`; 0 means no less. decode_s: seconds
+        that training leaves free for answering. programs: by test input, grids that synthesis found; they are scored
+        along with the model's own.
 
         Without a trainable sequence, or when training diverges, the base model answers, and the outcome says so.
         """
         settings = self.settings
+        views = views or settings.decode.views
         if self.adapter is None:
-            return self._answer(task, "ttt", settings.decode.views, deadline, progress, programs)
+            return self._answer(task, "ttt", views, deadline, progress, programs, number)
         self.adapter.reset()
         outcome, reason, report = Outcome.FINISHED, "", None
         degraded: list[str] = []
         if settings.ttt.scope in ("per-task", "joint"):
             try:
-                report = self._fit(task, share, deadline.minus(decode_s), progress, degraded)
+                report = self._fit(task, (number, share, longest), deadline.minus(decode_s), progress, degraded)
                 reason = "" if report is not None else "no trainable sequence; the base model answers"
             except TrainingDiverged as error:
                 outcome, reason = Outcome.DIVERGED, str(error)
@@ -114,11 +126,11 @@ class TaskSolver:
                 outcome, reason = Outcome.FAILED, f"out of memory in training, the base model answers: {error}"
             if outcome is not Outcome.FINISHED:
                 self.adapter.reset(to_base=True)
-        answers = self._answer(task, "ttt", settings.decode.views, deadline, progress, programs)
+        answers = self._answer(task, "ttt", views, deadline, progress, programs, number)
         if answers.spoiled and not answers.candidates and report is not None:
             self.adapter.reset(to_base=True)
             outcome, reason = Outcome.DIVERGED, "the adapted model writes no numbers; the base model answers"
-            answers = self._answer(task, "ttt", settings.decode.views, deadline, progress, programs)
+            answers = self._answer(task, "ttt", views, deadline, progress, programs, number)
         answers.training = report
         answers.degraded[:0] = degraded
         if report is not None:
@@ -154,17 +166,28 @@ class TaskSolver:
         return report
 
     def _fit(
-        self, task: Task, share: float, deadline: Deadline, progress: Progress, degraded: list[str]
+        self,
+        task: Task,
+        effort: tuple[int, float, int],
+        deadline: Deadline,
+        progress: Progress,
+        degraded: list[str],
     ) -> TrainingReport | None:
-        """Train the adapter on the task's demonstrations; None if they make no trainable sequence."""
-        ttt = self.settings.ttt
-        count = max(ttt.batch_sequences, round(share * ttt.max_sequences))
+        """Train the adapter on the task's demonstrations; None if they make no trainable sequence.
+
+        effort: number, share and longest sequence as for `adapt`.
+        """
+        number, share, longest = effort
+        whole = self.settings.ttt
+        count = min(whole.max_sequences, max(whole.batch_sequences, round(share * whole.max_sequences)))
 
         def sequences(ttt: TttSettings) -> list[TokenSequence]:
-            rng = task_rng(self.settings.run.seed, task.task_id, "sequences")
-            return ttt_sequences(task, self.base.form, replace(ttt, max_sequences=min(count, ttt.max_sequences)), rng)
+            rng = task_rng(self.settings.run.seed, task.task_id, numbered("sequences", number))
+            tokens = min(longest or ttt.max_sequence_tokens, ttt.max_sequence_tokens)
+            fewer = replace(ttt, max_sequences=min(count, ttt.max_sequences), max_sequence_tokens=tokens)
+            return ttt_sequences(task, self.base.form, fewer, rng)
 
-        return self._within_memory(sequences, (task.task_id, "order"), deadline, progress, degraded)
+        return self._within_memory(sequences, (task.task_id, numbered("order", number)), deadline, progress, degraded)
 
     def _within_memory(
         self,
@@ -230,13 +253,16 @@ class TaskSolver:
         deadline: Deadline,
         progress: Progress,
         programs: Mapping[int, Sequence[Grid]] = MappingProxyType({}),
+        number: int = 0,
     ) -> Answers:
         answers = Answers()
         decoder = Decoder(self.base)
         for index in range(len(task.tests)):
             try:
-                extra = programs.get(index, ())
-                self._answer_one(task, index, stage, count, decoder, deadline, answers, extra, progress)
+                views = self._views(task, index, count, number)
+                self._answer_one(
+                    task, index, stage, views, decoder, deadline, answers, programs.get(index, ()), progress
+                )
             except (SequenceTooLong, OutOfDeviceMemory) as error:
                 answers.outcome, answers.reason = Outcome.FAILED, str(error)
             self.on_found(index, answers)
@@ -251,7 +277,7 @@ class TaskSolver:
         task: Task,
         index: int,
         stage: str,
-        count: int,
+        views: list[View],
         decoder: Decoder,
         deadline: Deadline,
         into: Answers,
@@ -263,7 +289,6 @@ class TaskSolver:
         Where memory does not suffice: fewer views at once, then a shorter prompt, then the views answered so far.
         """
         settings = self.settings
-        views = self._views(task, index, stage, count)
         rows_columns = answer_limits(task, index)
         limits = [rows_columns[::-1] if turns_sides(view.dihedral) else rows_columns for view in views]
         found: list[Candidate] = []
@@ -370,9 +395,9 @@ class TaskSolver:
             for g, column in zip(chosen, columns, strict=True)
         ]
 
-    def _views(self, task: Task, index: int, stage: str, count: int) -> list[View]:
-        """The views of one test input. Both stages draw the same ones, so that they compare."""
-        rng = task_rng(self.settings.run.seed, task.task_id, f"views {index}")
+    def _views(self, task: Task, index: int, count: int, number: int) -> list[View]:
+        """The views of one test input. The base model and the first training draw the same ones, so they compare."""
+        rng = task_rng(self.settings.run.seed, task.task_id, numbered(f"views {index}", number))
         if self.settings.decode.rule == "paper":
             return paper_views(len(task.train), rng)
         return sample_views(count, len(task.train), rng)

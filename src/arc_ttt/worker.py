@@ -186,7 +186,7 @@ class Server:
         """
         start_s = REAL_CLOCK.now()
         pulse = Pulse(self.send, self.inbox, message["id"])
-        deadline = JobDeadline(self.deadline_s, pulse=pulse)
+        deadline = JobDeadline(min(self.deadline_s, message.get("until", self.deadline_s)), pulse=pulse)
         body: dict[str, Any] = {"type": "done", "job": message["id"]}
         try:
             body |= self.work(message, deadline, pulse.progress)
@@ -279,9 +279,9 @@ class ModelServer(Server):
         if message["kind"] == "base":
             answers = self.solver.answer(task, deadline, progress)
         else:
-            share, decode_s = message.get("share", 1.0), message.get("decode_s", 0.0)
             programs = {int(index): [_grid(rows) for rows in grids] for index, grids in message["programs"].items()}
-            answers = self.solver.adapt(task, deadline, progress, share=share, decode_s=decode_s, programs=programs)
+            effort = {name: message[name] for name in ("number", "share", "views", "longest", "decode_s")}
+            answers = self.solver.adapt(task, deadline, progress, programs=programs, **effort)
         body = {"outcome": answers.outcome, "reason": answers.reason, "tokens": answers.tokens}
         body |= {"degraded": answers.degraded} if answers.degraded else {}
         if answers.training is not None:
