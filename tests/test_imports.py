@@ -16,6 +16,8 @@ GROUND = (
     "errors",
     "faults",
     "deadline",
+    "host",
+    "deadman",
     "settings",
     "events",
     "grids",
@@ -27,7 +29,20 @@ GROUND = (
     "submission",
 )
 MODEL = ("checkpoints", "model", "adapter", "training", "kv_cache", "search", "scoring")
-RUN = ("solve", "cost", "schedule", "findings", "report", "fleet", "worker", "twin", "launch", "run", "kaggle")
+RUN = (
+    "solve",
+    "cost",
+    "schedule",
+    "findings",
+    "report",
+    "fleet",
+    "worker",
+    "twin",
+    "launch",
+    "recovery",
+    "run",
+    "kaggle",
+)
 ORDER = ("bootstrap", *GROUND, "synthesis", *MODEL, *RUN)
 """Modules of arc_ttt, top to bottom: each may import only from those above it. `synthesis` is a package of its own."""
 

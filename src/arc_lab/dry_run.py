@@ -12,14 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+
 from arc_lab.datasets import DATASETS, Dataset, load_dataset, select
 from arc_lab.evaluate import Summary, TaskScore, score_task, summarize
 from arc_ttt.checkpoints import model_folder, read_config
 from arc_ttt.cost import BASE, SYNTHESIS, TTT, work
 from arc_ttt.deadline import REAL_CLOCK, format_duration, parse_duration
 from arc_ttt.errors import InputError, SettingsError, TaskFileError
-from arc_ttt.findings import merged, rank_result
-from arc_ttt.grids import LoadedTasks, Solutions
+from arc_ttt.findings import rank_result
+from arc_ttt.grids import Grid, LoadedTasks, Solutions, freeze, read_json
 from arc_ttt.report import RunResult
 from arc_ttt.run import Status, start_run
 from arc_ttt.settings import Settings, parse_overrides
@@ -78,8 +80,11 @@ def make_settings(options: argparse.Namespace) -> Settings:
     return settings.override([*changes, *parse_overrides(options.set)])
 
 
-def main(argv: Sequence[str], start_s: float) -> int:
-    """Run the command line `argv`; the limit counts from `start_s` on the monotonic clock. Returns the exit code."""
+def main(argv: Sequence[str], start_s: float, signals: list[int] | None = None) -> int:
+    """Run the command line `argv`; the limit counts from `start_s` on the monotonic clock. Returns the exit code.
+
+    signals: SIGTERM and SIGINT, also those that came before. A run that one of them ended returns 128 and its number.
+    """
     options = make_parser().parse_args(argv)
     try:
         settings = make_settings(options)
@@ -98,12 +103,13 @@ def main(argv: Sequence[str], start_s: float) -> int:
     loaded = dataset.loaded
     (out / "report.json").unlink(missing_ok=True)  # of an earlier run
     _announce(dataset, settings, out)
+    signals = signals if signals is not None else []
     with _progress() as show:
-        result = start_run(loaded, settings, out, start_s=start_s, on_status=show)
-    report = make_report(dataset, settings, result)
+        result = start_run(loaded, settings, out, start_s=start_s, on_status=show, signals=signals)
+    report = make_report(dataset, settings, result, read_submission(out / "submission.json"))
     write_atomically(out / "report.json", json.dumps(report, indent=1) + "\n")
     _print_report(report, result, settings, out)
-    return 3 if result.fatal else 0
+    return 128 + signals[0] if signals else 3 if result.fatal else 0
 
 
 def _dataset(options: argparse.Namespace, settings: Settings) -> Dataset:
@@ -164,8 +170,26 @@ def _progress() -> Iterator[Callable[[Status], None]]:
         yield live
 
 
-def make_report(dataset: Dataset, settings: Settings, result: RunResult) -> dict[str, Any]:
-    """Everything that the run showed, as JSON: settings, score by stage, one row a task."""
+Attempts = dict[str, list[list[Grid]]]  # by task id and test input, the two grids that count
+
+
+def read_submission(path: Path) -> Attempts:
+    """The attempts that a submission file holds; none of one that cannot be read."""
+    try:
+        document, _ = read_json(path)
+        return {
+            task_id: [[freeze(np.array(answer[f"attempt_{number}"])) for number in (1, 2)] for answer in answers]
+            for task_id, answers in document.items()
+        }
+    except (TaskFileError, AttributeError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def make_report(dataset: Dataset, settings: Settings, result: RunResult, submitted: Attempts) -> dict[str, Any]:
+    """Everything that the run showed, as JSON: settings, score by stage, one row a task.
+
+    submitted: what stands in the file that was written, from which the score of the whole is taken.
+    """
     rule = settings.vote.rule
     scores: dict[str, dict[str, TaskScore]] = {BASE: {}, TTT: {}, SYNTHESIS: {}, JOINED: {}}
     rows: dict[str, dict[str, Any]] = {}
@@ -189,7 +213,7 @@ def make_report(dataset: Dataset, settings: Settings, result: RunResult) -> dict
     for task in dataset.loaded.tasks:
         answers = dataset.solutions.by_task.get(task.task_id)
         if answers is not None and len(answers) == len(task.tests):
-            ranked = [merged(result.results, task, index, settings)[:2] for index in range(len(answers))]
+            ranked = submitted.get(task.task_id, [[] for _ in answers])
             scores[JOINED][task.task_id] = score_task(task.task_id, ranked, answers)
     both = [task_id for task_id in scores[TTT] if task_id in scores[BASE]]
     return {
@@ -271,4 +295,4 @@ def _print_report(report: dict[str, Any], result: RunResult, settings: Settings,
     print(f"files: {out}/submission.json, {out}/report.json, {out}/events.jsonl")
 
 
-__all__ = ["main", "make_parser", "make_report", "make_settings"]
+__all__ = ["main", "make_parser", "make_report", "make_settings", "read_submission"]

@@ -7,6 +7,7 @@ What runs next is decided in `schedule`, how processes live and die in `fleet`; 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import signal
 from collections import Counter
@@ -19,12 +20,15 @@ from typing import Any, Protocol
 from arc_ttt.checkpoints import model_folder, read_config
 from arc_ttt.cost import BASE, SYNTHESIS, TTT, CostModel, Model, device_type, views_of
 from arc_ttt.deadline import REAL_CLOCK, Deadline, format_duration
-from arc_ttt.errors import ArcError
+from arc_ttt.deadman import Deadman
+from arc_ttt.errors import ArcError, SubmissionError
 from arc_ttt.events import Journal, Outcome
 from arc_ttt.findings import Findings
 from arc_ttt.fleet import Death, Message
 from arc_ttt.grids import LoadedTasks, Task
+from arc_ttt.host import free_memory
 from arc_ttt.launch import device_name, make_fleet, make_hello, work_until
+from arc_ttt.recovery import fingerprint, past_lines, take_over
 from arc_ttt.report import COMPILE, DECODE, IDLE, KILLED, LOAD, RESERVE, TRAIN, Ledger, RunResult
 from arc_ttt.schedule import JOINT, Job, Plan, least_share
 from arc_ttt.settings import Settings
@@ -32,6 +36,7 @@ from arc_ttt.submission import Submission
 
 POLL_S = 0.2
 WRITE_EVERY_S, WRITE_MOST_S = 0.5, 60.0
+MEMORY_EVERY_S, LOW_MEMORY = 1.0, 512 * 1024**2  # how often memory is looked at, and what is too little of it
 WRITE_SHARE = 0.05  # of the coordinator's time at most goes into writing, however slow the disk is
 
 
@@ -54,6 +59,8 @@ class Workers(Protocol):
     def forgive(self, slot: int) -> None: ...
 
     def retire(self, slot: int) -> None: ...
+
+    def kill(self, slot: int, cause: str) -> Death: ...
 
     def greet(self, hello: Mapping[str, Any]) -> None: ...
 
@@ -86,7 +93,9 @@ class Coordinator:
     program_slots: slots of the fleet whose workers synthesize. cores: where these share cores with the devices, how
     many jobs may run at once; 0 where they do not. fallback: settings to go on with when the model cannot be loaded.
     submission, journal: where answers and events go if not into files below `out`. poll_s: longest wait for an event.
-    device: one of `cost.DEVICE_TYPES`, for predictions until jobs have ended. cost: predictions made already.
+    device: one of `cost.DEVICE_TYPES`, for predictions until jobs have ended. cost: predictions made already. past: the
+    journal of an interrupted run to go on from; mark: tells such a run from others. signals: SIGTERM and SIGINT that
+    have come already. free_memory: bytes the machine has left, None where nobody knows.
     """
 
     def __init__(
@@ -106,6 +115,10 @@ class Coordinator:
         poll_s: float = POLL_S,
         device: str = "cpu",
         cost: CostModel | None = None,
+        past: Sequence[Mapping[str, Any]] = (),
+        mark: str = "",
+        signals: list[int] | None = None,
+        free_memory: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.loaded, self.settings, self.out = loaded, settings, out
         self.start_s, self.fleet = start_s, fleet
@@ -139,7 +152,11 @@ class Coordinator:
         self._dirty = True
         self._next_write_s = -math.inf
         self._joint_path = ""
-        self._signal = 0
+        self.past, self.mark = past, mark
+        self.signals = signals if signals is not None else []
+        self.free_memory = free_memory
+        self._memory_looked_at_s = -math.inf
+        self._short_of_memory = False
 
     def _make_cost(self) -> CostModel:
         try:
@@ -177,11 +194,12 @@ class Coordinator:
 
     def run(self, on_status: Callable[[Status], None] = lambda status: None) -> RunResult:
         """Run to the end: all jobs done, the deadline less the reserve, or a signal."""
-        self.journal.append("start", tasks=len(self.tasks), problems=len(self.loaded.problems))
+        self.journal.append("start", tasks=len(self.tasks), problems=len(self.loaded.problems), mark=self.mark)
         for problem in self.loaded.problems:
             self.journal.append("bad task", task_id=problem.task_id, reason=str(problem))
         for stale in self.out.glob(".submission.json.*.part"):  # a write that a kill cut short
             stale.unlink(missing_ok=True)
+        self._resume()
         self._write()
         with self._signals():
             try:
@@ -191,9 +209,24 @@ class Coordinator:
                 self._end()
         return self.result
 
+    def _resume(self) -> None:
+        """Take in what an interrupted run of the same tasks and settings had found. Passes that it had not ended wait
+        again; their messages are replaced when they come anew."""
+        for job, body in past_lines(self.past):
+            if job.task_id not in self.tasks and job.kind != JOINT:
+                continue
+            if body["type"] != "done":
+                self._take(job, body)
+            elif job.kind != JOINT or Path(self._joint_file).is_file():
+                self.plan.past(job)
+                self._conclude(job, body)
+        if self.past:
+            self.journal.append("resumed", passes=sum(self._ended.values()))
+
     def _loop(self, on_status: Callable[[Status], None]) -> None:
         """No turn takes longer than a poll and a write: nothing here waits for a worker."""
         while not self._over():
+            self._watch_memory()
             self._start_missing()
             self._dispatch()
             if not self._jobs and not self._anything_coming():
@@ -208,8 +241,8 @@ class Coordinator:
             on_status(self._status())
 
     def _over(self) -> bool:
-        if self._signal:
-            self.result.stopped_by = f"signal {signal.Signals(self._signal).name}"
+        if self.signals:
+            self.result.stopped_by = f"signal {signal.Signals(self.signals[0]).name}"
         elif self.stop_at.passed():
             self.result.stopped_by = "deadline"
         else:
@@ -252,12 +285,23 @@ class Coordinator:
     def _start_missing(self) -> None:
         """Start workers that are not there, but none any more once one has found that the model cannot be loaded."""
         for slot in self.fleet.slots:
-            if not self.fleet.alive(slot):
+            if not self.fleet.alive(slot) and not (self._short_of_memory and slot in self.program_slots):
                 if self.result.fatal and slot not in self.program_slots:
                     self.fleet.retire(slot)
                 else:
                     self.ledger.spend(slot, self.clock.now(), IDLE)
                     self.fleet.start(slot)
+
+    def _watch_memory(self) -> None:
+        """While the machine's memory runs low, give up the workers of synthesis, one at a look, and start none."""
+        if self.clock.now() - self._memory_looked_at_s < MEMORY_EVERY_S:
+            return
+        self._memory_looked_at_s = self.clock.now()
+        free = self.free_memory()
+        self._short_of_memory = free is not None and free < LOW_MEMORY
+        alive = [slot for slot in self.fleet.slots if slot in self.program_slots and self.fleet.alive(slot)]
+        if self._short_of_memory and alive:
+            self._died(self.fleet.kill(alive[-1], "memory runs low"))
 
     def _dispatch(self) -> None:
         """Give jobs to idle workers: programs within their share, devices, then programs with what cores are left."""
@@ -292,10 +336,9 @@ class Coordinator:
 
     def _body(self, job: Job, slot: int) -> dict[str, Any]:
         if job.kind == JOINT:
-            path = self.out / "joint.safetensors"
             share = 0.5 if self.settings.ttt.scope == "shared" else 0.2
             until = self.clock.now() + share * max(0.0, self.stop_at.remaining())
-            return {"tasks": {i: self._json_of(i) for i in self.tasks}, "path": str(path), "until": until}
+            return {"tasks": {i: self._json_of(i) for i in self.tasks}, "path": self._joint_file, "until": until}
         body: dict[str, Any] = {"task_id": job.task_id, "task": self._json_of(job.task_id)}
         if job.kind == SYNTHESIS:
             return body | {"cpu_limit_s": self.settings.synthesis.cpu_limit_s(job.number)}
@@ -308,6 +351,10 @@ class Coordinator:
             if self._joint_path:
                 body["joint"] = self._joint_path
         return body
+
+    @property
+    def _joint_file(self) -> str:
+        return str(self.out / "joint.safetensors")
 
     def _json_of(self, task_id: str) -> dict[str, Any]:
         if task_id not in self._task_json:
@@ -328,7 +375,8 @@ class Coordinator:
             if self.cost.observations == 0:
                 self._replan()
         elif body["type"] in ("candidates", "programs") and job is not None and body.get("task_id") == job.task_id:
-            self._take(job, body)
+            if self._take(job, body):
+                self.journal.append("found", **dataclasses.asdict(job), **_found(body))
         elif body["type"] == "done" and job is not None:
             self._done(message.slot, job, body)
 
@@ -346,45 +394,50 @@ class Coordinator:
         self.fleet.greet(make_hello(self.settings, self.limit))
         self.journal.append("fallback", model=self.settings.model.path or "embedded")
 
-    def _take(self, job: Job, body: Mapping[str, Any]) -> None:
-        """Let what a worker found for a test input change its attempts."""
+    def _take(self, job: Job, body: Mapping[str, Any]) -> bool:
+        """Let what a worker found for a test input change its attempts. Returns whether it was well-formed."""
         dropped = self.findings.take(job.kind, job.task_id, job.number, job.share, body)
         if dropped:
             self.journal.append("dropped", task_id=job.task_id, reason=dropped)
-            return
+            return False
         index = body["test_index"]
         both = self.findings.attempts(job.task_id, index, self.settings)
         if both is not None:
             self.submission.set(job.task_id, index, both)
             self._dirty = True
+        return True
 
     def _done(self, slot: int, job: Job, body: Mapping[str, Any]) -> None:
         del self._jobs[slot]
         self.fleet.forgive(slot)
         parts = {TRAIN: _number(body, "train_s"), COMPILE: _number(body, "compile_s")}
         self.ledger.spend(slot, self.clock.now(), DECODE, parts)
-        names = ("outcome", "reason", "seconds", "steps", "loss", "tokens", "train_s")
-        known = {name: body[name] for name in names if name in body}
-        self.journal.append("done", slot=slot, kind=job.kind, task_id=job.task_id, number=job.number, **known)
+        known = {name: body[name] for name in DONE_FIELDS if name in body}
+        self.journal.append("done", slot=slot, **dataclasses.asdict(job), **known)
+        self._conclude(job, body)
+        if job.kind in (BASE, TTT):
+            seen = {name: _number(body, name) for name in ("seconds", "train_s", "train_tokens", "steps")}
+            self.result.train_tokens += int(seen["train_tokens"])
+            self.result.train_s += seen["train_s"]
+            self._learn(slot, job, str(body.get("outcome")), str(body.get("reason", "")), seen)
+
+    def _conclude(self, job: Job, body: Mapping[str, Any]) -> None:
+        """Let what is known about a pass, its plan included, follow its end."""
+        outcome = str(body.get("outcome"))
         if job.kind == JOINT:
             self.plan.done(job, failed=False, agreement=0.0)
-            if body.get("outcome") == Outcome.FINISHED:
-                self._joint_path = str(self.out / "joint.safetensors")
+            if outcome == Outcome.FINISHED:
+                self._joint_path = self._joint_file
             return
-        seen = {name: _number(body, name) for name in ("seconds", "train_s", "train_tokens", "steps")}
-        outcome, reason = str(body.get("outcome")), str(body.get("reason", ""))
-        self._outcome(job, outcome, reason, seen["seconds"])
+        self._outcome(job, outcome, str(body.get("reason", "")), _number(body, "seconds"))
         if job.kind == SYNTHESIS:
-            self.cost.observe_program(job.number, seen["seconds"])
+            self.cost.observe_program(job.number, _number(body, "seconds"))
             self.plan.program_done(job, sure=self.findings.sure(job.task_id))
             return
-        self.result.train_tokens += int(seen["train_tokens"])
-        self.result.train_s += seen["train_s"]
         if body.get("degraded"):
             self.result.degraded.append(job.task_id)
         failed = outcome in (Outcome.FAILED, Outcome.DIVERGED)
         self.plan.done(job, failed=failed, agreement=self.findings.agreement(job.task_id))
-        self._learn(slot, job, outcome, reason, seen)
 
     def _learn(self, slot: int, job: Job, outcome: str, reason: str, seen: Mapping[str, float]) -> None:
         """Let predictions follow a job that ended."""
@@ -453,7 +506,7 @@ class Coordinator:
         """SIGTERM and SIGINT only set a flag; the loop sees it within one poll."""
 
         def note(number: int, _frame: FrameType | None) -> None:
-            self._signal = number
+            self.signals.append(number)
 
         try:
             old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -465,6 +518,15 @@ class Coordinator:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+
+DONE_FIELDS = ("outcome", "reason", "seconds", "steps", "loss", "tokens", "train_s", "train_tokens", "degraded")
+
+
+def _found(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a line of answers is needed to take it in once more."""
+    names = ("type", "test_index", "candidates", "scored", "programs")
+    return {name: body[name] for name in names if name in body}
 
 
 def _number(body: Mapping[str, Any], name: str) -> float:
@@ -488,10 +550,21 @@ def start_run(
     start_s: float,
     on_status: Callable[[Status], None] = lambda status: None,
     fallback: Settings | None = None,
+    signals: list[int] | None = None,
+    fleet_of: Callable[[Settings, Path, Deadline], tuple[Workers, Collection[int], int]] = make_fleet,
 ) -> RunResult:
-    """Run `loaded` under `settings`, with the limit counted from `start_s` on the monotonic clock."""
+    """Run `loaded` under `settings`, with the limit counted from `start_s` on the monotonic clock.
+
+    Goes on where an interrupted run of the same tasks and settings had come to in the folder `out`. signals: SIGTERM
+    and SIGINT that have come before. fleet_of: makes the workers, the slots that synthesize, and the shared cores.
+    """
     deadline = Deadline(start_s + settings.run.limit_s, REAL_CLOCK)
-    fleet, programs, cores = make_fleet(settings, out, deadline)
+    deadman = Deadman(deadline, settings.run.reserve)
+    mark = fingerprint(loaded, settings)
+    past = take_over(out / "events.jsonl", mark, wanted=settings.run.resume)
+    submission = Submission(out / "submission.json", loaded)
+    submission.take_ballast()
+    fleet, programs, cores = fleet_of(settings, out, deadline)
     coordinator = Coordinator(
         loaded,
         settings,
@@ -502,6 +575,30 @@ def start_run(
         program_slots=programs,
         cores=cores,
         fallback=fallback,
+        submission=submission,
         device=device_type(device_name()),
+        past=past,
+        mark=mark,
+        signals=signals,
+        free_memory=free_memory,
     )
-    return coordinator.run(on_status)
+
+    def each_turn(status: Status) -> None:
+        deadman.beat()
+        on_status(status)
+
+    try:
+        return coordinator.run(each_turn)
+    finally:
+        submission.drop_ballast()
+        _verify(submission)
+        deadman.stop()
+
+
+def _verify(submission: Submission) -> None:
+    """Read the file again, and write it once more if it is not what was written."""
+    try:
+        submission.verify()
+    except (OSError, SubmissionError):
+        with contextlib.suppress(OSError):
+            submission.write()

@@ -276,6 +276,22 @@ class Plan:
         state.failures += failed and job.kind == TTT
         self._rank(job.task_id)
 
+    def past(self, job: Job) -> None:
+        """A pass was given out, and ended, by an interrupted run; `done` or `program_done` follows.
+
+        Earlier passes over the task that had not ended wait again.
+        """
+        self._base = [i for i in self._base if job.kind != BASE or i != job.task_id]
+        if job.kind == SYNTHESIS and job.task_id in self._searches:
+            self._searches.remove(job.task_id)
+        if job.kind != TTT:
+            return
+        state = self._states[job.task_id]
+        open_numbers = {*state.again, *range(state.next_number, job.number)} - {job.number}
+        state.again, state.next_number = sorted(open_numbers), max(state.next_number, job.number + 1)
+        self._first = [i for i in self._first if i != job.task_id or 0 in open_numbers]
+        self._rank(job.task_id)
+
     def lost(self, job: Job) -> bool:
         """A worker died under `job`: put it back, or leave the task alone. Returns whether it will be tried again."""
         if job.kind == JOINT:

@@ -64,6 +64,12 @@ class Twin:
         """Take back a job that has not begun."""
         self._jobs.pop(slot, None)
 
+    def kill(self, slot: int, cause: str) -> Death:
+        """Forget the worker of a slot, between jobs."""
+        self._servers.pop(slot, None)
+        self._jobs.pop(slot, None)
+        return Death(slot, cause, final=False)
+
     def poll(self, timeout_s: float) -> list[Message | Death]:
         """Do one of the jobs that wait, and return all that happened since the last poll."""
         if not self._jobs and not self._events:
