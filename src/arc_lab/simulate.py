@@ -87,8 +87,13 @@ class Outcome:
         return self.seconds > self.limit_s or not self.valid
 
 
-def simulate(scenario: Scenario, coordinator: type[Coordinator] = Coordinator) -> Outcome:
-    """Run a scenario to its end in virtual time. The same scenario gives the same journal, byte for byte."""
+def simulate(
+    scenario: Scenario, coordinator: type[Coordinator] = Coordinator, workers: type[VirtualFleet] = VirtualFleet
+) -> Outcome:
+    """Run a scenario to its end in virtual time. The same scenario gives the same journal, byte for byte.
+
+    coordinator, workers: other classes to put in their places, to see what would go wrong with them.
+    """
     rng = random.Random(scenario.seed)
     settings, limit_s = scenario.settings, scenario.settings.run.limit_s
     tasks = {task.task_id: task for task in scenario.tasks.tasks}
@@ -101,7 +106,7 @@ def simulate(scenario: Scenario, coordinator: type[Coordinator] = Coordinator) -
         cost.rescale(scenario.load * scenario.devices * limit_s / full_s)
         truth.rescale(scenario.load * scenario.devices * limit_s / full_s)
     truth.rescale(scenario.prior_error)
-    fleet = VirtualFleet(
+    fleet = workers(
         scenario.devices,
         tasks,
         truth,
@@ -195,15 +200,13 @@ def loaded_from(tasks: Sequence[Task]) -> LoadedTasks:
     return LoadedTasks(tuple(tasks), (), {task.task_id: len(task.tests) for task in tasks})
 
 
-def random_scenario(seed: int, mix: str | None = None, limits_h: Sequence[float] = (1, 3, 9, 12)) -> Scenario:
-    """A scenario as research on such kernels suggests them: size, devices, limit, load and faults at random."""
+def random_scenario(seed: int, faults: Faults | None = None, limits_h: Sequence[float] = (1, 3, 9, 12)) -> Scenario:
+    """A scenario at random: tasks, devices, limit, load and, unless given, faults."""
     rng = random.Random(seed)
     tasks = rng.sample(made_up_tasks(400), round(math.exp(rng.uniform(math.log(20), math.log(400)))))
-    faults = (
-        MIXES[mix]
-        if mix is not None
-        else dataclasses.replace(MIXES["harsh"], crashes=rng.choice([0.0, 0.2, 2.0]), hangs=rng.choice([0.0, 0.1, 1.0]))
-    )
+    if faults is None:
+        rates = {"crashes": rng.choice([0.0, 0.2, 2.0]), "hangs": rng.choice([0.0, 0.1, 1.0])}
+        faults = dataclasses.replace(MIXES["harsh"], **rates)
     settings = Settings.of("llama-1b-3b").override(
         [("run.limit_s", rng.choice(limits_h) * 3600.0), ("ttt.passes", 64), ("synthesis.enabled", False)]
     )
@@ -307,7 +310,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="X,X",
         help="full trainings of all tasks over the devices' time, instead of the model's",
     )
-    add("--faults", default="mild", metavar="MIX,MIX", help=f"of {', '.join(MIXES)} (default: mild)")
+    add("--faults", default="", metavar="MIX,MIX", help=f"of {', '.join(MIXES)} (default: mild; with --runs any rates)")
     add("--runs", type=int, default=0, metavar="N", help="N random runs with faults instead; exit 1 if any misses")
     add("--seed", type=int, default=0, metavar="N", help="seed, or the first seed of many (default: 0)")
     add("--journal", metavar="FILE", help="write the journal of a single run")
@@ -319,17 +322,18 @@ def main(argv: Sequence[str]) -> int:
     """Exit status: 0, 1 if a run missed its limit, 2 for wrong use."""
     options = make_parser().parse_args(argv)
     try:
+        if options.runs < 0:
+            raise SettingsError(f"--runs {options.runs}: must be at least 1")
         if options.runs:
-            mixes = [mix for mix in options.faults.split(",") if mix in MIXES]
-            mix = mixes[0] if "--faults" in " ".join(argv) and mixes else None
-            outcomes = [simulate(random_scenario(options.seed + n, mix)) for n in range(options.runs)]
+            faults = _mix(options.faults) if options.faults else None
+            outcomes = [simulate(random_scenario(options.seed + n, faults)) for n in range(options.runs)]
             print("\n".join(summary_lines(outcomes)))
             missed = [options.seed + n for n, outcome in enumerate(outcomes) if outcome.missed]
             if missed:
                 print(f"seeds that missed: {missed[:10]}")
             return 1 if missed else 0
         return _simulate_asked(options)
-    except (InputError, ValueError) as error:
+    except InputError as error:
         print(f"arc_lab simulate: {error}", file=sys.stderr)
         return 2
 
@@ -342,15 +346,15 @@ def _simulate_asked(options: argparse.Namespace) -> int:
             settings=settings,
             model=model,
             device_type=options.device_type,
-            devices=int(devices),
-            load=float(load or 0),
+            devices=_number("--devices", devices, int, 1, 1024),
+            load=_number("--load", load or "0", float, 0, 1000),
             faults=_mix(mix),
             seed=options.seed,
         )
         for devices in options.devices.split(",")
         for limit in options.limit.split(",")
         for load in options.load.split(",")
-        for mix in options.faults.split(",")
+        for mix in (options.faults or "mild").split(",")
         for settings, model in [_model(options, limit)]
     ]
     if len(scenarios) == 1:
@@ -381,6 +385,13 @@ def _tasks(text: str) -> LoadedTasks:
     if text not in DATASETS and not Path(text).exists():
         raise SettingsError(f"--tasks {text}: neither a number, nor one of {', '.join(DATASETS)}, nor a file")
     return load_dataset(text).loaded
+
+
+def _number(option: str, text: str, kind: type, low: float, high: float) -> Any:
+    with contextlib.suppress(ValueError):
+        if low <= kind(text) <= high:
+            return kind(text)
+    raise SettingsError(f"{option} {text}: it must be a number from {low} to {high}")
 
 
 def _mix(name: str) -> Faults:
