@@ -51,10 +51,9 @@ def document(count: int) -> dict[str, Any]:
 
 
 WORKER = '''
-import json, os, signal, sys, time
-sys.path[:0] = {path!r}
-from arc_ttt.worker import _die_with_parent
-_die_with_parent()
+import ctypes, json, os, signal, sys, time
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # with its parent, as the product's workers
+if os.getppid() != int(os.environ["ARC_TTT_COORDINATOR"]): os._exit(0)
 FOLDER = {folder!r}
 def say(**body):
     line = memoryview(json.dumps(body).encode() + b"\\n")
@@ -98,7 +97,7 @@ def expected(count: int) -> dict[str, Any]:
 def worker_script(path: Path, behaviour: str, start: str = "") -> list[str]:
     """Command of a worker that does `behaviour` for each job."""
     body = "\n".join("    " + line for line in behaviour.splitlines())
-    text = WORKER.format(folder=str(path.parent), start=start, behaviour=body, path=python_path())
+    text = WORKER.format(folder=str(path.parent), start=start, behaviour=body)
     path.write_text(text)
     return [sys.executable, "-S", "-E", str(path)]
 
