@@ -105,6 +105,7 @@ class _Worker:
     state: _State = _State.STARTING
     until_s: float = float("inf")  # when the next step of its end is due
     cause: str = ""  # why it is being ended
+    job: Any = None  # the number of its last one
     phase: str = ""  # of its job, as it last said
     gaps_s: dict[str, deque[float]] = field(default_factory=dict)  # of silence, by the phase that was under way
     incoming: bytearray = field(default_factory=bytearray)
@@ -204,6 +205,7 @@ class Fleet:
         worker = self._workers[slot]
         if body.get("type") == "job":
             worker.state, worker.heard_s, worker.phase = _State.BUSY, self._clock.now(), ""
+            worker.job = body.get("id")
         worker.outgoing += json.dumps(dict(body)).encode() + b"\n"
         self._flush(slot)
 
@@ -338,6 +340,8 @@ class Fleet:
         if body["type"] == "ready" and worker.state is _State.STARTING:
             worker.state = _State.IDLE
         elif body["type"] == "done" and worker.state in (_State.BUSY, _State.CANCELLING):
+            if body.get("job", worker.job) != worker.job:
+                return  # a late one
             worker.state, worker.until_s, worker.cause = _State.IDLE, float("inf"), ""
         elif body["type"] == "progress":
             now = self._clock.now()

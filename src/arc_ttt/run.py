@@ -148,6 +148,7 @@ class Coordinator:
         self._ready: set[int] = set()
         self._jobs: dict[int, Job] = {}
         self._job_number = 0
+        self._numbers: dict[int, int] = {}  # of the jobs by slot, which tell a late message from one of the present job
         self._dirty = True
         self._next_write_s = -math.inf
         self._joint_path = ""
@@ -256,6 +257,8 @@ class Coordinator:
             self.ledger.spend(slot, stopped_s, KILLED if working else LOAD if loading else IDLE)
             self.ledger.spend(slot, max(stopped_s, self.limit.at_s), RESERVE)
         self._write()
+        if self._dirty:  # a disk that refused may take it now
+            self._write()
         self.fleet.stop()
         self.result.quarantined = list(self.plan.quarantined)
         self.result.seconds = self.clock.now() - self.start_s
@@ -320,7 +323,7 @@ class Coordinator:
             if job is None:
                 continue
             self._job_number += 1
-            self._jobs[slot] = job
+            self._jobs[slot], self._numbers[slot] = job, self._job_number
             self.ledger.spend(slot, self.clock.now(), IDLE)
             self.fleet.send(slot, {"type": "job", "id": self._job_number, "kind": job.kind, **self._body(job, slot)})
             self.journal.append(
@@ -364,7 +367,8 @@ class Coordinator:
 
     def _heard(self, message: Message) -> None:
         body = message.body
-        job = self._jobs.get(message.slot)
+        number = self._numbers.get(message.slot)
+        job = self._jobs.get(message.slot) if body.get("job", number) == number else None
         if body["type"] == "fatal":
             self._model_failed(message.slot, str(body.get("reason", "")), str(body.get("model", "")))
         elif body["type"] == "ready" and message.slot not in self._ready:
