@@ -30,7 +30,7 @@ from arc_ttt.deadline import Deadline, VirtualClock, format_duration, parse_dura
 from arc_ttt.errors import InputError, SettingsError
 from arc_ttt.grids import Example, LoadedTasks, Task, freeze
 from arc_ttt.launch import work_until
-from arc_ttt.report import DECODE, TRAIN, make_report, report_lines
+from arc_ttt.report import DECODE, TRAIN, report_lines, run_report
 from arc_ttt.run import Coordinator
 from arc_ttt.settings import Settings, parse_overrides
 from arc_ttt.submission import check_submission
@@ -132,7 +132,7 @@ def simulate(
         poll_s=POLL_S,
     )
     result = run.run()
-    return _outcome(scenario, run, fleet, submission, journal, make_report(result))
+    return _outcome(scenario, run, fleet, submission, journal, run_report(result))
 
 
 def _outcome(
