@@ -22,7 +22,7 @@ from arc_ttt.deadline import REAL_CLOCK, format_duration, parse_duration
 from arc_ttt.errors import InputError, SettingsError, TaskFileError
 from arc_ttt.findings import rank_result
 from arc_ttt.grids import Grid, LoadedTasks, Solutions, freeze, read_json
-from arc_ttt.report import RunResult
+from arc_ttt.report import RunResult, report_lines, run_report
 from arc_ttt.run import Status, start_run
 from arc_ttt.settings import Settings, parse_overrides
 from arc_ttt.submission import write_atomically
@@ -135,6 +135,8 @@ def _announce(dataset: Dataset, settings: Settings, out: Path) -> None:
         f"limit {format_duration(settings.run.limit_s)}, seed {settings.run.seed}, into {out}/",
         flush=True,
     )
+    if settings.run.reserve_raised:
+        print(f"note: {settings.run.reserve_raised}", flush=True)
     for problem in dataset.loaded.problems:
         print(f"unusable: {problem}", flush=True)
     for task in dataset.loaded.tasks:
@@ -222,10 +224,7 @@ def make_report(dataset: Dataset, settings: Settings, result: RunResult, submitt
         "answered": {stage: len(found) for stage, found in scores.items()},
         "score": {stage: dataclasses.asdict(summarize(found.values())) for stage, found in scores.items()},
         "paired": {stage: dataclasses.asdict(summarize(scores[stage][i] for i in both)) for stage in (BASE, TTT)},
-        "seconds": round(result.seconds, 2),
-        "limit_s": result.limit_s,
-        "stopped_by": result.stopped_by,
-        "workers": result.workers,
+        **run_report(result),
         "deaths": result.deaths,
         "train_tokens": result.train_tokens,
         "train_tokens_per_second": round(result.train_tokens / result.train_s) if result.train_s else 0,
@@ -272,12 +271,11 @@ def _print_report(report: dict[str, Any], result: RunResult, settings: Settings,
         right = f"{joined.at_2} ± {joined.standard_error:.1f} of {joined.tasks} tasks right"
         alone = f"program synthesis alone: {programs.at_2} of the {programs.tasks} it looked at"
         print(f"submission: {right}, {joined.inputs_2} of {joined.inputs} test inputs; {alone}")
-    share = report["seconds"] / report["limit_s"]
     print(
-        f"{format_duration(report['seconds'])}, {share:.0%} of the limit, ended by: {report['stopped_by']}; "
         f"programs sought for {report['answered'][SYNTHESIS]} tasks, base pass on {report['answered'][BASE]}, "
         f"adapters trained on {report['answered'][TTT]}"
     )
+    print("\n".join(report_lines(report)))
     unusual = [
         (task_id, stage, row[stage])
         for task_id, row in report["by_task"].items()
@@ -289,9 +287,7 @@ def _print_report(report: dict[str, Any], result: RunResult, settings: Settings,
     if len(unusual) > 10:
         print(f"  and {len(unusual) - 10} more, in report.json")
     if result.deaths:
-        print(f"  workers lost: {len(result.deaths)} ({', '.join(sorted(set(result.deaths)))}); see {out}/logs")
-    if result.write_errors:
-        print(f"  submission.json could not be replaced {result.write_errors} times; the last good one stands")
+        print(f"see {out}/logs for what the lost workers said")
     print(f"files: {out}/submission.json, {out}/report.json, {out}/events.jsonl")
 
 

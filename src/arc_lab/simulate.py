@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import random
 import sys
@@ -31,7 +30,7 @@ from arc_ttt.deadline import Deadline, VirtualClock, format_duration, parse_dura
 from arc_ttt.errors import InputError, SettingsError
 from arc_ttt.grids import Example, LoadedTasks, Task, freeze
 from arc_ttt.launch import work_until
-from arc_ttt.report import DECODE, TRAIN, make_report, report_lines
+from arc_ttt.report import DECODE, TRAIN, report_lines, run_report
 from arc_ttt.run import Coordinator
 from arc_ttt.settings import Settings, parse_overrides
 from arc_ttt.submission import check_submission
@@ -79,7 +78,7 @@ class Outcome:
     trained: float
     passes: Counter[int]
     report: dict[str, Any]
-    journal: list[str]
+    journal: MemoryJournal
     unaccounted: float
 
     @property
@@ -133,7 +132,7 @@ def simulate(
         poll_s=POLL_S,
     )
     result = run.run()
-    return _outcome(scenario, run, fleet, submission, journal, make_report(result))
+    return _outcome(scenario, run, fleet, submission, journal, run_report(result))
 
 
 def _outcome(
@@ -173,7 +172,7 @@ def _outcome(
         trained=len(found[TTT]) / count,
         passes=Counter(len(run.findings.results[TTT, i].passes) if i in found[TTT] else 0 for i in run.findings.tasks),
         report=report,
-        journal=journal.lines,
+        journal=journal,
         unaccounted=off / whole_s,
     )
 
@@ -200,10 +199,12 @@ def loaded_from(tasks: Sequence[Task]) -> LoadedTasks:
     return LoadedTasks(tuple(tasks), (), {task.task_id: len(task.tests) for task in tasks})
 
 
-def random_scenario(seed: int, faults: Faults | None = None, limits_h: Sequence[float] = (1, 3, 9, 12)) -> Scenario:
+def random_scenario(
+    seed: int, faults: Faults | None = None, limits_h: Sequence[float] = (1, 3, 9, 12), most_tasks: int = 400
+) -> Scenario:
     """A scenario at random: tasks, devices, limit, load and, unless given, faults."""
     rng = random.Random(seed)
-    tasks = rng.sample(made_up_tasks(400), round(math.exp(rng.uniform(math.log(20), math.log(400)))))
+    tasks = rng.sample(made_up_tasks(400), round(math.exp(rng.uniform(math.log(20), math.log(most_tasks)))))
     if faults is None:
         rates = {"crashes": rng.choice([0.0, 0.2, 2.0]), "hangs": rng.choice([0.0, 0.1, 1.0])}
         faults = dataclasses.replace(MIXES["harsh"], **rates)
@@ -265,7 +266,7 @@ def answer_lines(scenario: Scenario, outcome: Outcome) -> list[str]:
 
 def timeline(scenario: Scenario, outcome: Outcome, rows: int = 12) -> list[str]:
     """How far the run was after each twelfth of its limit."""
-    events = [json.loads(line) for line in outcome.journal]
+    events = outcome.journal.events
     lines = [
         f"{'until':>8}{'base':>7}{'short':>7}{'full':>7}{'more':>7}{'cut':>6}{'failed':>8}{'deaths':>8}{'answered':>10}"
     ]
@@ -361,7 +362,7 @@ def _simulate_asked(options: argparse.Namespace) -> int:
         outcome = simulate(scenarios[0])
         print("\n".join(answer_lines(scenarios[0], outcome)))
         if options.journal:
-            Path(options.journal).write_text("\n".join(outcome.journal) + "\n", encoding="utf-8")
+            Path(options.journal).write_bytes(outcome.journal.text())
         return int(outcome.missed)
     print(
         f"{'devices':>8}{'limit':>8}{'load':>6}{'faults':>8}{'missed':>8}{'used':>7}{'answered':>10}{'trained':>9}{'slack':>8}"

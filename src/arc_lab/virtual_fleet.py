@@ -17,7 +17,7 @@ from typing import Any
 
 from arc_ttt.cost import TTT, CostModel, prompt_tokens
 from arc_ttt.deadline import TURN_S, WRITE_S, VirtualClock
-from arc_ttt.events import Journal, Outcome
+from arc_ttt.events import Journal, Outcome, checked_line
 from arc_ttt.fleet import PATIENCE, Death, Message, Patience
 from arc_ttt.grids import LoadedTasks, Task
 from arc_ttt.submission import Submission
@@ -216,15 +216,15 @@ class VirtualFleet:
 
     def _work(self, slot: int, body: Mapping[str, Any]) -> Iterator[tuple[float, Message | Death]]:
         """What a worker says about a job, and after how many seconds; a fault ends it before it ends itself."""
-        fault_s, fault = self._fault(slot)
+        fault_s, seen_s, fault = self._fault(slot)
         for after_s, event in self._do(slot, body):
             if after_s >= fault_s:
-                yield fault_s, fault
+                yield seen_s, fault
                 return
             yield after_s, event
 
-    def _fault(self, slot: int) -> tuple[float, Death]:
-        """The next fault of a device, in seconds from now."""
+    def _fault(self, slot: int) -> tuple[float, float, Death]:
+        """The next fault of a device: in how many seconds it comes, in how many it is seen, and as what."""
         faults, rng = self.faults, self.rng
         crash_s = rng.expovariate(faults.crashes / 3600) if faults.crashes else float("inf")
         hang_s = rng.expovariate(faults.hangs / 3600) if faults.hangs else float("inf")
@@ -233,8 +233,9 @@ class VirtualFleet:
         if first == hang_s:
             silence_s = self.patience.first_s if rng.random() < 0.05 else self.patience.round_s
             cause = f"silent for {silence_s:.0f} s"
-            return hang_s + silence_s + self.patience.hang_s, Death(slot, cause, final=False)
-        return max(0.0, first), Death(slot, "signal 9" if first == crash_s else "device lost", final=False)
+            return hang_s, hang_s + silence_s + self.patience.hang_s, Death(slot, cause, final=False)
+        cause = "signal 9" if first == crash_s else "device lost"
+        return max(0.0, first), max(0.0, first), Death(slot, cause, final=False)
 
     def _do(self, slot: int, body: Mapping[str, Any]) -> Iterator[tuple[float, Message | Death]]:
         task, kind, share = self.tasks[body["task_id"]], body["kind"], body.get("share", 1.0)
@@ -299,15 +300,18 @@ class VirtualSubmission(Submission):
 
 
 class MemoryJournal(Journal):
-    """A journal whose lines stay in memory."""
+    """A journal whose events stay in memory."""
 
     def __init__(self, clock: VirtualClock) -> None:
         super().__init__(Path("events.jsonl"), clock, clock.now())
-        self.lines: list[str] = []
+        self.events: list[dict[str, Any]] = []
 
     def append(self, event: str, **fields: Any) -> None:
-        at_s = round(self.clock.now() - self.start_s, 3)
-        self.lines.append(json.dumps({"t": at_s, "event": event, **fields}, default=str))
+        self.events.append({"t": round(self.clock.now() - self.start_s, 3), "event": event, **fields})
 
     def close(self) -> None:
         """Nothing to close."""
+
+    def text(self) -> bytes:
+        """What the file would hold."""
+        return b"".join(checked_line(event) for event in self.events)

@@ -55,6 +55,7 @@ class TaskResult:
     outcome: str = ""
     reason: str = ""
     seconds: float = 0.0
+    ranked: dict[int, list[Grid]] = field(default_factory=dict)  # by test input, programs included; until it changes
 
     @property
     def candidates(self) -> list[Candidate]:
@@ -69,6 +70,7 @@ class TaskResult:
 
     def put(self, test_index: int, number: int, one: PassResult) -> None:
         """Take in a pass. It takes the place of an earlier try of itself: else its votes would count twice."""
+        self.ranked.pop(test_index, None)
         passes, counts = self.passes.setdefault(test_index, {}), self.counts.setdefault(test_index, Counter())
         if number in passes:
             counts.subtract(grid_bytes(c.grid) for c in passes[number].candidates)
@@ -83,16 +85,19 @@ class TaskResult:
 Results = dict[tuple[str, str], TaskResult]  # by stage and task id
 
 
-def rank_result(result: TaskResult, test_index: int, rule: str, *, with_programs: bool = False) -> list[Grid]:
-    """Distinct grids of one test input, best first. with_programs: also those that only synthesis found."""
-    found = result.of(test_index)
-    if not with_programs:
-        found = [
-            PassResult(one.weight, one.candidates, [s for s in one.scored if s.stage != SYNTHESIS]) for one in found
-        ]
-    if len(found) == 1:
-        return rank(found[0].candidates, found[0].scored, rule=rule)
-    return rank_passes(found, rule=rule) if found else []
+def rank_result(result: TaskResult, test_index: int, rule: str) -> list[Grid]:
+    """Distinct grids of one test input that the model itself wrote, best first."""
+    own = [
+        PassResult(one.weight, one.candidates, [s for s in one.scored if s.stage != SYNTHESIS])
+        for one in result.of(test_index)
+    ]
+    return _rank(own, rule)
+
+
+def _rank(passes: list[PassResult], rule: str) -> list[Grid]:
+    if len(passes) == 1:
+        return rank(passes[0].candidates, passes[0].scored, rule=rule)
+    return rank_passes(passes, rule=rule) if passes else []
 
 
 def merged(results: Mapping[tuple[str, str], TaskResult], task: Task, index: int, settings: Settings) -> list[Grid]:
@@ -102,7 +107,9 @@ def merged(results: Mapping[tuple[str, str], TaskResult], task: Task, index: int
     for stage in (TTT, BASE):
         result = results.get((stage, task.task_id))
         if result is not None:
-            found = rank_result(result, index, settings.vote.rule, with_programs=True)
+            if index not in result.ranked:
+                result.ranked[index] = _rank(result.of(index), settings.vote.rule)
+            found = result.ranked[index]
             if found and not neural and stage == TTT:
                 agreement = result.agreement(index)
             neural += found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import traceback
 from collections.abc import Iterator, Mapping
@@ -13,9 +14,10 @@ from typing import Any
 from arc_ttt import bootstrap
 from arc_ttt.checkpoints import model_folder, read_config
 from arc_ttt.cost import TTT, work
-from arc_ttt.deadline import REAL_CLOCK, format_duration
+from arc_ttt.deadline import REAL_CLOCK
 from arc_ttt.errors import ModelError, SettingsError, TaskFileError
 from arc_ttt.grids import LoadedTasks, load_tasks, read_json
+from arc_ttt.report import report_lines, run_report
 from arc_ttt.run import Status, start_run
 from arc_ttt.settings import Settings
 from arc_ttt.submission import Submission, write_atomically
@@ -73,6 +75,8 @@ def _kaggle_run(
     except ModelError as error:
         print(f"{error}\nusing the embedded model instead")
         settings = embedded
+    if settings.run.reserve_raised:
+        print(settings.run.reserve_raised)
     if not bootstrap.is_rerun():
         few = sorted(loaded.tasks, key=lambda task: work(task, TTT, settings))[:commit_tasks]
         loaded = LoadedTasks(tuple(few), (), loaded.test_counts)
@@ -86,7 +90,10 @@ def _kaggle_run(
 
     result = start_run(loaded, settings, out, start_s=start_s, on_status=show, fallback=embedded, signals=signals)
     adapted = sum(1 for kind, _ in result.results if kind == TTT)
-    print(f"ended by: {result.stopped_by}; {adapted} tasks adapted in {format_duration(result.seconds)}", flush=True)
+    report = run_report(result)
+    print("\n".join([f"{adapted} tasks adapted", *report_lines(report)]), flush=True)
+    with contextlib.suppress(OSError):
+        write_atomically(out / "report.json", json.dumps(report, indent=1) + "\n")
     return 0
 
 

@@ -61,7 +61,7 @@ class RunResult:
     ledger: Ledger = field(default_factory=lambda: Ledger((), 0.0))
 
 
-def make_report(result: RunResult) -> dict[str, Any]:
+def run_report(result: RunResult) -> dict[str, Any]:
     """The report of a run as JSON."""
     accounts = {str(device): _rounded(parts) for device, parts in result.ledger.seconds.items()}
     total = {name: sum(parts[name] for parts in result.ledger.seconds.values()) for name in ACCOUNTS}
@@ -105,9 +105,8 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"workers lost: {sum(report['restarts'].values())}: {causes}")
     for name in ("cut", "degraded", "quarantined"):
         if report[name]:
-            lines.append(
-                f"{name}: {len(report[name])} tasks ({', '.join(ascii(i)[1:-1] for i in report[name][:5])}...)"
-            )
+            few = ", ".join(ascii(task_id)[1:-1] for task_id in report[name][:5])
+            lines.append(f"{name}: {len(report[name])} tasks ({few}{', ...' if len(report[name]) > 5 else ''})")
     if report["write_errors"]:
         lines.append(f"submission.json could not be replaced {report['write_errors']} times; the last good one stands")
     return lines
@@ -118,5 +117,5 @@ def _rounded(parts: Mapping[str, float]) -> dict[str, float]:
 
 
 def _quantiles(ratios: list[float]) -> dict[str, float]:
-    p50, p90, p99 = np.quantile(ratios, [0.5, 0.9, 0.99])
-    return {"jobs": len(ratios), "p50": round(p50, 3), "p90": round(p90, 3), "p99": round(p99, 3)}
+    p50, p90, p99 = (round(float(value), 3) for value in np.quantile(ratios, [0.5, 0.9, 0.99]))
+    return {"jobs": len(ratios), "p50": p50, "p90": p90, "p99": p99}

@@ -7,7 +7,6 @@ What runs next is decided in `schedule`, how processes live and die in `fleet`; 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import signal
 from collections import Counter
@@ -380,7 +379,7 @@ class Coordinator:
                 self._replan()
         elif body["type"] in ("candidates", "programs") and job is not None and body.get("task_id") == job.task_id:
             if self._take(job, body):
-                self.journal.append("found", **dataclasses.asdict(job), **_found(body))
+                self.journal.append("found", **job.to_json(), **_found(body))
         elif body["type"] == "done" and job is not None:
             self._done(message.slot, job, body)
 
@@ -417,7 +416,7 @@ class Coordinator:
         parts = {TRAIN: _number(body, "train_s"), COMPILE: _number(body, "compile_s")}
         self.ledger.spend(slot, self.clock.now(), DECODE, parts)
         known = {name: body[name] for name in DONE_FIELDS if name in body}
-        self.journal.append("done", slot=slot, **dataclasses.asdict(job), **known)
+        self.journal.append("done", slot=slot, **job.to_json(), **known)
         self._conclude(job, body)
         if job.kind in (BASE, TTT):
             seen = {name: _number(body, name) for name in ("seconds", "train_s", "train_tokens", "steps")}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from arc_ttt.cost import BASE, SYNTHESIS, TTT
 from arc_ttt.grids import Task
@@ -52,6 +53,10 @@ class Job:
     predicted_s: float
     share: float = 1.0
     number: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields by name."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(slots=True)

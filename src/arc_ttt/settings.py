@@ -248,6 +248,13 @@ class RunSettings:
         asked = self.reserve_s if self.reserve_s > 0 else min(300.0, max(3.0, 0.02 * self.limit_s))
         return max(asked, least_reserve(self.limit_s))
 
+    @property
+    def reserve_raised(self) -> str:
+        """A notice where the reserve that was asked for is too small to end in time; else empty."""
+        if self.reserve_s == 0 or self.reserve == self.reserve_s:
+            return ""
+        return f"run.reserve_s={self.reserve_s:g} is too short to end in time for sure; {self.reserve:.0f} s are kept"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:

@@ -215,7 +215,7 @@ def _product(candidates: Sequence[Candidate], scored: Sequence[ScoredCandidate])
         if identity not in best or mean < best[identity][0]:
             best[identity] = (mean, item.grid)
     ranked = [grid for _, grid in sorted(best.values(), key=lambda pair: pair[0])]
-    return ranked + [grid for grid in _flattened(candidates) if grid_bytes(grid) not in best]
+    return ranked + _flattened([c for c in candidates if grid_bytes(c.grid) not in best])
 
 
 def _flattened(candidates: Sequence[Candidate]) -> list[Grid]:
