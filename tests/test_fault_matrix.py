@@ -100,7 +100,7 @@ def test_f1_workers_killed_at_random_instants(tmp_path: Path, seed: int, kills: 
     want = expected(count)
     assert {i for i in want if ran.document[i] != want[i]} <= left_alone
     for result in ran.result.results.values():  # nothing was counted twice
-        assert all(len(one.candidates) <= 2 for one in result.passes.values())
+        assert len(result.candidates) <= 2
 
 
 CRASHES = {
@@ -610,7 +610,7 @@ def nasty(task, **limits):
     return ()
 real = synthesis.synthesize
 synthesis.synthesize = lambda task, **limits: nasty(task, **limits) if task.task_id == "t1" else real(task, **limits)
-worker.CPU_SLACK_S = 0.5
+worker.CPU_SLACK_S = 2
 sys.exit(worker.main())
 """
 NASTY_CODES = {
@@ -635,7 +635,7 @@ def test_f25_a_search_that_breaks_its_limits_is_contained(tmp_path: Path, name: 
         programs=1,
         tasks=3,
         limit_s=60.0,
-        patience=dataclasses.replace(QUICK, first_s=2.5, round_s=2.5),
+        patience=dataclasses.replace(QUICK, first_s=2.5 if name == "hang" else 20.0),
         **{"synthesis.enabled": True, "synthesis.cpu_limits_s": "0.2"},
     )
     assert len(set(ran.result.deaths)) == len(causes)

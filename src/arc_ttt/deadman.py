@@ -33,7 +33,8 @@ class Deadman:
     """
 
     def __init__(self, at: Deadline, reserve_s: float) -> None:
-        stop_at, kill_at = at.minus(reserve_s), at.minus(reserve_s / 2)
+        stop_at = at.minus(reserve_s)
+        kill_at = Deadline(max(at.at_s - reserve_s / 2, REAL_CLOCK.now() + reserve_s / 2))  # a late run may still write
         source = str(Path(__file__).resolve().parent.parent)
         command = [sys.executable, "-S", "-m", "arc_ttt.deadman", str(os.getpid())]
         self._process: subprocess.Popen[bytes] | None = None
