@@ -658,5 +658,3 @@ def test_the_check_of_every_turn_can_fail(tmp_path: Path) -> None:
 
     with pytest.raises(SubmissionError):
         run(tmp_path, "time.sleep(0.1); answer(job)", on_status=breaking)
-
-

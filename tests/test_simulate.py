@@ -242,6 +242,7 @@ def test_the_command_says_whether_so_many_tasks_fit_and_what_each_gets(capsys: p
     text = "\n".join(lines)
     assert "60 tasks on 2 x t4, 3h00m: fits" in text
     assert "trainings a task:" in text
+    assert "times the devices' time" in text
     for word in (*ACCOUNTS, "answered", "deaths"):
         assert word in text
 
