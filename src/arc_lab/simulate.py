@@ -134,6 +134,8 @@ def simulate(
         poll_s=POLL_S,
     )
     result = run.run()
+    if run.signals:  # meant for the person's command, not for the simulated run
+        raise KeyboardInterrupt
     return _outcome(scenario, scenario.load or load, run, fleet, submission, journal, run_report(result))
 
 
@@ -325,7 +327,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0, 1 if a run missed its limit, 2 for wrong use."""
+    """Exit status: 0, 1 if a run missed its limit, 2 for wrong use, 130 after a signal."""
     options = make_parser().parse_args(argv)
     try:
         if options.runs < 0:
@@ -339,6 +341,8 @@ def main(argv: Sequence[str]) -> int:
                 print(f"seeds that missed: {missed[:10]}")
             return 1 if missed else 0
         return _simulate_asked(options)
+    except KeyboardInterrupt:
+        return 130
     except InputError as error:
         print(f"arc_lab simulate: {error}", file=sys.stderr)
         return 2
