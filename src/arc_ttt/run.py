@@ -387,7 +387,8 @@ class Coordinator:
     def _calibrated(self, rows: Any) -> None:
         """Let predictions follow what a worker tried out; workers that are started later need not try again."""
         names = ("length", "sequences", "seconds", "fitted")
-        rows = [{name: _number(row, name) for name in names} for row in rows or () if isinstance(row, dict)]
+        rows = rows if isinstance(rows, list) else []
+        rows = [{name: _number(row, name) for name in names} for row in rows if isinstance(row, dict)]
         if rows:
             self.journal.append("calibrated", rows=rows)
             self.cost.calibrate(rows)
@@ -402,7 +403,8 @@ class Coordinator:
             self.result.fatal = reason
             return
         self.settings, self.fallback = self.fallback, None
-        self.cost = self._make_cost()
+        self.cost, fresh = self._make_cost(), self._make_plan()
+        self.plan.passes, self.plan.least_share = fresh.passes, fresh.least_share
         self._replan()
         self.fleet.greet(make_hello(self.settings, self.limit))
         self.journal.append("fallback", model=self.settings.model.path or "embedded")
