@@ -31,6 +31,7 @@ GROUND = (
 MODEL = ("checkpoints", "model", "adapter", "training", "kv_cache", "search", "scoring")
 RUN = (
     "solve",
+    "calibrate",
     "cost",
     "schedule",
     "findings",

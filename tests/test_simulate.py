@@ -6,7 +6,9 @@ The same check that passes for the product fails for three mutants of it, so it 
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
+import signal
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -242,6 +244,7 @@ def test_the_command_says_whether_so_many_tasks_fit_and_what_each_gets(capsys: p
     text = "\n".join(lines)
     assert "60 tasks on 2 x t4, 3h00m: fits" in text
     assert "trainings a task:" in text
+    assert "times the devices' time" in text
     for word in (*ACCOUNTS, "answered", "deaths"):
         assert word in text
 
@@ -260,6 +263,19 @@ def test_the_command_fails_when_a_run_misses(
     monkeypatch.setattr(Outcome, "missed", True)
     assert main(["--runs", "2"]) == 1
     assert "seeds that missed: [0, 1]" in capsys.readouterr().out
+
+
+def test_a_signal_ends_the_command_and_not_only_the_run_that_it_came_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = []
+
+    def interrupted(self: VirtualFleet, timeout_s: float) -> list[object]:
+        turns.append(timeout_s)
+        os.kill(os.getpid(), signal.SIGINT)
+        return []
+
+    monkeypatch.setattr(VirtualFleet, "poll", interrupted)
+    assert main(["--runs", "5"]) == 130
+    assert len(turns) == 1
 
 
 @pytest.mark.parametrize(

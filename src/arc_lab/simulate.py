@@ -68,8 +68,10 @@ class Scenario:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a simulated run came to. utilisation: device time of jobs that ended by themselves, over devices x limit."""
+    """What a simulated run came to. load: predicted seconds of one full training of every task, over devices x limit.
+    utilisation: device time of jobs that ended by themselves, over the same."""
 
+    load: float
     seconds: float
     limit_s: float
     valid: bool
@@ -100,10 +102,10 @@ def simulate(
     deadline = Deadline(limit_s, clock)
     cost = CostModel(settings, scenario.model, scenario.device_type)
     truth = CostModel(settings, scenario.model, scenario.device_type)
-    if scenario.load:
-        full_s = sum(cost.predict(task, TTT) for task in tasks.values())
-        cost.rescale(scenario.load * scenario.devices * limit_s / full_s)
-        truth.rescale(scenario.load * scenario.devices * limit_s / full_s)
+    load = sum(cost.predict(task, TTT) for task in tasks.values()) / (scenario.devices * limit_s)
+    if scenario.load and load:
+        cost.rescale(scenario.load / load)
+        truth.rescale(scenario.load / load)
     truth.rescale(scenario.prior_error)
     fleet = workers(
         scenario.devices,
@@ -132,11 +134,14 @@ def simulate(
         poll_s=POLL_S,
     )
     result = run.run()
-    return _outcome(scenario, run, fleet, submission, journal, run_report(result))
+    if run.signals:  # meant for the person's command, not for the simulated run
+        raise KeyboardInterrupt
+    return _outcome(scenario, scenario.load or load, run, fleet, submission, journal, run_report(result))
 
 
 def _outcome(
     scenario: Scenario,
+    load: float,
     run: Coordinator,
     fleet: VirtualFleet,
     submission: VirtualSubmission,
@@ -164,6 +169,7 @@ def _outcome(
     off = abs(total - max(whole_s, scenario.devices * run.result.seconds))
     off += max(0.0, abs(sum(by_fleet) - sum(by_ledger)) - max(0.0, open_s))
     return Outcome(
+        load=load,
         seconds=run.result.seconds,
         limit_s=run.result.limit_s,
         valid=valid,
@@ -256,6 +262,7 @@ def answer_lines(scenario: Scenario, outcome: Outcome) -> list[str]:
         f"{count} tasks on {scenario.devices} x {scenario.device_type}, "
         f"{format_duration(outcome.limit_s)}: {verdict}; {outcome.answered:.1%} of the tasks get an answer, "
         f"{outcome.trained:.1%} a training",
+        f"one full training of every task is predicted to take {outcome.load:.2f} times the devices' time",
         "trainings a task: "
         + ", ".join(f"{n}: {outcome.passes[n]} tasks" for n in range(most + 1) if outcome.passes[n]),
         *report_lines(outcome.report),
@@ -320,7 +327,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0, 1 if a run missed its limit, 2 for wrong use."""
+    """Exit status: 0, 1 if a run missed its limit, 2 for wrong use, 130 after a signal."""
     options = make_parser().parse_args(argv)
     try:
         if options.runs < 0:
@@ -334,6 +341,8 @@ def main(argv: Sequence[str]) -> int:
                 print(f"seeds that missed: {missed[:10]}")
             return 1 if missed else 0
         return _simulate_asked(options)
+    except KeyboardInterrupt:
+        return 130
     except InputError as error:
         print(f"arc_lab simulate: {error}", file=sys.stderr)
         return 2
@@ -373,7 +382,7 @@ def _simulate_asked(options: argparse.Namespace) -> int:
         missed += outcome.missed
         name = next(name for name, faults in MIXES.items() if faults == scenario.faults)
         print(
-            f"{scenario.devices:>8}{format_duration(outcome.limit_s):>8}{scenario.load or math.nan:>6.2f}{name:>8}"
+            f"{scenario.devices:>8}{format_duration(outcome.limit_s):>8}{outcome.load:>6.2f}{name:>8}"
             f"{'yes' if outcome.missed else 'no':>8}{outcome.utilisation:>7.1%}{outcome.answered:>10.1%}"
             f"{outcome.trained:>9.1%}{format_duration(outcome.limit_s - outcome.seconds):>8}"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -239,6 +239,18 @@ class CostModel:
         else:
             self._ratios[device].append(seconds / self._restated(job))
             self._drift[device] = statistics.median(self._ratios[device])
+
+    def calibrate(self, rows: Iterable[Mapping[str, float]]) -> None:
+        """Learn from training steps that a device has tried out: length, sequences, seconds, fitted of each."""
+        for row in rows:
+            tokens = row["length"] * row["sequences"]
+            if row["fitted"] and row["seconds"] > 0:
+                self._train.add(1, tokens, tokens * row["length"], row["seconds"])
+                self._fits = max(self._fits, int(row["length"]))
+            elif not row["fitted"]:
+                self._too_long = min(self._too_long, row["length"])
+        self._train.solve()
+        self._predicted.clear()
 
     @property
     def settled(self) -> bool:

@@ -15,6 +15,7 @@ from arc_ttt.twin import Twin
 
 HEAD_START_S = 2.0  # workers stop before the coordinator does, so that what a cut job found still arrives
 MOST_PROGRAMS = 8
+CALIBRATE_FROM_S = 3600.0  # a shorter run has no minutes for it
 
 
 def count_gpus() -> int:
@@ -46,14 +47,15 @@ def work_until(settings: Settings, deadline: Deadline) -> Deadline:
     return deadline.minus(settings.run.reserve + min(HEAD_START_S, settings.run.reserve / 2))
 
 
-def make_hello(settings: Settings, deadline: Deadline) -> dict[str, Any]:
-    """The first line to a worker."""
+def make_hello(settings: Settings, deadline: Deadline, *, calibrate: bool = True) -> dict[str, Any]:
+    """The first line to a worker. calibrate: whether it is to try out training steps first, where the run is long."""
     gpu = 0 if count_gpus() else None
     return {
         "type": "hello",
         "settings": settings.to_json(),
         "deadline": work_until(settings, deadline).at_s,
         "gpu": gpu,
+        "calibrate": calibrate and settings.run.limit_s >= CALIBRATE_FROM_S,
     }
 
 

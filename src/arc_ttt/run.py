@@ -375,6 +375,7 @@ class Coordinator:
             self._ready.add(message.slot)
             self.ledger.spend(message.slot, self.clock.now(), LOAD)
             self.journal.append("ready", slot=message.slot, device=body.get("device"), dtype=body.get("dtype"))
+            self._calibrated(body.get("calibration"))
             if self.cost.observations == 0:
                 self._replan()
         elif body["type"] in ("candidates", "programs") and job is not None and body.get("task_id") == job.task_id:
@@ -382,6 +383,16 @@ class Coordinator:
                 self.journal.append("found", **job.to_json(), **_found(body))
         elif body["type"] == "done" and job is not None:
             self._done(message.slot, job, body)
+
+    def _calibrated(self, rows: Any) -> None:
+        """Let predictions follow what a worker tried out; workers that are started later need not try again."""
+        names = ("length", "sequences", "seconds", "fitted")
+        rows = rows if isinstance(rows, list) else []
+        rows = [{name: _number(row, name) for name in names} for row in rows if isinstance(row, dict)]
+        if rows:
+            self.journal.append("calibrated", rows=rows)
+            self.cost.calibrate(rows)
+            self.fleet.greet(make_hello(self.settings, self.limit, calibrate=False))
 
     def _model_failed(self, slot: int, reason: str, model: str) -> None:
         """A worker cannot load the model: go on with the fallback, or without devices where there is none."""
@@ -392,7 +403,8 @@ class Coordinator:
             self.result.fatal = reason
             return
         self.settings, self.fallback = self.fallback, None
-        self.cost = self._make_cost()
+        self.cost, fresh = self._make_cost(), self._make_plan()
+        self.plan.passes, self.plan.least_share = fresh.passes, fresh.least_share
         self._replan()
         self.fleet.greet(make_hello(self.settings, self.limit))
         self.journal.append("fallback", model=self.settings.model.path or "embedded")

@@ -40,6 +40,7 @@ OOM_SCORES = {"device": "500", "synthesis": "900"}  # who goes first when the ma
 MEMORY_BYTES = 3 * 1024**3  # address space of a synthesis worker; it uses less than 500 MB
 CPU_SLACK_S, CPU_TIMES = 10, 3  # a job of synthesis that uses so many more CPU seconds than its limit is ended
 MAX_PROGRAMS = 4  # sent for each test input
+CALIBRATE_S = 120.0  # at most, before the first job
 PROGRESS_EVERY_S = 1.0
 Send = Callable[[dict[str, Any]], None]
 Progress = Callable[[str, int, int], None]
@@ -250,6 +251,7 @@ class ModelServer(Server):
         super().__init__(settings, hello, send, inbox)
         import torch
 
+        from arc_ttt.calibrate import calibrate
         from arc_ttt.model import load_model
         from arc_ttt.solve import TaskSolver, pick_device
 
@@ -262,6 +264,9 @@ class ModelServer(Server):
         self.solver = TaskSolver(base, settings)
         dtype = str(base.dtype).removeprefix("torch.")
         self.about = {"device": str(device), "dtype": dtype, "parameters": base.parameters}
+        if device.type == "cuda" and hello.get("calibrate") and self.solver.adapter is not None:
+            until = Deadline(min(self.deadline_s, REAL_CLOCK.now() + CALIBRATE_S))
+            self.about["calibration"] = calibrate(base, self.solver.adapter, settings.ttt, until)
         self._joint_loaded = ""
 
     def work(self, message: dict[str, Any], deadline: JobDeadline, progress: Progress) -> dict[str, Any]:
