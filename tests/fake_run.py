@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [path for path in (str(ROOT / "src"),) if path not in sys.path]
 
-from arc_ttt.deadline import REAL_CLOCK, Clock, Deadline, VirtualClock  # noqa: E402
+from arc_ttt.deadline import REAL_CLOCK, Clock, Deadline, VirtualClock, run_start  # noqa: E402
 from arc_ttt.events import read_journal  # noqa: E402
 from arc_ttt.fleet import PATIENCE, Death, Fleet, Message, Patience  # noqa: E402
 from arc_ttt.grids import LoadedTasks, parse_tasks  # noqa: E402
@@ -327,7 +327,7 @@ def main(arguments: list[str]) -> int:
     commands = [[sys.executable, "-S", "-E", worker]] * 2
     loaded = parse_tasks(document(tasks), source="tests")
     make = fleet_maker(commands, QUICK, 0, [])
-    start_run(loaded, settings_of(limit_s, changes), out, start_s=REAL_CLOCK.now(), fleet_of=make)
+    start_run(loaded, settings_of(limit_s, changes), out, start_s=run_start(REAL_CLOCK.now()), fleet_of=make)
     return 0
 
 

@@ -99,16 +99,17 @@ def main(argv: list[str]) -> int:
 
 
 def kill_run(pid: int, born: int) -> None:
-    """SIGKILL to the process groups of a process's children, then to itself."""
+    """SIGKILL to the process groups of a process's children, then to itself, if it is the one that was `born` then."""
+    if start_ticks(pid) != born:
+        return
     for child in children(pid):
         if child != os.getpid():
             with contextlib.suppress(OSError):
                 os.killpg(child, signal.SIGKILL)  # every worker leads a group
             with contextlib.suppress(OSError):
                 os.kill(child, signal.SIGKILL)
-    if start_ticks(pid) == born:  # the number has not gone to another process
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def children(pid: int) -> list[int]:
