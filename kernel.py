@@ -5,12 +5,14 @@ Anywhere else it runs public ARC tasks with the embedded model under a simulated
 """
 
 import os
+import signal
 import sys
 import time
 import zipfile
 from pathlib import Path
 
 START_S = time.monotonic()
+SIGNALS: list[int] = []  # noted from here on; the run looks at them once its first submission is on the disk
 
 # What a competitor edits before `kaggle kernels push`: the names of `--set`, explained in src/arc_ttt/settings.py.
 SETTINGS: dict[str, object] = {
@@ -44,13 +46,17 @@ def make_importable() -> None:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _frame: SIGNALS.append(number))
     make_importable()
     from arc_ttt import bootstrap
+    from arc_ttt.deadline import run_start
 
+    start_s = run_start(START_S, container=bootstrap.owns_container())
     if bootstrap.is_kaggle(ROOT) and len(sys.argv) == 1:
         from arc_ttt.kaggle import kaggle_run
 
-        sys.exit(kaggle_run(ROOT, SETTINGS, COMMIT_TASKS, START_S))
+        sys.exit(kaggle_run(ROOT, SETTINGS, COMMIT_TASKS, start_s, SIGNALS))
     from arc_lab.dry_run import main
 
-    sys.exit(main(sys.argv[1:], START_S))
+    sys.exit(main(sys.argv[1:], start_s, SIGNALS))

@@ -16,11 +16,12 @@ from arc_ttt.deadline import Deadline
 from arc_ttt.grids import Example, Task, freeze, same_grid
 from arc_ttt.kv_cache import Decoder
 from arc_ttt.model import load_model
+from arc_ttt.recording import RecordedGradients
 from arc_ttt.search import PromptBatch, greedy
 from arc_ttt.sequences import ttt_sequences
 from arc_ttt.settings import ModelSettings, Settings
 from arc_ttt.solve import TaskSolver
-from arc_ttt.training import RecordedGradients, accumulate
+from arc_ttt.training import accumulate
 from arc_ttt.views import sample_views
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -11,6 +11,7 @@ COMMANDS = {  # command: (module with `main(argv) -> exit status`, one sentence 
     "pretrain": ("arc_lab.pretrain", "Train a small Llama on a pack of pairs, from nothing or from a checkpoint."),
     "quantize": ("arc_lab.quantize", "Write a checkpoint's NF4 form and measure what that costs."),
     "rearc": ("arc_lab.rearc", "Build a training pack from the ReARC generators."),
+    "simulate": ("arc_lab.simulate", "Simulate a run in virtual time: will it fit its limit, and what do tasks get?"),
     "synthesize": ("arc_lab.synthesize", "Run CPU program synthesis on a set of tasks and print a table of results."),
 }
 

@@ -54,6 +54,11 @@ def is_rerun() -> bool:
     return bool(os.environ.get("KAGGLE_IS_COMPETITION_RERUN"))
 
 
+def owns_container() -> bool:
+    """Whether Kaggle started this container for this run, so that its limit counts from the container's start."""
+    return is_rerun() or os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch"
+
+
 def install_missing(
     wheels: Sequence[Path], modules: Sequence[str], target: Path, timeout_s: float = 300.0
 ) -> list[str]:

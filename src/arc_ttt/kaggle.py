@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import signal
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from arc_ttt import bootstrap
 from arc_ttt.checkpoints import model_folder, read_config
 from arc_ttt.cost import TTT, work
-from arc_ttt.deadline import REAL_CLOCK, format_duration
+from arc_ttt.deadline import REAL_CLOCK
 from arc_ttt.errors import ModelError, SettingsError, TaskFileError
 from arc_ttt.grids import LoadedTasks, load_tasks, read_json
+from arc_ttt.report import report_lines, run_report
 from arc_ttt.run import Status, start_run
 from arc_ttt.settings import Settings
 from arc_ttt.submission import Submission, write_atomically
 
 
-def kaggle_run(root: Path, chosen: Mapping[str, Any], commit_tasks: int, start_s: float) -> int:
+class _Signalled(BaseException):
+    """SIGTERM or SIGINT came while there was nothing to save and nobody to look at a flag."""
+
+
+def kaggle_run(
+    root: Path, chosen: Mapping[str, Any], commit_tasks: int, start_s: float, signals: list[int] | None = None
+) -> int:
     """The whole of a Kaggle run. Always leaves a submission and returns 0: an exception would lose the day.
 
     root: /kaggle, or where a rehearsal has its mounts. chosen: settings by dotted name, and `preset`. commit_tasks:
-    how many tasks, the cheapest ones, the public commit run works on; the scoring rerun takes all.
+    how many tasks, the cheapest ones, the public commit run works on; the scoring rerun takes all. signals: SIGTERM
+    and SIGINT that have come already; they end the run, with its submission, as soon as it can end.
     """
     out = root / "working"
     try:
-        return _kaggle_run(root, out, dict(chosen), commit_tasks, start_s)
+        return _kaggle_run(root, out, dict(chosen), commit_tasks, start_s, signals if signals is not None else [])
+    except _Signalled as error:
+        print(f"ended by signal {error}; the first submission stands", flush=True)
+        return 0
     except Exception as error:  # the last line of defence, and the only place that catches everything
         traceback.print_exc()
         print(f"the run failed: {type(error).__name__}: {error}", flush=True)
@@ -36,7 +50,9 @@ def kaggle_run(root: Path, chosen: Mapping[str, Any], commit_tasks: int, start_s
         return 0
 
 
-def _kaggle_run(root: Path, out: Path, chosen: dict[str, Any], commit_tasks: int, start_s: float) -> int:
+def _kaggle_run(
+    root: Path, out: Path, chosen: dict[str, Any], commit_tasks: int, start_s: float, signals: list[int]
+) -> int:
     mounts = bootstrap.find_mounts(root)
     loaded = _load_mounted(mounts)
     submission = Submission(out / "submission.json", loaded)
@@ -50,14 +66,17 @@ def _kaggle_run(root: Path, out: Path, chosen: dict[str, Any], commit_tasks: int
         print(f"SETTINGS: {error}\nusing the embedded model and its defaults instead")
         limits = [(name, value) for name, value in chosen.items() if name == "run.limit_s"]
         settings, chosen = Settings.of("embedded").override(limits), dict(limits)
-    for note in bootstrap.install_missing(mounts.wheels, ("bitsandbytes",), root / "temp" / "site"):
-        print(note)
+    with _ended_by_signals(signals):
+        notes = bootstrap.install_missing(mounts.wheels, ("bitsandbytes",), root / "temp" / "site")
+    print("\n".join(notes))
     embedded = Settings.of("embedded").override((name, value) for name, value in chosen.items() if _of_run(name))
     try:
         read_config(model_folder(settings.model.path))
     except ModelError as error:
         print(f"{error}\nusing the embedded model instead")
         settings = embedded
+    if settings.run.reserve_raised:
+        print(settings.run.reserve_raised)
     if not bootstrap.is_rerun():
         few = sorted(loaded.tasks, key=lambda task: work(task, TTT, settings))[:commit_tasks]
         loaded = LoadedTasks(tuple(few), (), loaded.test_counts)
@@ -69,10 +88,34 @@ def _kaggle_run(root: Path, out: Path, chosen: dict[str, Any], commit_tasks: int
             shown = REAL_CLOCK.now()
             print(status.line(), flush=True)
 
-    result = start_run(loaded, settings, out, start_s=start_s, on_status=show, fallback=embedded)
+    result = start_run(loaded, settings, out, start_s=start_s, on_status=show, fallback=embedded, signals=signals)
     adapted = sum(1 for kind, _ in result.results if kind == TTT)
-    print(f"ended by: {result.stopped_by}; {adapted} tasks adapted in {format_duration(result.seconds)}", flush=True)
+    report = run_report(result)
+    print("\n".join([f"{adapted} tasks adapted", *report_lines(report)]), flush=True)
+    with contextlib.suppress(OSError):
+        write_atomically(out / "report.json", json.dumps(report, indent=1) + "\n")
     return 0
+
+
+@contextlib.contextmanager
+def _ended_by_signals(signals: list[int]) -> Iterator[None]:
+    """Inside, SIGTERM and SIGINT end the run at once: for waiting of which nobody could be told to stop."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise _Signalled(number)
+
+    if signals:
+        raise _Signalled(signals[0])
+    try:
+        old = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def _of_run(name: str) -> bool:

@@ -6,10 +6,11 @@ logits are computed at targets only; gradients are those of the mean cross-entro
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from arc_ttt.deadline import Deadline
 from arc_ttt.errors import TrainingDiverged
 from arc_ttt.formats import TokenSequence
-from arc_ttt.model import LoadedModel, attend_without_mask, hidden_states
+from arc_ttt.model import LoadedModel, hidden_states
 from arc_ttt.settings import TttSettings
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # ids, positions (B, T) int64; targets (B, T) bool
@@ -26,13 +27,15 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # ids, positions (B, T)
 
 @dataclass(slots=True)
 class TrainingReport:
-    """What a training did. losses: one a step, nats a target. stopped_by: finished, learned or deadline."""
+    """What a training did. losses: one a step that counted, nats a target. stopped_by: finished, learned or deadline.
+    restores: how often it went back to earlier weights at half the learning rate."""
 
     steps: int = 0
     tokens: int = 0
     losses: list[float] = field(default_factory=list)
     stopped_by: str = "finished"
     seconds: float = 0.0
+    restores: int = 0
 
 
 def collate(sequences: Sequence[TokenSequence], pad: int, device: torch.device) -> Batch:
@@ -113,92 +116,22 @@ def learning_rate_factor(step: int, total: int, settings: TttSettings) -> float:
     return 1.0 - 0.9 * progress
 
 
-class RecordedGradients:
-    """Gradients of micro-batches on a GPU: forward and backward pass are recorded as a CUDA graph for each of a few
-    shapes and replayed from then on, task after task. Small models spend most of a step launching kernels otherwise.
-
-    parameters: what is trained; their values may change in place, their tensors must stay. Micro-batches are padded to
-    a shape; those of more than RECORDED_TOKENS are left to the plain pass, which they keep busy enough.
-    """
-
-    def __init__(self, base: LoadedModel, parameters: Sequence[torch.nn.Parameter]) -> None:
-        self.base = base
-        self.parameters = list(parameters)
-        self.gradients = [torch.zeros_like(weight) for weight in parameters]
-        self.scale = torch.ones((), device=base.device)
-        self._recordings: dict[tuple[int, int], _Recording] = {}
-        self._pool = torch.cuda.graph_pool_handle()
-        attend_without_mask(base.llama)
+class StepGradients(Protocol):
+    """What computes gradients of a micro-batch faster than the plain pass (`recording.RecordedGradients`)."""
 
     def clear(self) -> None:
         """Set all gradients to 0."""
-        torch._foreach_zero_(self.gradients)
-        for weight, gradient in zip(self.parameters, self.gradients, strict=True):
-            weight.grad = gradient
 
     def add(self, rows: Sequence[TokenSequence], count: int, scale: float) -> torch.Tensor | None:
         """Add the gradients of `rows`, their loss summed over targets, times `scale`, divided by `count`.
 
-        Returns the loss over `count` (without the scale), good until the next call; None where the shape is too large.
+        Returns the loss over `count` (without the scale), good until the next call; None where it cannot.
         """
-        shape = recorded_shape(len(rows), max(map(len, rows)))
-        if shape[0] * shape[1] > RECORDED_TOKENS:
-            return None
-        recording = self._recordings.get(shape)
-        self.scale.fill_(scale)
-        if recording is None:
-            recording = self._recordings[shape] = _Recording(self, *shape, self._pool)
-        return recording.replay(rows, count)
 
 
-class _Recording:
-    """Forward and backward pass of one shape (B, T)."""
-
-    def __init__(self, owner: RecordedGradients, rows: int, length: int, pool: Any) -> None:
-        self.pad, device = owner.base.form.pad, owner.base.device
-        self.ids = torch.zeros((rows, length), dtype=torch.long, device=device)
-        self.positions = torch.zeros_like(self.ids)
-        self.weights = torch.zeros((rows, length), device=device)  # 1 / count at targets
-        self.graph = torch.cuda.CUDAGraph()
-        base, llama = owner.base, owner.base.llama
-
-        def run() -> torch.Tensor:
-            with torch.autocast(device.type, dtype=base.dtype, enabled=base.autocast, cache_enabled=False):
-                hidden = hidden_states(llama, self.ids, self.positions)[:, :-1]
-                logits = llama.lm_head(hidden).float()
-            losses = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), self.ids[:, 1:].flatten(), reduction="none"
-            )
-            loss = (losses * self.weights[:, 1:].flatten()).sum()
-            (loss * owner.scale).backward()  # type: ignore[no-untyped-call]
-            return loss.detach()
-
-        kept = [gradient.clone() for gradient in owner.gradients]
-        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):  # what libraries set up at their first call must not be recorded
-            run()
-        torch.cuda.current_stream(device).wait_stream(side)
-        with torch.cuda.graph(self.graph, pool=pool):
-            self.loss = run()
-        torch._foreach_copy_(owner.gradients, kept)
-
-    def replay(self, rows: Sequence[TokenSequence], count: int) -> torch.Tensor:
-        ids, positions, targets = padded(rows, self.pad, *self.ids.shape)
-        self.ids.copy_(torch.from_numpy(ids))
-        self.positions.copy_(torch.from_numpy(positions))
-        self.weights.copy_(torch.from_numpy(targets.astype(np.float32) / max(1, count)))
-        self.graph.replay()
-        return self.loss
-
-
-def recorded_shape(rows: int, length: int) -> tuple[int, int]:
-    """The shape that a micro-batch is padded to: rows a power of two, lengths in steps of about an eighth."""
-    step = max(32, 1 << max(0, length.bit_length() - 4))
-    return 1 << (rows - 1).bit_length(), -(-length // step) * step
-
-
-RECORDED_TOKENS = 16_384  # of a micro-batch
+MOST_RESTORES = 2  # after so many the training has diverged
+KEEP_EVERY = 8  # steps between copies of the weights to go back to
+MOST_SKIPPED = 10  # steps in a row that a loss scaler may pass over
 
 
 def train(
@@ -208,55 +141,120 @@ def train(
     settings: TttSettings,
     deadline: Deadline,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
-    recorded: RecordedGradients | None = None,
+    recorded: StepGradients | None = None,
 ) -> TrainingReport:
     """Train `parameters` over `steps` with AdamW; one report, also when the deadline cuts it short.
+
+    A step whose loss or gradients are not finite, or whose loss is far above the first one, does not count: the weights
+    go back to those of the last copy, the learning rate is halved, and training goes on with the next step.
 
     recorded: what computes the gradients of the same parameters on a GPU, where that is faster.
 
     Raises:
-        TrainingDiverged: a loss is NaN, or far above the first one. The caller resets the adapter.
+        TrainingDiverged: that happened more than `MOST_RESTORES` times or at every step. The caller resets the adapter.
     """
     report = TrainingReport()
     start_s = deadline.clock.now()
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=base.device.type == "cuda"
-    )
-    scaler = torch.amp.GradScaler(base.device.type, init_scale=settings.loss_scale, enabled=base.dtype == torch.float16)
+    rate = settings.learning_rate
+    optimizer, scaler = _optimizer(base, parameters, settings)
+    kept = _copies(parameters)
+    skipped, fault = 0, ""
     base.llama.train()
-    if recorded is not None:
-        recorded.clear()
+    recorded = None if settings.checkpointing else recorded
+    _clear(parameters, recorded)
     try:
-        for number, step in enumerate(steps):
-            if deadline.passed():
-                report.stopped_by = "deadline"
-                break
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * learning_rate_factor(number, len(steps), settings)
-            loss = accumulate(base, step, settings.micro_batch_tokens, scaler, recorded)
-            scaler.unscale_(optimizer)
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm))
-            if not scaler.is_enabled() and not math.isfinite(norm):  # a scaler passes over such steps by itself
-                raise TrainingDiverged(f"gradients are not finite at step {number + 1}, loss {loss:.3g}")
-            scaler.step(optimizer)
-            scaler.update()
-            if recorded is not None:
-                recorded.clear()
-            else:
-                optimizer.zero_grad(set_to_none=True)
-            report.steps += 1
-            report.tokens += sum(len(sequence) for sequence in step)
-            report.losses.append(loss)
-            if not math.isfinite(loss) or loss > 3 * report.losses[0] + 3:
-                raise TrainingDiverged(f"loss {loss:.3g} at step {number + 1}, {report.losses[0]:.3g} at step 1")
-            on_step(number + 1, loss)
-            if number >= 3 and sum(report.losses[-4:]) / 4 < settings.stop_loss:
-                report.stopped_by = "learned"
-                break
+        with _checkpointing(base, settings.checkpointing):
+            for number, step in enumerate(steps):
+                if deadline.passed():
+                    report.stopped_by = "deadline"
+                    break
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * learning_rate_factor(number, len(steps), settings)
+                loss = accumulate(base, step, settings.micro_batch_tokens, scaler, recorded)
+                scaler.unscale_(optimizer)
+                norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm))
+                skipped = skipped + 1 if scaler.is_enabled() and not math.isfinite(norm) else 0
+                fault = _fault(number + 1, loss, norm, report.losses, skipped, scales=scaler.is_enabled())
+                if fault:
+                    if report.restores == MOST_RESTORES:
+                        raise TrainingDiverged(fault)
+                    report.restores += 1
+                    rate, skipped = rate / 2, 0
+                    _restore(parameters, kept)
+                    _clear(parameters, recorded)
+                    optimizer, scaler = _optimizer(base, parameters, settings)
+                    continue
+                if number % KEEP_EVERY == 0:  # the loss has just shown that these weights are good
+                    kept = _copies(parameters)
+                scaler.step(optimizer)
+                scaler.update()
+                _clear(parameters, recorded)
+                report.steps += 1
+                report.tokens += sum(len(sequence) for sequence in step)
+                report.losses.append(loss)
+                on_step(number + 1, loss)
+                if report.steps > 3 and sum(report.losses[-4:]) / 4 < settings.stop_loss:
+                    report.stopped_by = "learned"
+                    break
+            if report.restores and not report.steps:
+                raise TrainingDiverged(fault)
     finally:
         base.llama.eval()
         report.seconds = deadline.clock.now() - start_s
     return report
+
+
+def _optimizer(
+    base: LoadedModel, parameters: Sequence[torch.nn.Parameter], settings: TttSettings
+) -> tuple[torch.optim.AdamW, torch.amp.GradScaler]:
+    fused = base.device.type == "cuda"
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
+    )
+    scales = base.dtype == torch.float16
+    return optimizer, torch.amp.GradScaler(base.device.type, init_scale=settings.loss_scale, enabled=scales)
+
+
+def _fault(number: int, loss: float, norm: float, losses: Sequence[float], skipped: int, *, scales: bool) -> str:
+    """What is wrong with step `number`, or nothing. A loss scaler may pass over some infinite gradients by itself."""
+    first = losses[0] if losses else loss
+    if not math.isfinite(loss) or loss > 3 * first + 3:
+        return f"loss {loss:.3g} at step {number}, {first:.3g} at step 1"
+    if (not scales and not math.isfinite(norm)) or skipped > MOST_SKIPPED:
+        return f"gradients are not finite at step {number}, loss {loss:.3g}"
+    return ""
+
+
+def _copies(parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
+    """The weights, on the host: a device has no memory to spare."""
+    return [weight.detach().to("cpu", copy=True) for weight in parameters]
+
+
+@torch.no_grad()
+def _restore(parameters: Sequence[torch.nn.Parameter], kept: Sequence[torch.Tensor]) -> None:
+    for weight, copy in zip(parameters, kept, strict=True):
+        weight.copy_(copy)
+
+
+def _clear(parameters: Sequence[torch.nn.Parameter], recorded: StepGradients | None) -> None:
+    if recorded is not None:
+        recorded.clear()
+        return
+    for weight in parameters:
+        weight.grad = None
+
+
+@contextlib.contextmanager
+def _checkpointing(base: LoadedModel, wanted: bool) -> Iterator[None]:
+    """Inside, activations are computed again for the backward pass instead of kept; on large models they always are."""
+    wanted = wanted and not base.llama.is_gradient_checkpointing
+    if wanted:
+        base.llama.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    try:
+        yield
+    finally:
+        if wanted:
+            base.llama.gradient_checkpointing_disable()
 
 
 def accumulate(
@@ -264,7 +262,7 @@ def accumulate(
     step: Iterable[TokenSequence],
     budget_tokens: int,
     scaler: torch.amp.GradScaler,
-    recorded: RecordedGradients | None = None,
+    recorded: StepGradients | None = None,
 ) -> float:
     """Add the gradients of one step; returns its mean loss in nats a target."""
     sequences = list(step)
