@@ -63,6 +63,8 @@ class Patience:
     """From the end of its output until its own end."""
     gone_s: float = 30.0
     """From SIGKILL until a slot whose process will not go (stuck in the kernel) is given up with its device."""
+    stop_s: float = 0.8
+    """From the SIGKILL for all workers at the end of a run until they are left to themselves."""
     deaths: int = 5
     """So many deaths within `window_s`, none of its jobs finished in between, retire a slot."""
     window_s: float = 600.0
@@ -243,7 +245,7 @@ class Fleet:
         """Kill all workers and everything they started. Waits a moment for all of them together, never longer."""
         for slot in list(self._workers):
             self._bury(slot, "stopped")
-        until_s = self._clock.now() + self.patience.close_s
+        until_s = self._clock.now() + self.patience.stop_s
         while any(slot.leaving is not None for slot in self._slots) and self._clock.now() < until_s:
             self._clock.sleep(0.01)
             self._let_go()
