@@ -25,8 +25,8 @@ GROUND = (
     "votes",
     "submission",
 )
-MODEL = ("checkpoints", "model", "adapter", "training", "kv_cache", "search", "scoring")
-RUN = ("solve", "cost", "schedule", "fleet", "worker", "launch", "run", "kaggle")
+MODEL = ("checkpoints", "memory", "unsloth_backend", "model", "adapter", "training", "kv_cache", "search", "scoring")
+RUN = ("solve", "loading", "cost", "schedule", "fleet", "worker", "launch", "run", "kaggle")
 ORDER = ("bootstrap", *GROUND, "synthesis", *MODEL, *RUN)
 """Modules of arc_ttt, top to bottom: each may import only from those above it. `synthesis` is a package of its own."""
 

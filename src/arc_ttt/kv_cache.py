@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from arc_ttt.adapter import effective_weight
-from arc_ttt.model import LoadedModel
+from arc_ttt.model import LoadedModel, fused_groups
 
 Tensor = torch.Tensor
 LOGITS_AT_ONCE = 1 << 25  # numbers of one piece of logits
@@ -78,6 +78,8 @@ class Decoder:
         self.dtype = base.dtype if base.device.type == "cuda" else torch.float32
         self.layers = [_fused(layer, self.dtype) or _called(layer) for layer in body.layers]
         self.eps = self.config.rms_norm_eps
+        self.rotary = base.rotary or body.rotary_emb
+        self.repeats = not fused_groups(base.device)
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         return KVCache(self.config, rows, capacity, self.base.device, self.dtype)
@@ -92,7 +94,7 @@ class Decoder:
         rows, steps = ids.shape
         body = self.llama.model
         hidden = body.embed_tokens(ids).to(self.dtype)
-        cos, sin = body.rotary_emb(hidden, positions)
+        cos, sin = self.rotary(hidden, positions)
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
         slots = cache.lengths[:, None] + torch.arange(steps, device=ids.device)  # (B, S)
         reach = min(cache.longest + steps, cache.capacity)
@@ -110,24 +112,24 @@ class Decoder:
             query, key = query * cos + _turned(query) * sin, key * cos + _turned(key) * sin
             if fresh:
                 keys[:, :, :steps], values[:, :, :steps] = key, value
-                seen = scaled_dot_product_attention(
-                    query, key, value, is_causal=True, enable_gqa=self.heads != self.heads_kv
-                )
+                seen = self._causal_attention(query, key, value)
             else:
                 keys[batch, :, slots] = key.transpose(1, 2)
                 values[batch, :, slots] = value.transpose(1, 2)
-                seen = scaled_dot_product_attention(
-                    query,
-                    keys[:, :, :reach],
-                    values[:, :, :reach],
-                    attn_mask=mask,
-                    enable_gqa=self.heads != self.heads_kv,
-                )
+                seen = _masked_attention(query, keys[:, :, :reach], values[:, :, :reach], mask)
             hidden = hidden + layer.output(seen.transpose(1, 2).reshape(rows, steps, -1))
             hidden = hidden + layer.feed_forward(_rms_norm(hidden, layer.norm_out, self.eps))
         cache.lengths = cache.lengths + counts
         cache.longest = longest
         return _rms_norm(hidden, body.norm.weight, self.eps)
+
+    def _causal_attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of whole prompts: query (B, heads, T, D), key and value (B, heads_kv, T, D)."""
+        if self.heads != self.heads_kv and self.repeats:
+            key, value = (x.repeat_interleave(self.heads // self.heads_kv, 1) for x in (key, value))
+        return scaled_dot_product_attention(
+            query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1]
+        )
 
     def log_probabilities(self, hidden: Tensor) -> Tensor:
         """Log-probabilities (..., V), float32, of the token after each hidden state."""
@@ -204,6 +206,21 @@ def _called(layer: Any) -> _Layer:
         return product
 
     return _Layer(project, attention.o_proj, feed_forward, layer)
+
+
+def _masked_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention under a mask (B, 1, S, reach): query (B, heads, S, D), keys and values (B, heads_kv, reach, D).
+
+    The query heads that share a key head become further queries of it: no kernel that takes a mask takes groups of
+    heads, and the one that takes both writes out all S x reach weights of every head.
+    """
+    rows, heads, steps, width = query.shape
+    groups = heads // keys.shape[1]
+    if groups == 1:
+        return scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+    folded = query.reshape(rows, heads // groups, groups * steps, width)
+    wider = None if mask is None else mask.repeat(1, 1, groups, 1)
+    return scaled_dot_product_attention(folded, keys, values, attn_mask=wider).reshape(rows, heads, steps, width)
 
 
 def _turned(x: Tensor) -> Tensor:

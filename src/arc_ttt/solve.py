@@ -25,6 +25,7 @@ from arc_ttt.events import Outcome
 from arc_ttt.formats import TokenSequence
 from arc_ttt.grids import MAX_SIDE, Grid, Task, grid_bytes
 from arc_ttt.kv_cache import Decoder
+from arc_ttt.memory import MemoryPlan
 from arc_ttt.model import LoadedModel
 from arc_ttt.scoring import score
 from arc_ttt.search import PromptBatch, greedy, search
@@ -60,10 +61,18 @@ class TaskSolver:
     """One model on one device, for one task after another.
 
     on_found: called after each test input with its index and all answers so far, so that they can leave at once.
+    memory: of the device, which limits how many views it holds at once.
     """
 
-    def __init__(self, base: LoadedModel, settings: Settings, on_found: Found = lambda index, answers: None) -> None:
+    def __init__(
+        self,
+        base: LoadedModel,
+        settings: Settings,
+        on_found: Found = lambda index, answers: None,
+        memory: MemoryPlan | None = None,
+    ) -> None:
         self.on_found = on_found
+        self.memory = memory
         self.base = base
         self.settings = settings
         self.adapter = None if settings.ttt.scope == "none" else Adapter(base, settings.ttt, seed=settings.run.seed)
@@ -208,8 +217,9 @@ class TaskSolver:
         limits = [rows_columns[::-1] if turns_sides(view.dihedral) else rows_columns for view in views]
         found: list[Candidate] = []
         scoring: list[tuple[PromptBatch, list[View]]] = []
-        for start in range(0, len(views), settings.decode.batch_views):
-            rows = slice(start, start + settings.decode.batch_views)
+        at_once, kept = self._views_in_memory(prompts, rows_columns)
+        for start in range(0, len(views), at_once):
+            rows = slice(start, start + at_once)
             progress("decode", start, len(views))
             try:
                 batch = PromptBatch(decoder, prompts[rows], limits[rows])
@@ -217,7 +227,7 @@ class TaskSolver:
                 if not found:
                     raise
                 break  # no memory for more views: those answered so far vote
-            if start < settings.vote.scoring_views:
+            if start < kept:
                 scoring.append((batch, views[rows]))
             results = greedy(batch, deadline)
             if settings.decode.min_probability > 0:
@@ -275,6 +285,14 @@ class TaskSolver:
             )
             for g, column in zip(chosen, columns, strict=True)
         ]
+
+    def _views_in_memory(self, prompts: list[TokenSequence], rows_columns: tuple[int, int]) -> tuple[int, int]:
+        """Views to decode at once and views to keep for scoring."""
+        wanted = self.settings.decode.batch_views, self.settings.vote.scoring_views
+        if self.memory is None:
+            return wanted
+        answer = 2 * rows_columns[0] * (rows_columns[1] + 1)  # tokens; text formats take up to two for a cell
+        return self.memory.views(max(len(prompt) for prompt in prompts), answer, *wanted)
 
     def _views(self, task: Task, index: int, stage: str, count: int) -> list[View]:
         """The views of one test input. Both stages draw the same ones, so that they compare."""

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.checkpoint import checkpoint
 
 from arc_ttt.deadline import Deadline
 from arc_ttt.errors import TrainingDiverged
 from arc_ttt.formats import TokenSequence
+from arc_ttt.memory import PIECE
 from arc_ttt.model import LoadedModel, hidden_states
 from arc_ttt.settings import TttSettings
 
@@ -72,10 +74,28 @@ def micro_batches(sequences: Sequence[TokenSequence], budget_tokens: int) -> lis
 
 
 def cross_entropy_sum(llama: Any, batch: Batch) -> torch.Tensor:
-    """Sum over targets of the negative log-likelihood, nats. Logits exist at targets only."""
+    """Sum over targets of the negative log-likelihood, nats. Logits exist at targets only.
+
+    With a large vocabulary they exist a piece at a time and are computed anew in the backward pass: at 128,000 tokens
+    of vocabulary those of 3,000 targets would take 4.6 GB.
+    """
     ids, positions, targets = batch
-    logits, wanted = target_logits(llama, ids, positions, targets.flatten().nonzero()[:, 0])
-    return torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
+    places = targets.flatten().nonzero()[:, 0]
+    rows = max(1, PIECE // llama.config.vocab_size)
+    if len(places) <= rows:
+        logits, wanted = target_logits(llama, ids, positions, places)
+        return torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
+    hidden = hidden_states(llama, ids, positions).flatten(0, 1)[places - 1]
+    wanted = ids.flatten()[places]
+    pieces = [
+        checkpoint(_piece_loss, llama.lm_head, hidden[i : i + rows], wanted[i : i + rows], use_reentrant=False)
+        for i in range(0, len(places), rows)
+    ]
+    return torch.stack(pieces).sum()
+
+
+def _piece_loss(head: Any, hidden: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(head(hidden).float(), wanted, reduction="sum")
 
 
 def target_logits(
@@ -132,7 +152,7 @@ def train(
         parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=base.device.type == "cuda"
     )
     scaler = torch.amp.GradScaler(base.device.type, init_scale=settings.loss_scale, enabled=base.dtype == torch.float16)
-    base.llama.train()
+    base.training()
     try:
         for number, step in enumerate(steps):
             if deadline.passed():
@@ -158,7 +178,7 @@ def train(
                 report.stopped_by = "learned"
                 break
     finally:
-        base.llama.eval()
+        base.inference()
         report.seconds = deadline.clock.now() - start_s
     return report
 

@@ -135,16 +135,16 @@ class _ModelServer(_Server):
         super().__init__(settings, hello, send)
         import torch
 
-        from arc_ttt.model import load_model
-        from arc_ttt.solve import TaskSolver, pick_device
+        from arc_ttt.loading import ready_solver
+        from arc_ttt.solve import pick_device
 
         torch.set_num_threads(settings.run.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
         device = pick_device(hello.get("gpu"))
-        base = load_model(settings.model, device, seed=settings.run.seed)
-        self.solver = TaskSolver(base, settings)
+        self.solver, notes = ready_solver(settings, device)
+        base = self.solver.base
         dtype = str(base.dtype).removeprefix("torch.")
-        self.about = {"device": str(device), "dtype": dtype, "parameters": base.parameters}
+        self.about = {"device": str(device), "dtype": dtype, "parameters": base.parameters, "notes": notes}
         self._joint_loaded = ""
 
     def work(self, message: dict[str, Any], progress: Callable[[str, int, int], None]) -> dict[str, Any]:
