@@ -13,7 +13,15 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from arc_ttt.errors import SettingsError
-from arc_ttt.settings import LINEAR_LAYERS, PRESETS, RunSettings, Settings, TttSettings, parse_overrides
+from arc_ttt.settings import (
+    LINEAR_LAYERS,
+    PRESETS,
+    RunSettings,
+    Settings,
+    TttSettings,
+    device_preset,
+    parse_overrides,
+)
 
 fuzz = hypothesis_settings(max_examples=80, deadline=None, database=None)
 
@@ -263,3 +271,29 @@ def test_the_paper_presets_mask_the_first_output_and_keep_its_caps() -> None:
     assert Settings.of("llama-1b-3b").ttt.learning_rate == 5e-5
     assert Settings.of("llama-8b").ttt.learning_rate == 1e-4
     assert math.isclose(TttSettings().learning_rate, Settings.of("embedded").ttt.learning_rate)
+
+
+# Devices
+
+
+@pytest.mark.parametrize(
+    ("capability", "preset", "dtype"),
+    [((7, 5), "t4", "float16"), ((7, 0), "t4", "float16"), ((8, 0), "l4", "bfloat16"), ((8, 9), "l4", "bfloat16")],
+)
+def test_the_device_preset_follows_the_capability(capability: tuple[int, int], preset: str, dtype: str) -> None:
+    assert device_preset(capability) == preset
+    settings = Settings.of("llama-3b").on_device(capability)
+    assert settings.model.dtype == dtype
+    assert settings.ttt.loss_scale == (1024.0 if preset == "t4" else Settings().ttt.loss_scale)
+
+
+def test_a_compute_type_of_ones_own_stays() -> None:
+    chosen = Settings().override([("model.dtype", "float32"), ("ttt.loss_scale", 8.0)])
+    assert chosen.on_device((7, 5)) == chosen
+
+
+@pytest.mark.parametrize("name", ["llama-1b", "llama-3b", "llama-1b-3b", "llama-8b"])
+def test_llama_presets_leave_the_micro_batch_to_the_memory_plan(name: str) -> None:
+    assert Settings.of(name).ttt.micro_batch_tokens == 0
+    with pytest.raises(SettingsError, match="micro_batch_tokens"):
+        Settings.of(name).override([("ttt.micro_batch_tokens", 8)])

@@ -24,13 +24,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from arc_ttt.deadline import REAL_CLOCK, Deadline
 from arc_ttt.errors import ModelError
 from arc_ttt.settings import LINEAR_LAYERS, TttSettings
+
+if TYPE_CHECKING:
+    import torch
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
