@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.checkpoint import checkpoint
 
 from arc_ttt.deadline import Deadline
 from arc_ttt.errors import TrainingDiverged
@@ -85,6 +84,8 @@ def cross_entropy_sum(llama: Any, batch: Batch) -> torch.Tensor:
     if len(places) <= rows:
         logits, wanted = target_logits(llama, ids, positions, places)
         return torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
+    from torch.utils.checkpoint import checkpoint
+
     hidden = hidden_states(llama, ids, positions).flatten(0, 1)[places - 1]
     wanted = ids.flatten()[places]
     pieces = [

@@ -142,6 +142,8 @@ class _ModelServer(_Server):
         torch.use_deterministic_algorithms(True, warn_only=True)
         device = pick_device(hello.get("gpu"))
         self.solver, notes = ready_solver(settings, device)
+        for note in notes:
+            print(note, file=sys.stderr)
         base = self.solver.base
         dtype = str(base.dtype).removeprefix("torch.")
         self.about = {"device": str(device), "dtype": dtype, "parameters": base.parameters, "notes": notes}
