@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from arc_ttt.adapter import Adapter
+from arc_ttt.adapter import Adapter, effective_weight, narrow
 from arc_ttt.deadline import Deadline
 from arc_ttt.errors import ModelError
 from arc_ttt.formats import TokenSequence
@@ -202,3 +202,41 @@ def test_after_a_joint_stage_resets_return_to_it_and_the_base_is_still_there() -
     assert torch.equal(logits(base), plain)
     adapter.reset()
     assert same(snapshot(base.llama), joint)
+
+
+def test_frozen_weights_in_the_compute_type_train_to_the_same_numbers() -> None:
+    """What a GPU does with a small model, here under a CPU's autocast: rounded once or in every call is the same."""
+    wide, wide_adapter = attach("lora")
+    thin, thin_adapter = attach("lora")
+    narrow(thin.llama, torch.bfloat16)
+    by_type: dict[torch.dtype, set[str]] = {}
+    for name, weight in thin.llama.named_parameters():
+        by_type.setdefault(weight.dtype, set()).add(name)
+    linear = {f"{name}.weight" for name, _ in thin.llama.named_modules() if name.endswith("base_layer")}
+    assert by_type[torch.bfloat16] == linear
+    assert len(linear) == 42
+    assert by_type.keys() == {torch.bfloat16, torch.float32}  # adapters, norms and embeddings stay wide
+    losses = []
+    for base, adapter in ((wide, wide_adapter), (thin, thin_adapter)):
+        base.dtype = torch.bfloat16
+        losses.append(teach(base, adapter, TASK_A, "lora"))
+    assert losses[0] == losses[1]
+    assert same(
+        {name: weight.detach() for name, weight in wide_adapter.trainable.items()},
+        {name: weight.detach() for name, weight in thin_adapter.trainable.items()},
+    )
+
+
+def test_a_small_change_is_not_lost_in_a_narrow_weight() -> None:
+    """The change is added in float32: added in bfloat16, a tenth of its last place would vanish."""
+    base, adapter = attach("lora")
+    narrow(base.llama, torch.bfloat16)
+    for name, weight in adapter.trainable.items():
+        if "lora_B" in name:
+            weight.data.fill_(1e-4)
+    layer = base.llama.model.layers[0].self_attn.q_proj
+    found = effective_weight(layer)
+    assert found is not None
+    delta = layer.get_delta_weight("default").detach()
+    assert delta.abs().max() > 0
+    torch.testing.assert_close(found - layer.base_layer.weight.detach().float(), delta, rtol=1e-2, atol=1e-7)

@@ -19,7 +19,7 @@ from arc_ttt.checkpoints import EMBEDDED
 from arc_ttt.deadline import Deadline, VirtualClock
 from arc_ttt.formats import TokenSequence
 from arc_ttt.grids import Example, Grid, Task, freeze, grid_bytes, same_grid
-from arc_ttt.kv_cache import Decoder, KVCache
+from arc_ttt.kv_cache import Decoder, KVCache, _masked_attention
 from arc_ttt.model import LoadedModel, hidden_states, load_model
 from arc_ttt.scoring import score
 from arc_ttt.search import PromptBatch, greedy, search
@@ -383,3 +383,18 @@ def test_scores_are_those_of_a_slow_teacher_forced_computation(base: LoadedModel
 def test_scoring_stops_at_the_deadline(base: LoadedModel, decoder: Decoder) -> None:
     batch = PromptBatch(decoder, [base.form.encode((), QUERY)])
     assert score(batch, [identity_view(0)], [QUERY], Deadline.after(-1.0, VirtualClock())) == []
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 5), st.integers(0, 2**31))
+@fuzz
+def test_folded_groups_attend_as_repeated_keys(rows: int, heads_kv: int, groups: int, steps: int, seed: int) -> None:
+    """Attention under a mask with query heads folded into queries, against keys and values copied for every head."""
+    random = torch.Generator().manual_seed(seed)
+    reach = steps + 6
+    query = torch.randn(rows, heads_kv * groups, steps, 8, generator=random)
+    keys, values = (torch.randn(rows, heads_kv, reach, 8, generator=random) for _ in range(2))
+    lengths = torch.randint(0, 6, (rows,), generator=random)
+    mask = torch.arange(reach)[None, None, None] <= (lengths[:, None] + torch.arange(steps))[:, None, :, None]
+    repeated = (x.repeat_interleave(groups, 1) for x in (keys, values))
+    want = torch.nn.functional.scaled_dot_product_attention(query, *repeated, attn_mask=mask)
+    torch.testing.assert_close(_masked_attention(query, keys, values, mask), want, rtol=1e-5, atol=1e-6)

@@ -28,9 +28,21 @@ GROUND = (
     "votes",
     "submission",
 )
-MODEL = ("checkpoints", "model", "adapter", "training", "recording", "kv_cache", "search", "scoring")
+MODEL = (
+    "checkpoints",
+    "memory",
+    "unsloth_backend",
+    "model",
+    "adapter",
+    "training",
+    "recording",
+    "kv_cache",
+    "search",
+    "scoring",
+)
 RUN = (
     "solve",
+    "loading",
     "calibrate",
     "cost",
     "schedule",

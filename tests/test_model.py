@@ -19,7 +19,7 @@ from arc_ttt.errors import ModelError
 from arc_ttt.formats import CompactFormat
 from arc_ttt.grids import Example, Task, freeze
 from arc_ttt.kv_cache import Decoder
-from arc_ttt.model import LoadedModel, compute_dtype, hidden_states, load_model
+from arc_ttt.model import LoadedModel, compute_dtype, fused_groups, hidden_states, load_model, repeat_groups
 from arc_ttt.search import PromptBatch, greedy
 from arc_ttt.settings import ModelSettings, TttSettings
 from arc_ttt.training import collate, cross_entropy_sum
@@ -362,3 +362,37 @@ def test_special_tokens_that_the_tokenizer_does_not_have(
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | changes))
     refusal(copy, format="architects")
+
+
+# Grouped key heads where no kernel takes them
+
+
+def test_a_gpu_below_capability_8_has_no_kernel_for_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 0)
+    for capability, want in (((7, 5), False), ((8, 0), True), ((8, 9), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert fused_groups(gpu) == want
+    assert fused_groups(CPU)
+
+
+def test_repeated_keys_attend_as_grouped_ones(mounted: dict[str, Path]) -> None:
+    base = load(mounted["marc"], format="marc", quantize="none")
+    assert base.llama.config.num_key_value_heads < base.llama.config.num_attention_heads
+    want = logits(base)
+    repeat_groups(base.llama)
+    torch.testing.assert_close(logits(base), want, rtol=1e-5, atol=1e-5)
+
+
+def test_the_decoder_repeats_keys_to_the_same_answers(mounted: dict[str, Path]) -> None:
+    base = load(mounted["marc"], format="marc", quantize="none")
+    prompts = [base.form.encode(TASK.train, TASK.tests[0]), base.form.encode(TASK.train[:1], TASK.tests[0])]
+    answers = []
+    for repeats in (False, True):
+        decoder = Decoder(base)
+        decoder.repeats = repeats
+        answers.append(greedy(PromptBatch(decoder, prompts, [(3, 3), (3, 3)]), Deadline.never()))
+    for one, other in zip(*answers, strict=True):
+        assert one.grid is not None
+        assert other.grid is not None
+        assert np.array_equal(one.grid, other.grid)
+        assert one.nll == pytest.approx(other.nll, rel=1e-5)

@@ -13,7 +13,15 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from arc_ttt.errors import SettingsError
-from arc_ttt.settings import LINEAR_LAYERS, PRESETS, RunSettings, Settings, TttSettings, parse_overrides
+from arc_ttt.settings import (
+    LINEAR_LAYERS,
+    PRESETS,
+    RunSettings,
+    Settings,
+    TttSettings,
+    device_preset,
+    parse_overrides,
+)
 
 fuzz = hypothesis_settings(max_examples=80, deadline=None, database=None)
 
@@ -271,3 +279,29 @@ def test_a_reserve_that_is_too_short_is_raised_and_said_so() -> None:
     assert "run.reserve_s=10" in run.reserve_raised
     assert RunSettings(limit_s=43200, reserve_s=100).reserve_raised == ""
     assert RunSettings(limit_s=300).reserve_raised == ""  # none was asked for
+
+
+# Devices
+
+
+@pytest.mark.parametrize(
+    ("capability", "preset", "dtype"),
+    [((7, 5), "t4", "float16"), ((7, 0), "t4", "float16"), ((8, 0), "l4", "bfloat16"), ((8, 9), "l4", "bfloat16")],
+)
+def test_the_device_preset_follows_the_capability(capability: tuple[int, int], preset: str, dtype: str) -> None:
+    assert device_preset(capability) == preset
+    settings = Settings.of("llama-3b").on_device(capability)
+    assert settings.model.dtype == dtype
+    assert settings.ttt.loss_scale == (1024.0 if preset == "t4" else Settings().ttt.loss_scale)
+
+
+def test_a_compute_type_of_ones_own_stays() -> None:
+    chosen = Settings().override([("model.dtype", "float32"), ("ttt.loss_scale", 8.0)])
+    assert chosen.on_device((7, 5)) == chosen
+
+
+@pytest.mark.parametrize("name", ["llama-1b", "llama-3b", "llama-1b-3b", "llama-8b"])
+def test_llama_presets_leave_the_micro_batch_to_the_memory_plan(name: str) -> None:
+    assert Settings.of(name).ttt.micro_batch_tokens == 0
+    with pytest.raises(SettingsError, match="micro_batch_tokens"):
+        Settings.of(name).override([("ttt.micro_batch_tokens", 8)])

@@ -95,6 +95,22 @@ def test_the_loss_is_that_of_a_slow_and_obvious_computation(
     adapter.reset()
 
 
+def test_logits_in_pieces_change_neither_loss_nor_gradients(
+    monkeypatch: pytest.MonkeyPatch, base: LoadedModel, adapter: Adapter, sequences: list[TokenSequence]
+) -> None:
+    batch = collate(sequences[:2], base.form.pad, CPU)
+    found = []
+    for piece in (1 << 24, 10 * base.llama.config.vocab_size):
+        monkeypatch.setattr("arc_ttt.training.PIECE", piece)
+        assert (int(batch[2].sum()) * base.llama.config.vocab_size > piece) == (piece < 1 << 24)
+        loss = cross_entropy_sum(base.llama, batch)
+        found.append((loss.item(), torch.autograd.grad(loss, adapter.parameters(), allow_unused=True)))
+    (loss, gradients), (pieced_loss, pieced_gradients) = found
+    assert pieced_loss == pytest.approx(loss, rel=1e-6)
+    for gradient, pieced in zip(gradients, pieced_gradients, strict=True):
+        torch.testing.assert_close(pieced, gradient, rtol=1e-4, atol=1e-5)
+
+
 def test_micro_batches_change_no_gradient(base: LoadedModel, adapter: Adapter, task: Task) -> None:
     settings = dataclasses.replace(SMALL, max_sequences=6)
     small = ttt_sequences(task, base.form, settings, np.random.default_rng(0))

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from arc_ttt.errors import ModelError
+from arc_ttt.memory import SMALL_PARAMETERS
 from arc_ttt.model import LoadedModel
 from arc_ttt.settings import TttSettings
 
@@ -38,8 +39,11 @@ class Adapter:
             llama.float()
         else:
             _attach_lora(base, settings, seed)
+            if base.device.type == "cuda" and base.autocast:
+                narrow(llama, base.dtype)
         self.trainable = {name: weight for name, weight in llama.named_parameters() if weight.requires_grad}
-        self._base = {name: weight.detach().clone() for name, weight in self.trainable.items()}
+        self._on_host = base.parameters >= SMALL_PARAMETERS
+        self._base = self._copy()
         self._fresh = self._base
 
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -58,7 +62,12 @@ class Adapter:
 
     def rebase(self) -> None:
         """Make the present weights the fresh ones: later resets return here (after a joint stage)."""
-        self._fresh = {name: weight.detach().clone() for name, weight in self.trainable.items()}
+        self._fresh = self._copy()
+
+    def _copy(self) -> dict[str, torch.Tensor]:
+        """The present weights; those of a large model's adapter, a gigabyte, in host memory."""
+        device = "cpu" if self._on_host else None
+        return {name: weight.detach().to(device=device, copy=True) for name, weight in self.trainable.items()}
 
     def save(self, path: Path) -> None:
         """Write the weights as safetensors, in one step."""
@@ -101,11 +110,25 @@ def _attach_lora(base: LoadedModel, settings: TttSettings, seed: int) -> None:
     with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
-        inject_adapter_in_model(config, base.llama)
+        if base.unsloth is not None:
+            base.unsloth.attach(settings, seed=seed)
+        else:
+            inject_adapter_in_model(config, base.llama)
     for name, weight in base.llama.named_parameters():
         weight.requires_grad_("lora_" in name)
         if weight.requires_grad:
             weight.data = weight.data.float()
+
+
+def narrow(llama: Any, dtype: torch.dtype) -> None:
+    """Hold the frozen weights of plain linear layers in the compute type.
+
+    Autocast rounds a float32 weight to that very type in every call, so training computes the same numbers without the
+    copies. Embeddings, head, norms and the adapter stay in float32, and with them the sums between layers.
+    """
+    for name, module in llama.named_modules():
+        if type(module) is torch.nn.Linear and "lora_" not in name and not name.endswith("lm_head"):
+            module.to(dtype)
 
 
 def effective_weight(linear: Any) -> torch.Tensor | None:
@@ -115,5 +138,5 @@ def effective_weight(linear: Any) -> torch.Tensor | None:
     inner = getattr(linear, "base_layer", None)
     if type(inner) is torch.nn.Linear and hasattr(linear, "get_delta_weight"):
         delta: torch.Tensor = linear.get_delta_weight("default").detach()
-        return inner.weight.detach() + delta.to(inner.weight.dtype)
+        return inner.weight.detach().float() + delta.float()
     return None

@@ -18,13 +18,19 @@ from arc_ttt.model import LoadedModel
 from arc_ttt.sequences import loss_mask
 from arc_ttt.settings import TttSettings
 from arc_ttt.solve import free_memory
-from arc_ttt.training import train
+from arc_ttt.training import StepGradients, train
 
 PARTS = (8, 2, 1)  # the longest allowed sequence by each of these gives the lengths that are tried
 TRIES = 2  # the first step at a length compiles kernels
 
 
-def calibrate(base: LoadedModel, adapter: Adapter, settings: TttSettings, deadline: Deadline) -> list[dict[str, Any]]:
+def calibrate(
+    base: LoadedModel,
+    adapter: Adapter,
+    settings: TttSettings,
+    deadline: Deadline,
+    recorded: StepGradients | None = None,
+) -> list[dict[str, Any]]:
     """One row for each length, shortest first: tokens and sequences of a step, its seconds, whether it fitted.
 
     Ends with the first length that does not fit, or at the deadline. The adapter is as after a reset.
@@ -35,7 +41,9 @@ def calibrate(base: LoadedModel, adapter: Adapter, settings: TttSettings, deadli
         step = [sequence] * settings.batch_sequences
         row: dict[str, Any] = {"length": len(sequence), "sequences": len(step), "fitted": True}
         try:
-            reports = [train(base, adapter.parameters(), [step], settings, deadline) for _ in range(TRIES)]
+            reports = [
+                train(base, adapter.parameters(), [step], settings, deadline, recorded=recorded) for _ in range(TRIES)
+            ]
             row["seconds"] = round(min(report.seconds for report in reports), 4)
             if deadline.passed():
                 break

@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from arc_ttt.adapter import effective_weight
-from arc_ttt.model import LoadedModel, rotary_is_fixed
+from arc_ttt.model import LoadedModel, fused_groups, rotary_is_fixed
 
 Tensor = torch.Tensor
 LOGITS_AT_ONCE = 1 << 25  # numbers of one piece of logits
@@ -81,7 +81,9 @@ class Decoder:
         self.layers = [quick or _called(layer) for quick, layer in zip(fused, body.layers, strict=True)]
         self.can_record = base.device.type == "cuda" and all(fused)
         self.eps = self.config.rms_norm_eps
-        self.fixed_rotary = rotary_is_fixed(base.llama)
+        self.rotary = base.rotary or body.rotary_emb
+        self.fixed_rotary = base.rotary is None and rotary_is_fixed(base.llama)
+        self.repeats = not fused_groups(base.device)
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         return KVCache(self.config, rows, capacity, self.base.device, self.dtype)
@@ -125,19 +127,11 @@ class Decoder:
             query, key = query * cos + _turned(query) * sin, key * cos + _turned(key) * sin
             if fresh:
                 keys[:, :, :steps], values[:, :, :steps] = key, value
-                seen = scaled_dot_product_attention(
-                    query, key, value, is_causal=True, enable_gqa=self.heads != self.heads_kv
-                )
+                seen = self._causal_attention(query, key, value)
             else:
                 keys[batch, :, slots] = key.transpose(1, 2)
                 values[batch, :, slots] = value.transpose(1, 2)
-                seen = scaled_dot_product_attention(
-                    query,
-                    keys[:, :, :reach],
-                    values[:, :, :reach],
-                    attn_mask=mask,
-                    enable_gqa=self.heads != self.heads_kv,
-                )
+                seen = _masked_attention(query, keys[:, :, :reach], values[:, :, :reach], mask)
             hidden = hidden + layer.output(seen.transpose(1, 2).reshape(rows, steps, -1))
             hidden = hidden + layer.feed_forward(_rms_norm(hidden, layer.norm_out, self.eps))
         return _rms_norm(hidden, body.norm.weight, self.eps)
@@ -145,14 +139,22 @@ class Decoder:
     def _rotary(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine (B, 1, S, D) of the rotary angles. Where the frequencies never change, without the library's
         look at the largest position, which waits for the device."""
-        rotary = self.llama.model.rotary_emb
         if not self.fixed_rotary:
-            cos, sin = rotary(hidden, positions)
+            cos, sin = self.rotary(hidden, positions)
             return cos.unsqueeze(1), sin.unsqueeze(1)
+        rotary = self.llama.model.rotary_emb
         angles = positions[:, None, :, None].float() * rotary.inv_freq.float()
         angles = torch.cat((angles, angles), dim=-1)
         scale = rotary.attention_scaling
         return (angles.cos() * scale).to(self.dtype), (angles.sin() * scale).to(self.dtype)
+
+    def _causal_attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of whole prompts: query (B, heads, T, D), key and value (B, heads_kv, T, D)."""
+        if self.heads != self.heads_kv and self.repeats:
+            key, value = (x.repeat_interleave(self.heads // self.heads_kv, 1) for x in (key, value))
+        return scaled_dot_product_attention(
+            query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1]
+        )
 
     def log_probabilities(self, hidden: Tensor) -> Tensor:
         """Log-probabilities (..., V), float32, of the token after each hidden state."""
@@ -280,6 +282,21 @@ def _called(layer: Any) -> _Layer:
         return product
 
     return _Layer(project, attention.o_proj, feed_forward, layer)
+
+
+def _masked_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention under a mask (B, 1, S, reach): query (B, heads, S, D), keys and values (B, heads_kv, reach, D).
+
+    The query heads that share a key head become further queries of it: no kernel that takes a mask takes groups of
+    heads, and the one that takes both writes out all S x reach weights of every head.
+    """
+    rows, heads, steps, width = query.shape
+    groups = heads // keys.shape[1]
+    if groups == 1:
+        return scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+    folded = query.reshape(rows, heads // groups, groups * steps, width)
+    wider = None if mask is None else mask.repeat(1, 1, groups, 1)
+    return scaled_dot_product_attention(folded, keys, values, attn_mask=wider).reshape(rows, heads, steps, width)
 
 
 def _turned(x: Tensor) -> Tensor:

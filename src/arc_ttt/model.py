@@ -22,11 +22,13 @@ from safetensors import SafetensorError
 from arc_ttt.checkpoints import model_folder, read_config
 from arc_ttt.errors import ModelError
 from arc_ttt.formats import CompactFormat, Format
-from arc_ttt.settings import ModelSettings
+from arc_ttt.memory import SMALL_PARAMETERS
+from arc_ttt.settings import DEVICE_PRESETS, ModelSettings, device_preset
 from arc_ttt.text_formats import ArchitectsFormat, BarcFormat, MarcFormat
+from arc_ttt.unsloth_backend import Unsloth
 
-SMALL_PARAMETERS = 200_000_000
 SMALL_VOCABULARY = 1024
+REPEATED = "causal_repeated"
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +36,8 @@ class LoadedModel:
     """A Llama ready to run, its format, and where it runs.
 
     llama: the transformers LlamaForCausalLM; adapters replace its layers in place. dtype: compute type. four_bit: its
-    linear layers hold 4-bit weights now (False once expanded). parameters: number of weights.
+    linear layers hold 4-bit weights now (False once expanded). parameters: number of weights. unsloth: the backend that
+    loaded it, if not transformers. rotary: the rotary embedding for decoding where the model's own is another's.
     """
 
     llama: Any
@@ -43,6 +46,8 @@ class LoadedModel:
     dtype: torch.dtype
     four_bit: bool
     parameters: int
+    unsloth: Unsloth | None = None
+    rotary: Any = None
 
     @property
     def autocast(self) -> bool:
@@ -55,6 +60,19 @@ class LoadedModel:
         small = self.parameters < SMALL_PARAMETERS and self.llama.config.vocab_size <= SMALL_VOCABULARY
         return self.device.type == "cuda" and not self.four_bit and small and rotary_is_fixed(self.llama)
 
+    def training(self) -> None:
+        """Switch to training mode."""
+        if self.unsloth is not None:
+            self.unsloth.training()
+        else:
+            self.llama.train()
+
+    def inference(self) -> None:
+        """Switch to inference mode. The weights stay as they are, with or without gradients."""
+        if self.unsloth is not None:
+            self.unsloth.inference()
+        self.llama.eval()
+
 
 def load_model(settings: ModelSettings, device: torch.device, *, seed: int = 0) -> LoadedModel:
     """Load the checkpoint that `settings` name onto `device`, in eval mode, without gradients.
@@ -65,6 +83,8 @@ def load_model(settings: ModelSettings, device: torch.device, *, seed: int = 0) 
     folder = model_folder(settings.path, gpu=device.type == "cuda")
     config = read_config(folder)
     dtype = compute_dtype(settings.dtype, device)
+    if settings.backend == "unsloth":
+        return _load_with_unsloth(folder, settings, device, dtype)
     _quiet()
     if settings.random_start:
         llama = _random_llama(folder, seed).to(device=device)
@@ -81,6 +101,8 @@ def load_model(settings: ModelSettings, device: torch.device, *, seed: int = 0) 
         llama.float()
     if device.type == "cuda" and parameters >= SMALL_PARAMETERS:  # long sequences of a large model fit no other way
         llama.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if not fused_groups(device) and llama.config.num_key_value_heads != llama.config.num_attention_heads:
+        repeat_groups(llama)
     _disarm_repacking(llama)
     _compute_in(llama, dtype)
     torch.set_float32_matmul_precision("highest")
@@ -96,7 +118,8 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+        name = str(DEVICE_PRESETS[device_preset(torch.cuda.get_device_capability(device))]["model.dtype"])
+        return compute_dtype(name, device)
     return torch.bfloat16 if cpu_has_bfloat16() else torch.float32
 
 
@@ -107,6 +130,42 @@ def cpu_has_bfloat16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def fused_groups(device: torch.device) -> bool:
+    """Whether attention without a mask has a kernel that takes fewer key heads than query heads.
+
+    Below compute capability 8 there is none that does: torch then writes out the weights of all pairs of tokens, 4 GB a
+    layer for 8192 tokens and 32 heads. Keys and values must be repeated there.
+    """
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 8
+
+
+def repeat_groups(llama: Any) -> None:
+    """Let a model with grouped key heads attend through `_repeated_attention`."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(REPEATED, _repeated_attention)
+    AttentionMaskInterface.register(REPEATED, lambda *_, **__: None)  # padding stands to the right: causal is enough
+    llama.set_attn_implementation(REPEATED)
+
+
+def _repeated_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention with keys and values repeated for every query head: (B, heads, T, D) to (B, T, heads, D)."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+    output = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    return output.transpose(1, 2).contiguous(), None
 
 
 def hidden_states(llama: Any, ids: torch.Tensor, positions: torch.Tensor, **attention: Any) -> torch.Tensor:
@@ -194,8 +253,6 @@ def _from_folder(
             bnb_4bit_use_double_quant=(stored or {}).get("bnb_4bit_use_double_quant", True),
             bnb_4bit_compute_dtype=dtype,
         )
-    if settings.backend == "unsloth":
-        return _from_unsloth(folder, settings, dtype)
     from transformers import LlamaForCausalLM
 
     extra = {"quantization_config": quantization} if quantization is not None else {}
@@ -219,19 +276,33 @@ def _from_folder(
     return llama
 
 
-def _from_unsloth(folder: Path, settings: ModelSettings, dtype: torch.dtype) -> Any:
+def _load_with_unsloth(folder: Path, settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """The checkpoint in the hands of unsloth; its classes are put back if that fails.
+
+    Raises:
+        ModelError: the format has no tokenizer files, or unsloth fails.
+    """
+    if settings.format == "compact" or settings.random_start:
+        raise ModelError("unsloth is for mounted checkpoints with a tokenizer: not for format compact or random starts")
+    unsloth = Unsloth()
+    _quiet()
+    from transformers import LlamaConfig
+
+    config = LlamaConfig.from_pretrained(folder, local_files_only=True)
+    form = _format(settings.format, folder, config)
+    quantize = settings.quantize == "nf4"
     try:
-        from unsloth import FastLanguageModel
-    except ImportError as error:
-        raise ModelError(f"model.backend is unsloth, but it cannot be imported: {error}") from error
-    llama, _ = FastLanguageModel.from_pretrained(
-        str(folder),
-        max_seq_length=settings.max_tokens,
-        dtype=dtype,
-        load_in_4bit=settings.quantize == "nf4",
-        local_files_only=True,
-    )
-    return llama
+        llama = unsloth.load(folder, config, max_tokens=settings.max_tokens, dtype=dtype, four_bit=quantize)
+    except ModelError:
+        unsloth.patches.undo()
+        raise
+    llama.eval().requires_grad_(False)
+    four_bit = any(type(module).__name__ == "Linear4bit" for module in llama.modules())
+    _disarm_repacking(llama)
+    _compute_in(llama, dtype)
+    torch.set_float32_matmul_precision("highest")
+    rotary = unsloth.rotary.to(device)
+    return LoadedModel(llama, form, device, dtype, four_bit, _count_parameters(llama), unsloth, rotary)
 
 
 def _random_llama(folder: Path, seed: int) -> Any:

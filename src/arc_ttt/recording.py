@@ -107,6 +107,6 @@ class _Recording:
 
 
 def recorded_shape(rows: int, length: int) -> tuple[int, int]:
-    """The shape that a micro-batch is padded to: rows a power of two, lengths in steps of about an eighth."""
+    """The shape that a micro-batch is padded to: as many rows, lengths in steps of about an eighth."""
     step = max(32, 1 << max(0, length.bit_length() - 4))
-    return 1 << (rows - 1).bit_length(), -(-length // step) * step
+    return rows, -(-length // step) * step

@@ -92,7 +92,8 @@ class TttSettings:
     batch_sequences: int = 8
     """Sequences for one optimizer step (the paper: 2)."""
     micro_batch_tokens: int = 8192
-    """Tokens, padding included, that pass through the model at once; memory grows with it, results do not change."""
+    """Tokens, padding included, that pass through the model at once; memory grows with it, results do not change. 0
+    means as many as the memory plan of the GPU allows, or without a GPU 8192. A GPU with less memory gets fewer."""
     checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third slower."""
     adapter: str = "lora"
@@ -129,7 +130,7 @@ class TttSettings:
         for name in ("permutations", "max_sequences", "epochs", "passes", "batch_sequences", "rank", "joint_sequences"):
             _within(f"ttt.{name}", getattr(self, name), 1)
         _within("ttt.max_sequence_tokens", self.max_sequence_tokens, 16)
-        _within("ttt.micro_batch_tokens", self.micro_batch_tokens, 16)
+        _within("ttt.micro_batch_tokens", self.micro_batch_tokens, 16 if self.micro_batch_tokens else 0)
         _within("ttt.learning_rate", self.learning_rate, 1e-9, 1.0)
         _within("ttt.warmup_fraction", self.warmup_fraction, 0.0, 1.0)
         _within("ttt.weight_decay", self.weight_decay, 0.0, 1.0)
@@ -153,7 +154,7 @@ class DecodeSettings:
     base_share: float = 0.05
     """Part of the run's time that the first pass may take; the embedded model answers little without training."""
     batch_views: int = 16
-    """Views decoded at once."""
+    """Views decoded at once, at most: a GPU decodes as many as its memory holds for the prompts of a task."""
     min_probability: float = 0.0
     """Above 0, also search for every answer at least this probable, depth first. 0 means greedy only."""
 
@@ -270,7 +271,7 @@ class Settings:
 
     @classmethod
     def of(cls, preset: str) -> Settings:
-        """A preset: embedded, llama-1b-3b, or llama-8b.
+        """A preset: embedded, llama-1b, llama-3b, llama-1b-3b (the same for both), or llama-8b.
 
         Raises:
             SettingsError: no such preset.
@@ -299,6 +300,12 @@ class Settings:
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    def on_device(self, capability: tuple[int, int]) -> Settings:
+        """With the device preset of a CUDA compute capability, where `model.dtype` is auto."""
+        if self.model.dtype != "auto":
+            return self
+        return self.override(DEVICE_PRESETS[device_preset(capability)].items())
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
@@ -345,24 +352,40 @@ _LLAMA = {
     "ttt.warmup_fraction": 0.1,
     "ttt.weight_decay": 0.01,
     "ttt.schedule": "cosine",
+    "ttt.micro_batch_tokens": 0,
     "decode.base_share": 0.2,
-    "decode.batch_views": 4,
+    "decode.batch_views": 8,
     "vote.scoring_views": 8,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
     "embedded": {},
     # The paper, section 3 and its table of hyper-parameters.
+    "llama-1b": {**_LLAMA, "model.format": "architects"},
+    "llama-3b": {**_LLAMA, "model.format": "architects"},
     "llama-1b-3b": {**_LLAMA, "model.format": "architects"},
     "llama-8b": {
         **_LLAMA,
         "model.format": "marc",
         "ttt.targets": (*_LLAMA["ttt.targets"], "lm_head"),  # type: ignore[misc]
         "ttt.learning_rate": 1e-4,
-        "decode.batch_views": 2,
+        "decode.batch_views": 4,
         "vote.scoring_views": 4,
     },
 }
+
+DEVICE_PRESETS: dict[str, dict[str, Any]] = {
+    # Compute capability below 8: no bfloat16 in hardware. Adapters stay in float32 under a loss scaler that starts low,
+    # for from torch's 65536 it would pass over the first steps. Attention is torch's own: flash attention 2 needs 8.
+    "t4": {"model.dtype": "float16", "ttt.loss_scale": 1024.0},
+    # 8 and above: bfloat16, no loss scaler.
+    "l4": {"model.dtype": "bfloat16"},
+}
+
+
+def device_preset(capability: tuple[int, int]) -> str:
+    """The device preset for a CUDA compute capability."""
+    return "l4" if capability >= (8, 0) else "t4"
 
 
 def _convert(name: str, value: Any, kind: Any) -> Any:

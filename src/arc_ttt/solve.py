@@ -27,6 +27,7 @@ from arc_ttt.faults import out_of_memory
 from arc_ttt.formats import TokenSequence
 from arc_ttt.grids import MAX_SIDE, Grid, Task, grid_bytes
 from arc_ttt.kv_cache import Decoder
+from arc_ttt.memory import MemoryPlan
 from arc_ttt.model import LoadedModel
 from arc_ttt.recording import RecordedGradients
 from arc_ttt.scoring import score
@@ -73,10 +74,18 @@ class TaskSolver:
 
     on_found: called after each batch of views and after each test input, with the index of the test input and all
     answers so far, so that they can leave at once.
+    memory: of the device, which limits how many views it holds at once.
     """
 
-    def __init__(self, base: LoadedModel, settings: Settings, on_found: Found = lambda index, answers: None) -> None:
+    def __init__(
+        self,
+        base: LoadedModel,
+        settings: Settings,
+        on_found: Found = lambda index, answers: None,
+        memory: MemoryPlan | None = None,
+    ) -> None:
         self.on_found = on_found
+        self.memory = memory
         self.base = base
         self.settings = settings
         self.adapter = None if settings.ttt.scope == "none" else Adapter(base, settings.ttt, seed=settings.run.seed)
@@ -300,7 +309,8 @@ class TaskSolver:
         limits = [rows_columns[::-1] if turns_sides(view.dihedral) else rows_columns for view in views]
         found: list[Candidate] = []
         scoring: list[tuple[PromptBatch, list[View]]] = []
-        start, size, max_tokens = 0, settings.decode.batch_views, settings.model.max_tokens
+        max_tokens, start = settings.model.max_tokens, 0
+        size, kept = self._views_in_memory(task, index, views, rows_columns)
         while start < len(views):
             rows = slice(start, start + size)
             progress("decode", start, len(views))
@@ -324,7 +334,7 @@ class TaskSolver:
                         raise OutOfDeviceMemory(f"test input {index + 1}: {message}")
                 into.degraded.append(what)
                 continue
-            if start < settings.vote.scoring_views:
+            if start < kept:
                 scoring.append((batch, views[rows]))
             into.tokens += sum(len(prompt) for prompt in batch.prompts)
             for result in results:
@@ -401,6 +411,17 @@ class TaskSolver:
             )
             for g, column in zip(chosen, columns, strict=True)
         ]
+
+    def _views_in_memory(
+        self, task: Task, index: int, views: Sequence[View], rows_columns: tuple[int, int]
+    ) -> tuple[int, int]:
+        """Views to decode at once and views to keep for scoring."""
+        wanted = self.settings.decode.batch_views, self.settings.vote.scoring_views
+        if self.memory is None:
+            return wanted
+        prompts = [fit_prompt(self.base, task, index, view, self.settings.model.max_tokens) for view in views]
+        answer = 2 * rows_columns[0] * (rows_columns[1] + 1)  # tokens; text formats take up to two for a cell
+        return self.memory.views(max(len(prompt) for prompt in prompts), answer, *wanted)
 
     def _views(self, task: Task, index: int, count: int, number: int) -> list[View]:
         """The views of one test input. The base model and the first training draw the same ones, so they compare."""

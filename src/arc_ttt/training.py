@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from arc_ttt.deadline import Deadline
 from arc_ttt.errors import TrainingDiverged
 from arc_ttt.formats import TokenSequence
+from arc_ttt.memory import PIECE
 from arc_ttt.model import LoadedModel, hidden_states
 from arc_ttt.settings import TttSettings
 
@@ -75,10 +76,30 @@ def micro_batches(sequences: Sequence[TokenSequence], budget_tokens: int) -> lis
 
 
 def cross_entropy_sum(llama: Any, batch: Batch) -> torch.Tensor:
-    """Sum over targets of the negative log-likelihood, nats. Logits exist at targets only."""
+    """Sum over targets of the negative log-likelihood, nats. Logits exist at targets only.
+
+    With a large vocabulary they exist a piece at a time and are computed anew in the backward pass: at 128,000 tokens
+    of vocabulary those of 3,000 targets would take 4.6 GB.
+    """
     ids, positions, targets = batch
-    logits, wanted = target_logits(llama, ids, positions, targets.flatten().nonzero()[:, 0])
-    return torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
+    places = targets.flatten().nonzero()[:, 0]
+    rows = max(1, PIECE // llama.config.vocab_size)
+    if len(places) <= rows:
+        logits, wanted = target_logits(llama, ids, positions, places)
+        return torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
+    from torch.utils.checkpoint import checkpoint
+
+    hidden = hidden_states(llama, ids, positions).flatten(0, 1)[places - 1]
+    wanted = ids.flatten()[places]
+    pieces = [
+        checkpoint(_piece_loss, llama.lm_head, hidden[i : i + rows], wanted[i : i + rows], use_reentrant=False)
+        for i in range(0, len(places), rows)
+    ]
+    return torch.stack(pieces).sum()
+
+
+def _piece_loss(head: Any, hidden: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(head(hidden).float(), wanted, reduction="sum")
 
 
 def target_logits(
@@ -159,7 +180,7 @@ def train(
     optimizer, scaler = _optimizer(base, parameters, settings)
     kept = _copies(parameters)
     skipped, fault = 0, ""
-    base.llama.train()
+    base.training()
     recorded = None if settings.checkpointing else recorded
     _clear(parameters, recorded)
     try:
@@ -199,7 +220,7 @@ def train(
             if report.restores and not report.steps:
                 raise TrainingDiverged(fault)
     finally:
-        base.llama.eval()
+        base.inference()
         report.seconds = deadline.clock.now() - start_s
     return report
 

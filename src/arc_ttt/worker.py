@@ -255,21 +255,24 @@ class ModelServer(Server):
         import torch
 
         from arc_ttt.calibrate import calibrate
-        from arc_ttt.model import load_model
-        from arc_ttt.solve import TaskSolver, pick_device
+        from arc_ttt.loading import ready_solver
+        from arc_ttt.solve import pick_device
 
         torch.set_num_threads(settings.run.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
         if hello.get("gpu") is not None and torch.version.cuda and not torch.cuda.is_available():
             raise DeviceLost("no CUDA device is available")
         device = pick_device(hello.get("gpu"))
-        base = load_model(settings.model, device, seed=settings.run.seed)
-        self.solver = TaskSolver(base, settings)
+        self.solver, notes = ready_solver(settings, device)
+        for note in notes:
+            print(note, file=sys.stderr)
+        base = self.solver.base
         dtype = str(base.dtype).removeprefix("torch.")
-        self.about = {"device": str(device), "dtype": dtype, "parameters": base.parameters}
+        self.about = {"device": str(device), "dtype": dtype, "parameters": base.parameters, "notes": notes}
         if device.type == "cuda" and hello.get("calibrate") and self.solver.adapter is not None:
             until = Deadline(min(self.deadline_s, REAL_CLOCK.now() + CALIBRATE_S))
-            self.about["calibration"] = calibrate(base, self.solver.adapter, settings.ttt, until)
+            ttt, recorded = self.solver.settings.ttt, self.solver.recorded
+            self.about["calibration"] = calibrate(base, self.solver.adapter, ttt, until, recorded)
         self._joint_loaded = ""
 
     def work(self, message: dict[str, Any], deadline: JobDeadline, progress: Progress) -> dict[str, Any]:
