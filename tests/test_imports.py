@@ -25,7 +25,7 @@ GROUND = (
     "votes",
     "submission",
 )
-MODEL = ("checkpoints", "model", "adapter", "training", "kv_cache", "search", "scoring")
+MODEL = ("checkpoints", "nf4", "model", "adapter", "training", "kv_cache", "search", "scoring")
 RUN = ("solve", "cost", "schedule", "fleet", "worker", "launch", "run", "kaggle")
 ORDER = ("bootstrap", *GROUND, "synthesis", *MODEL, *RUN)
 """Modules of arc_ttt, top to bottom: each may import only from those above it. `synthesis` is a package of its own."""

@@ -668,6 +668,8 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 
 # Kaggle
 
+RERUN = "KAGGLE_IS_COMPETITION_RERUN"
+
 
 def mount(root: Path, layout: str, **files: str) -> Path:
     folder = root / "input" / layout
@@ -708,7 +710,7 @@ def test_without_readable_challenges_the_ids_of_the_sample_are_answered(
     if challenges_text is not None:
         files["arc_test_challenges"] = challenges_text
     mount(tmp_path, "competitions/arc", **files)
-    env = {**os.environ, "ARC_KAGGLE_ROOT": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    env = {**os.environ, "ARC_KAGGLE_ROOT": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", RERUN: "1"}
     command = [sys.executable, str(ROOT / "kernel.py")]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=100, check=False)
     assert done.returncode == 0, done.stderr

@@ -64,7 +64,7 @@ def make_fleet(settings: Settings, out: Path, deadline: Deadline) -> tuple[Fleet
         environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **OFFLINE}
         if gpus:
             names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-            cache = out / "caches" / str(slot)
+            cache = Path(os.environ.get("ARC_TTT_SCRATCH", out)) / "caches" / str(slot)
             environment |= {
                 "CUDA_VISIBLE_DEVICES": names[slot % gpus],
                 "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
