@@ -671,6 +671,15 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 RERUN = "KAGGLE_IS_COMPETITION_RERUN"
 
 
+@pytest.fixture(autouse=True)
+def environment_as_before() -> Iterator[None]:
+    """A run on Kaggle sets variables for its workers; other tests must not see them."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 def mount(root: Path, layout: str, **files: str) -> Path:
     folder = root / "input" / layout
     folder.mkdir(parents=True)

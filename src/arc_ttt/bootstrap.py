@@ -162,7 +162,6 @@ def set_environment(scratch: Path) -> None:
         "TRITON_CACHE_DIR": str(scratch / "triton"),
         "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
         "UNSLOTH_COMPILE_LOCATION": str(scratch / "unsloth"),
-        "PYTHONPYCACHEPREFIX": str(scratch / "pyc"),
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
     }.items():
         os.environ.setdefault(name, value)
@@ -352,7 +351,7 @@ def _put_on_path(folder: Path) -> None:
 
 
 def _try_out(package: str, notes: list[str], seconds: float) -> str:
-    """Import and use a package in a process of its own. Returns why that failed, empty if it did not or was not tried."""
+    """Import and use a package in a process of its own. Returns why that failed; nothing if it was not tried out."""
     if seconds < LEAST_PROBE_S:
         notes.append(f"{package}: not tried out, the time limit is too short")
         return ""

@@ -33,7 +33,7 @@ def read_expanded(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         raise ModelError(f"{folder}: no safetensors file")
     for path in files:
         try:
-            with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+            with safe_open(path, "pt") as file:
                 names = set(file.keys())
                 packed = {name.split(STATE)[0] for name in names if STATE in name}
                 for name in sorted(names):
