@@ -39,10 +39,8 @@ SILENT = (  # in the output of a command that ends with 0 all the same: what to 
 LOUD = (  # in the output of a command that ended with an error
     (r"must be less than 1 megabytes", "kernel.py is too long; keep code in src/, it travels in the wheel"),
     (r"invalid character", "rename the file: letters, digits, dot, dash and underscore"),
-    (
-        r"401|Unauthorized|Could not find kaggle.json|authenticate",
-        "log in: make an API token on your Kaggle account page",
-    ),
+    (r"access_token|Unauthorized|authenticate", LOG_IN),
+    (r"ConnectionError|Max retries|Connection refused", NO_NETWORK),
     (r"403|Forbidden|[Pp]ermission", "you may not use this: accept the competition's rules, or check the owner's name"),
     (r"404|[Nn]ot [Ff]ound|Could not find", "Kaggle does not know this name: check owner and slug"),
 )
