@@ -61,12 +61,14 @@ mount("--bind", root, kaggle)
 for name in ("src", "input"):
     mount("--bind", f"{kaggle}/{name}", f"{kaggle}/{name}")
     mount("-o", "remount,bind,ro", f"{kaggle}/{name}")
-if disk_kib:
-    mount("-t", "tmpfs", "-o", f"size={disk_kib}k", "tmpfs", f"{kaggle}/working")
+if disk_kib >= 0:
+    mount("-t", "tmpfs", "-o", f"size={disk_kib or 4}k", "tmpfs", f"{kaggle}/working")
+if disk_kib == 0:
+    mount("-o", "remount,ro", f"{kaggle}/working")
 os.chroot(fresh)
 os.chdir("/kaggle/working")
 code = subprocess.run(command).returncode
-if disk_kib:
+if disk_kib > 0:
     subprocess.run(["cp", "-r", "/kaggle/working", "/kaggle/temp/kept"])
 sys.exit(code if code >= 0 else 128 - code)
 """
@@ -155,8 +157,9 @@ def set_stage(
         shutil.copytree(model, root / "input" / (f"models/{owner}/{end}" if new else end))
 
 
-def perform(stage: Stage, python: Path, *, limit_s: float, rerun: bool, disk_kib: int = 0) -> Rehearsal:
-    """Run the script and judge what it leaves. disk_kib: size of /kaggle/working, 0 for this disk's own."""
+def perform(stage: Stage, python: Path, *, limit_s: float, rerun: bool, disk_kib: int = -1) -> Rehearsal:
+    """Run the script and judge what it leaves. disk_kib: size of /kaggle/working; -1 for this disk's own,
+    0 for one that cannot be written (both need namespaces)."""
     environment = {
         "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
         "HOME": str(stage.root / "temp"),
@@ -175,7 +178,7 @@ def perform(stage: Stage, python: Path, *, limit_s: float, rerun: bool, disk_kib
         environment["ARC_KAGGLE_ROOT"] = str(stage.root)
         for name in ("src", "input"):
             _take_write_permission(stage.root / name)
-        command = [*(["unshare", "-rn"] if _can("-rn") else []), str(python), str(stage.root / "src" / "script.py")]
+        command = [*offline(), str(python), str(stage.root / "src" / "script.py")]
     start_s = time.monotonic()
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=stage.working,
@@ -193,7 +196,7 @@ def perform(stage: Stage, python: Path, *, limit_s: float, rerun: bool, disk_kib
         problems.append(f"it took {seconds:.0f} s of {limit_s:.0f}")
     if process.returncode:
         problems.append(f"the script ended with {process.returncode}: Kaggle counts that as an error")
-    kept = stage.root / "temp" / "kept" if disk_kib and stage.isolated else stage.working
+    kept = stage.root / "temp" / "kept" if disk_kib > 0 and stage.isolated else stage.working
     problems += judge(kept / "submission.json", stage.root)
     return Rehearsal(seconds, limit_s, process.returncode, log, problems)
 
@@ -212,11 +215,13 @@ def judge(submission: Path, root: Path) -> list[str]:
     return []
 
 
-def _can(flags: str) -> bool:
+def offline() -> list[str]:
+    """The start of a command line whose process shall have no network; empty where this machine does not permit it."""
+    words = ["unshare", "-rn"]
     try:
-        return subprocess.run(["unshare", flags, "true"], capture_output=True, check=False).returncode == 0
+        return words if subprocess.run([*words, "true"], capture_output=True, check=False).returncode == 0 else []
     except OSError:
-        return False
+        return []
 
 
 def _take_write_permission(folder: Path) -> None:
@@ -252,7 +257,7 @@ def main(argv: Sequence[str]) -> int:
         text = kernel_with((ROOT / "kernel.py").read_text(encoding="utf-8"), {"run.limit_s": limit_s})
         if not options.bundle.is_dir():
             raise InputError(f"{options.bundle}: no bundle; run python -m arc_lab bundle first")
-        tasks = _documents(options.tasks, options.count)
+        tasks = some_tasks(options.tasks, options.count)
         with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
             base = Path(folder)
             (base / "kernel.py").write_text(text, encoding="utf-8")
@@ -299,7 +304,7 @@ def _give_write_permission(folder: Path) -> None:
             path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def _documents(name: str, count: int) -> dict[str, Any]:
+def some_tasks(name: str, count: int) -> dict[str, Any]:
     """Challenges as the competition's file has them. Raises InputError."""
     loaded = load_dataset(name).loaded
     if not loaded.tasks:

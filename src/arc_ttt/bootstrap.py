@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,7 @@ MANIFEST = "arc_ttt_manifest.json"
 PROJECT = "arc-ttt"
 BASE = frozenset({"bitsandbytes"})
 """Distributions of the base set; every other wheel but the project's own belongs to the set of unsloth."""
-LEAST_PROBE_S = 30.0  # with less time than this, an import is not tried out before it is needed
+LEAST_PROBE_S = 20.0  # with less time than this, an import is not tried out before it is needed
 MOST_PROBE_S = 300.0
 
 PROBES = {
@@ -189,23 +189,26 @@ def misfit(wheel: str, python: tuple[int, int] = sys.version_info[:2], glibc: in
     if not wheel.endswith(".whl") or len(parts) not in (5, 6):
         return "its name is not that of a wheel"
     pythons, abis, platforms = (part.split(".") for part in parts[-3:])
-    major, minor = python
-    if not any(_fits_python(tag, abis, major, minor) for tag in pythons):
-        return f"it is for {parts[-3]}, this is Python {major}.{minor}"
-    if not set(abis) & {"none", "abi3", f"cp{major}{minor}"}:
-        return f"it needs the binary interface {parts[-2]}, this is Python {major}.{minor}"
-    if not any(_fits_platform(tag, glibc or _glibc_minor()) for tag in platforms):
-        return f"it is for {parts[-1]}, this is {platform.machine()} with glibc 2.{glibc or _glibc_minor()}"
+    pairs = [(tag, abi) for tag in pythons for abi in abis if _fits_python(tag, abi, python)]
+    if not pairs:
+        return f"it is for {parts[-3]}-{parts[-2]}, this is Python {python[0]}.{python[1]}"
+    glibc = glibc or _glibc_minor()
+    bare = any(abi == "none" for _, abi in pairs)
+    if not any(_fits_platform(tag, glibc) and (bare or tag != "any") for tag in platforms):
+        return f"it is for {parts[-1]}, this is {platform.machine()} with glibc 2.{glibc}"
     return ""
 
 
-def _fits_python(tag: str, abis: Sequence[str], major: int, minor: int) -> bool:
+def _fits_python(tag: str, abi: str, python: tuple[int, int]) -> bool:
     found = re.fullmatch(r"(py|cp)(\d)(\d*)", tag)
-    if found is None or int(found[2]) != major:
+    if found is None or int(found[2]) != python[0]:
         return False
-    if not found[3] or int(found[3]) == minor:
-        return True
-    return int(found[3]) < minor and (found[1] == "py" or "abi3" in abis)
+    minor = int(found[3]) if found[3] else None
+    if found[1] == "py":
+        return abi == "none" and (minor is None or minor <= python[1])
+    if minor == python[1]:
+        return abi in ("none", "abi3", tag)
+    return minor is not None and 2 <= minor < python[1] and abi == "abi3"
 
 
 def _fits_platform(tag: str, glibc: int) -> bool:
