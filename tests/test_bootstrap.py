@@ -138,7 +138,7 @@ bootstrap.PROBES.update(bitsandbytes="import bitsandbytes", unsloth="import unsl
 root = Path(sys.argv[1])
 mounts = bootstrap.find_mounts(root)
 before = list(sys.path)
-packages = bootstrap.prepare_packages(mounts, root / "scratch", unsloth=sys.argv[2] == "unsloth", seconds=200.0)
+packages = bootstrap.prepare_packages(mounts, root / "scratch", unsloth=sys.argv[2] == "unsloth", seconds=400.0)
 held = [name for name in ("bitsandbytes", "unsloth") if bootstrap.importlib.util.find_spec(name)]
 print(json.dumps([packages.four_bit, packages.unsloth, packages.fallbacks, packages.notes, held]))
 """

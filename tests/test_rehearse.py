@@ -192,11 +192,11 @@ def test_two_tasks_run_offline_in_a_clean_interpreter_with_and_without_four_bits
             pytest.skip("python -m arc_lab wheels has not been run")
         shutil.copyfile(wheel, whole / wheel.name)
     python, _ = clean_interpreter(tmp_path / "python", read_image())
-    changes: dict[str, Any] = {"run.limit_s": 240.0, "ttt.max_sequences": 16, "synthesis.enabled": False}
+    changes: dict[str, Any] = {"run.limit_s": 600.0, "ttt.max_sequences": 16, "synthesis.enabled": False}
     stage = stage_of(tmp_path, whole, isolated=True, **changes)
     tasks = {name: TASKS[name] for name in ("t0", "t1")}
     next((stage.root / "input").rglob(CHALLENGES)).write_text(json.dumps(tasks))
-    result = perform(stage, python, limit_s=240.0, rerun=True)
+    result = perform(stage, python, limit_s=600.0, rerun=True)
     assert result.problems == [], result.log
     assert told(result, "2 tasks adapted")
     assert told(result, "bitsandbytes: works") == four_bit

@@ -157,7 +157,7 @@ def check_model(plan: Plan) -> Iterator[Finding]:
     count = parameter_count(config)
     bits = 4 if settings.model.quantize == "nf4" or config.get("quantization_config") else 16
     held = count * bits / 8 * (1.15 if bits == 4 else 1.0) / 2**30
-    yield Finding(OK, "model", f"{folder.name}: {count / 1e6:.0f}M weights, {held:.2f} GiB in {bits} bits")
+    yield Finding(OK, "model", f"{folder.name}: {count / 1e6:.0f}M weights, {held * 1024:.0f} MiB in {bits} bits")
     for name, gib in DEVICES_GIB.items():
         if held > 0.8 * gib:
             yield Finding(

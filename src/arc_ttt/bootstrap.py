@@ -24,7 +24,7 @@ MANIFEST = "arc_ttt_manifest.json"
 PROJECT = "arc-ttt"
 BASE = frozenset({"bitsandbytes"})
 """Distributions of the base set; every other wheel but the project's own belongs to the set of unsloth."""
-LEAST_PROBE_S = 20.0  # with less time than this, an import is not tried out before it is needed
+LEAST_PROBE_S = 60.0  # with less time than this, an import is not tried out before it is needed
 MOST_PROBE_S = 300.0
 
 PROBES = {
