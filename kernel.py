@@ -6,6 +6,7 @@ Anywhere else it runs public ARC tasks with the embedded model under a simulated
 
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -13,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 START_S = time.monotonic()
+SIGNALS: list[int] = []  # noted from here on; the run looks at them once its first submission is on the disk
 
 # What a competitor edits before `kaggle kernels push`: the names of `--set`, explained in src/arc_ttt/settings.py.
 SETTINGS: dict[str, object] = {
@@ -67,9 +69,12 @@ def on_kaggle() -> int:
     why = make_importable()
     try:
         if not why:
+            from arc_ttt import bootstrap
+            from arc_ttt.deadline import run_start
             from arc_ttt.kaggle import kaggle_run
 
-            return kaggle_run(ROOT, SETTINGS, COMMIT_TASKS, START_S, strict=COMMIT_STRICT)
+            start_s = run_start(START_S, container=bootstrap.owns_container())
+            return kaggle_run(ROOT, SETTINGS, COMMIT_TASKS, start_s, SIGNALS, strict=COMMIT_STRICT)
     except Exception as error:
         why = f"arc_ttt cannot be used: {type(error).__name__}: {error}"
     print(f"kernel.py: {why}; the submission holds no answers", flush=True)
@@ -86,10 +91,14 @@ def at_home() -> int:
     if why:
         sys.exit(f"kernel.py: {why}")
     from arc_lab.dry_run import main
+    from arc_ttt import bootstrap
+    from arc_ttt.deadline import run_start
 
-    return main(sys.argv[1:], START_S)
+    return main(sys.argv[1:], run_start(START_S, container=bootstrap.owns_container()), SIGNALS)
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _frame: SIGNALS.append(number))
     mounted = "KAGGLE_KERNEL_RUN_TYPE" in os.environ or (ROOT / "input").is_dir()
     sys.exit(on_kaggle() if mounted and len(sys.argv) == 1 else at_home())

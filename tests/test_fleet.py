@@ -5,8 +5,10 @@ The workers here are small scripts that speak the protocol.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from arc_ttt import fleet as fleet_module
-from arc_ttt.fleet import READ_BYTES, READS_A_POLL, RESTARTS, Death, Fleet, Message
+from arc_ttt.deadline import VirtualClock
+from arc_ttt.fleet import PATIENCE, READ_BYTES, READS_A_POLL, Death, Fleet, Message, Patience
 
 PREAMBLE = """
 import json, os, signal, sys, time
@@ -38,14 +41,15 @@ def make(tmp_path: Path) -> Iterator[Make]:
     """A fleet of scripts, each started; stopped at the end."""
     fleets: list[Fleet] = []
 
-    def made(*scripts: str, preamble: str = PREAMBLE) -> Fleet:
+    def made(*scripts: str, preamble: str = PREAMBLE, **patience: float) -> Fleet:
         commands = []
         for number, script in enumerate(scripts):
             path = tmp_path / f"worker{number}.py"
             path.write_text(preamble + script)
             commands.append([sys.executable, "-S", "-E", str(path)])
         environments = [{"EXTRA": f"slot {i}"} for i in range(len(scripts))]
-        fleet = Fleet(commands, {"type": "hello", "value": 7}, environments, tmp_path / "logs")
+        limits = dataclasses.replace(PATIENCE, **{"backoff_s": 0.0, **patience})  # type: ignore[arg-type]
+        fleet = Fleet(commands, {"type": "hello", "value": 7}, environments, tmp_path / "logs", patience=limits)
         fleets.append(fleet)
         for slot in range(len(scripts)):
             assert fleet.start(slot)
@@ -162,9 +166,8 @@ def test_a_failing_worker_gives_one_death_with_its_cause_and_the_other_goes_on(
     script, cause = FAILURES[name]
     monkeypatch.setattr(fleet_module, "MAX_LINE_BYTES", 1_000_000)
     # The failing worker is ready at once, so only it runs into this limit: the other one keeps talking.
-    monkeypatch.setattr(fleet_module, "SILENCE_TIMEOUT_S", 1.5 if "hang" in name else 600.0)
     chatter = "while True: say(type='tick'); time.sleep(0.05)"
-    fleet = make(script, chatter)
+    fleet = make(script, chatter, first_s=1.5 if "hang" in name else 600.0, hang_s=0.2)
     if "hang" in name:
         fleet.send(0, {"type": "job"})
     events = events_until(fleet, lambda seen: bool(deaths(seen)))
@@ -176,13 +179,14 @@ def test_a_failing_worker_gives_one_death_with_its_cause_and_the_other_goes_on(
     assert not fleet.alive(0)
     assert fleet.ready(1)
     (ready,) = bodies(events, 0, "ready")
+    for _ in range(3):
+        fleet.poll(0.05)
     assert gone(int(str(ready["pid"])))
 
 
-def test_a_worker_without_a_job_may_be_silent(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_without_a_job_may_be_silent(make: Make) -> None:
     """Synthesis waits for minutes while devices have the cores; its workers were killed for it once."""
-    monkeypatch.setattr(fleet_module, "SILENCE_TIMEOUT_S", 0.2)
-    fleet = make("for line in sys.stdin: say(type='done')")
+    fleet = make("for line in sys.stdin: say(type='done')", first_s=0.3)
     ready_pids(fleet, 1)
     events: list[Message | Death] = []
     for _ in range(8):
@@ -201,16 +205,19 @@ def test_what_a_worker_prints_goes_to_its_log(make: Make, tmp_path: Path) -> Non
     assert "what a worker prints" in (tmp_path / "logs" / "worker-0.log").read_text()
 
 
-def test_a_worker_that_never_gets_ready_is_silent_too(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet_module, "LOAD_TIMEOUT_S", 0.5)
-    fleet = make("import time; time.sleep(600)", preamble="")
+def test_a_worker_that_never_gets_ready_is_silent_too(make: Make) -> None:
+    fleet = make("import time; time.sleep(600)", preamble="", load_s=0.5)
     (death,) = deaths(events_until(fleet, lambda seen: bool(seen)))
     assert "silent" in death.cause
 
 
 def test_a_command_that_does_not_exist(tmp_path: Path) -> None:
-    fleet = Fleet([["/no/such/program"]], {}, [{}], tmp_path)
-    assert not any(fleet.start(0) for _ in range(RESTARTS + 3))
+    clock = VirtualClock()
+    fleet = Fleet([["/no/such/program"]], {}, [{}], tmp_path, clock)
+    for _ in range(PATIENCE.deaths):
+        assert fleet.slots == [0]
+        assert not fleet.start(0)
+        clock.advance(10.0)
     assert fleet.slots == []
     assert fleet.poll(0.0) == []
     fleet.stop()
@@ -221,7 +228,7 @@ def test_a_flood_of_messages_blocks_nobody(make: Make) -> None:
     fleet = make('while True: os.write(1, b\'{"type": "tick"}\\n\' * 1000)', ECHO)
     events_until(fleet, lambda seen: bool(bodies(seen, 1, "ready")))
     fleet.send(1, {"question": 1})
-    polls = [fleet.poll(0.01) for _ in range(25)]
+    polls = [fleet.poll(0.01) for _ in range(10)]
     assert any(bodies(events, 1, "echo") for events in polls)
     assert max(len(events) for events in polls) <= READS_A_POLL * READ_BYTES // len('{"type": "tick"}\n') + 3
 
@@ -234,6 +241,8 @@ def test_a_worker_that_never_reads_holds_nobody(make: Make) -> None:
     events = events_until(fleet, lambda seen: bool(bodies(seen, 1, "echo")))
     assert not deaths(events)
     assert fleet.kill(0, "enough").cause == "enough"
+    fleet.poll(0.2)  # a kill does not wait; the process is taken away later
+    fleet.poll(0.2)
     assert gone(pids[0])
 
 
@@ -244,9 +253,162 @@ def test_a_slot_is_restarted_a_few_times_and_then_given_up(make: Make) -> None:
         (death,) = deaths(events_until(fleet, lambda seen: bool(deaths(seen))))
         finals.append(death.final)
         fleet.start(0)
-    assert finals == [False] * RESTARTS + [True]
+    assert finals == [False] * (PATIENCE.deaths - 1) + [True]
     assert not fleet.start(0)
     assert fleet.slots == [1]
+
+
+def test_deaths_count_within_a_window_and_until_a_job_is_done(tmp_path: Path) -> None:
+    """A whole run has room for more deaths than a window: a count over its life would retire every slot in time."""
+    clock = VirtualClock()
+    patience = Patience(deaths=3, window_s=100.0, backoff_s=1.0)
+    fleet = Fleet([["/no/such/program"]], {}, [{}], tmp_path, clock, patience)
+    for _ in range(20):  # one every 60 s: never three in a window
+        fleet.start(0)
+        clock.advance(60.0)
+    assert fleet.slots == [0]
+    for _ in range(20):  # many at once, but each time a job was done
+        fleet.start(0)
+        fleet.forgive(0)
+        clock.advance(1.0)
+    assert fleet.slots == [0]
+    for _ in range(3):
+        fleet.start(0)
+        clock.advance(5.0)
+    assert fleet.slots == []
+
+
+def test_restarts_wait_longer_each_time(tmp_path: Path) -> None:
+    clock = VirtualClock()
+    fleet = Fleet([["/no/such/program"]], {}, [{}], tmp_path, clock, Patience(deaths=9, backoff_s=1.0))
+    tries = []
+    for second in range(16):
+        before = len(fleet._slots[0].deaths_s)
+        fleet.start(0)
+        if len(fleet._slots[0].deaths_s) > before:
+            tries.append(second)
+        clock.advance(1.0)
+    assert tries == [0, 1, 3, 7, 15]
+
+
+TALKER = """
+import select
+if mode == "deaf": signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for line in sys.stdin:
+    job = json.loads(line)
+    say(type="progress", phase="train")
+    while True:
+        say(type="progress", phase="train")
+        if select.select([0], [], [], 0.02)[0] and mode == "polite":
+            say(type="cancelled", body=json.loads(sys.stdin.readline()))
+            say(type="done")
+            break
+        time.sleep(0.02)
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "cause"), [("polite", ""), ("busy", "too slow"), ("deaf", "too slow")], ids=["asks", "SIGTERM", "SIGKILL"]
+)
+def test_cancel_asks_then_terminates_then_kills(make: Make, mode: str, cause: str) -> None:
+    fleet = make(f"mode = {mode!r}\n" + TALKER, cancel_s=1.0 if mode == "polite" else 0.2, term_s=0.3)
+    (pid,) = ready_pids(fleet, 1)
+    fleet.send(0, {"type": "job"})
+    events_until(fleet, lambda seen: bool(bodies(seen, 0, "progress")))
+    began_s = time.monotonic()
+    fleet.cancel(0, "too slow")
+    assert not fleet.ready(0)
+    if cause:
+        (death,) = deaths(events_until(fleet, lambda seen: bool(deaths(seen))))
+        assert death.cause == cause
+        assert time.monotonic() - began_s >= (0.5 if mode == "deaf" else 0.2)
+        for _ in range(3):
+            fleet.poll(0.05)
+        assert gone(pid)
+    else:
+        events = events_until(fleet, lambda seen: bool(bodies(seen, 0, "done")))
+        assert bodies(events, 0, "cancelled")[0]["body"] == {"type": "cancel"}
+        assert fleet.ready(0)
+        assert not deaths(events + [e for _ in range(30) for e in fleet.poll(0.05)])
+
+
+def test_each_phase_has_its_own_time_and_the_first_round_the_most(make: Make) -> None:
+    """Silent for longer than a step may take: allowed while kernels compile, not once steps have been seen."""
+    script = """
+for line in sys.stdin:
+    say(type="progress", phase="train")
+    time.sleep(0.8)
+    for step in range(20): say(type="progress", phase="train"); time.sleep(0.01)
+    say(type="settled")
+    time.sleep(600)
+"""
+    fleet = make(script, first_s=30.0, step_s=0.4, round_s=30.0, hang_s=0.2)
+    ready_pids(fleet, 1)
+    fleet.send(0, {"type": "job"})
+    events = events_until(fleet, lambda seen: bool(deaths(seen)))
+    assert bodies(events, 0, "settled")
+    assert deaths(events)[0].cause == "silent for 0 s in train"
+
+
+def test_a_worker_with_slow_steps_has_ten_times_their_median(make: Make) -> None:
+    script = """
+for line in sys.stdin:
+    for step in range(6): say(type="progress", phase="train"); time.sleep(0.2)
+    time.sleep(0.8)
+    say(type="done")
+"""
+    fleet = make(script, step_s=0.1, round_s=0.1)
+    ready_pids(fleet, 1)
+    fleet.send(0, {"type": "job"})
+    events = events_until(fleet, lambda seen: bool(deaths(seen) or bodies(seen, 0, "done")))
+    assert not deaths(events)
+
+
+class Undying(subprocess.Popen):  # type: ignore[type-arg]
+    """A process that no signal ends, as one is that waits for a broken disk or device."""
+
+    stuck = True
+
+    def poll(self) -> int | None:
+        return None if self.stuck else super().poll()
+
+
+def test_a_worker_that_never_dies_costs_its_slot_and_no_time(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_module.subprocess, "Popen", Undying)
+    fleet = make("time.sleep(600)", ECHO, gone_s=0.5)
+    ready_pids(fleet, 2)
+    began_s = time.monotonic()
+    death = fleet.kill(0, "stuck")
+    assert time.monotonic() - began_s < 0.5
+    assert not death.final
+    assert not fleet.start(0)  # its device may still be taken
+    for _ in range(30):
+        fleet.poll(0.05)
+    assert fleet.slots == [1]
+    assert not fleet.start(0)
+    fleet.send(1, {"question": 1})
+    events_until(fleet, lambda seen: bool(bodies(seen, 1, "echo")))
+    Undying.stuck = False  # for whoever takes it away in the end
+    fleet.poll(0.2)
+
+
+def test_a_flood_ends_its_worker(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_module, "FLOOD_BYTES", 5_000_000)
+    fleet = make("while True: say(type='tick', more='x' * 1000)", ECHO)
+    events = []
+    while not deaths(events):
+        events = fleet.poll(0.05)
+    assert deaths(events)[0].cause == "a flood of output"
+
+
+def test_a_log_that_grows_too_long_is_emptied(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(fleet_module, "LOG_BYTES", 100_000)
+    monkeypatch.setattr(fleet_module, "LOG_EVERY_S", 0.05)
+    fleet = make(
+        "for n in range(400): sys.stderr.write('x' * 5000); time.sleep(0.002)\nsay(type='end')\ntime.sleep(60)"
+    )
+    events_until(fleet, lambda seen: bool(bodies(seen, 0, "end")))
+    assert (tmp_path / "logs" / "worker-0.log").stat().st_size < 1_000_000
 
 
 def test_a_retired_slot_is_not_started_again(make: Make) -> None:

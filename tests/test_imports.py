@@ -14,7 +14,10 @@ SRC = ROOT / "src"
 
 GROUND = (
     "errors",
+    "faults",
     "deadline",
+    "host",
+    "deadman",
     "settings",
     "events",
     "grids",
@@ -26,7 +29,21 @@ GROUND = (
     "submission",
 )
 MODEL = ("checkpoints", "nf4", "model", "adapter", "training", "kv_cache", "search", "scoring")
-RUN = ("solve", "cost", "schedule", "fleet", "worker", "launch", "run", "kaggle")
+RUN = (
+    "solve",
+    "calibrate",
+    "cost",
+    "schedule",
+    "findings",
+    "report",
+    "fleet",
+    "worker",
+    "twin",
+    "launch",
+    "recovery",
+    "run",
+    "kaggle",
+)
 ORDER = ("bootstrap", *GROUND, "synthesis", *MODEL, *RUN)
 """Modules of arc_ttt, top to bottom: each may import only from those above it. `synthesis` is a package of its own."""
 

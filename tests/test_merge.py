@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from arc_ttt.cost import BASE, SYNTHESIS, TTT
 from arc_ttt.grids import Example, Grid, Task, freeze, grid_bytes, same_grid
 from arc_ttt.schedule import Job, Plan
-from arc_ttt.votes import Candidate, Program, attempts, merge, strength
+from arc_ttt.votes import Program, attempts, merge, strength
 
 
 def grid(value: int) -> Grid:
@@ -65,11 +67,8 @@ def test_merge_keeps_every_grid_once_and_wastes_no_attempt(
 
 
 def test_strength_is_the_share_of_views_that_agree() -> None:
-    def candidate(value: int) -> Candidate:
-        return Candidate("t", 0, grid(value), "identity", 0.1, "ttt")
-
-    assert strength([candidate(v) for v in (1, 1, 1, 2)]) == 0.75
-    assert strength([]) == 0.0
+    assert strength(Counter([b"1", b"1", b"1", b"2"])) == 0.75
+    assert strength(Counter()) == 0.0
 
 
 def small_plan(count: int, *, share: float = 1.0, passes: int = 2, budget_s: float = 100.0) -> Plan:
@@ -77,7 +76,7 @@ def small_plan(count: int, *, share: float = 1.0, passes: int = 2, budget_s: flo
     tasks = [Task(f"t{i}", (example, example), (grid(i % 10),)) for i in range(count)]
     return Plan(
         tasks,
-        lambda task, kind: 5.0,
+        lambda task, kind, share: 5.0,
         budget_s,
         base_share=0.0,
         synthesis_share=share,

@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
     "ttt.max_sequences=16",
+    "ttt.passes=3",
     "ttt.rank=4",
     "decode.views=4",
     "decode.base_views=4",

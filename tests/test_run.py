@@ -27,7 +27,8 @@ from arc_ttt.fleet import Fleet
 from arc_ttt.grids import LoadedTasks, parse_tasks
 from arc_ttt.kaggle import kaggle_run
 from arc_ttt.launch import make_fleet
-from arc_ttt.run import Coordinator, RunResult, Status
+from arc_ttt.report import RunResult
+from arc_ttt.run import Coordinator, Status
 from arc_ttt.settings import Settings
 from arc_ttt.submission import check_submission
 
@@ -39,7 +40,7 @@ DOCUMENT: dict[str, Any] = {
     "c": {"train": [PAIR], "test": [{"input": [[1, 1, 1], [1, 1, 1]]}]},
 }
 COUNTS = {"a": 1, "b": 2, "c": 1}
-NO_SYNTHESIS = Settings.of("embedded").override([("synthesis.enabled", False)])
+NO_SYNTHESIS = Settings.of("embedded").override([("synthesis.enabled", False), ("ttt.passes", 1)])
 
 WORKER = """
 import json, os, signal, sys, time
@@ -556,7 +557,13 @@ def test_the_script_does_its_main_job_on_tasks_of_all_kinds(tmp_path: Path) -> N
     out = tmp_path / "out"
     few = [
         f"--set={s}"
-        for s in ("ttt.max_sequences=16", "decode.views=4", "decode.base_views=2", "synthesis.enabled=false")
+        for s in (
+            "ttt.max_sequences=16",
+            "ttt.passes=2",
+            "decode.views=4",
+            "decode.base_views=2",
+            "synthesis.enabled=false",
+        )
     ]
     command = kernel("--tasks", challenges(tmp_path, document), "--out", out, "--limit", "3m", *few)
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=ROOT, check=False)

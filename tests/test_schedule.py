@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arc_ttt.cost import BASE, SYNTHESIS, TTT, CostModel
+from arc_ttt.cost import BASE, SYNTHESIS, TTT
 from arc_ttt.grids import Example, Task, freeze
-from arc_ttt.schedule import JOINT, MAX_TRIES, SMALLEST_SHARE, Job, Plan
-from arc_ttt.settings import Settings
+from arc_ttt.schedule import FAILURES, FIRST_MOST, FIRST_SHARE, JOINT, Job, Plan, least_share
 
 ONE = freeze(np.zeros((1, 1)))
 
@@ -28,22 +27,25 @@ def make_plan(
     joint: str = "",
     base: bool = True,
     base_s: float = 1.0,
-    passes: int = 0,
+    searches: int = 0,
+    passes: int = 1,
 ) -> Plan:
-    """A plan in which training task i takes `seconds[i]`, its base pass `base_s` of that, and pass n of synthesis
-    10 * (n + 1) seconds."""
+    """A plan in which training task i takes `seconds[i]` times its share, its base pass `base_s` of that, and pass n of
+    synthesis 10 * (n + 1) seconds."""
 
-    def predict(task: Task, kind: str) -> float:
-        return seconds[task.task_id] * (base_s if kind == BASE else 1.0)
+    def predict(task: Task, kind: str, share: float) -> float:
+        return seconds[task.task_id] * (base_s if kind == BASE else share)
 
     return Plan(
         [make_task(i) for i in seconds],
         predict,
         budget_s,
+        passes=passes,
+        least_share=0.25,
         joint=joint,
         base_share=0.2 if base else 0.0,
         synthesis_share=0.5,
-        synthesis_passes=passes,
+        synthesis_passes=searches,
         predict_program=lambda number: 10.0 * (number + 1),
     )
 
@@ -94,7 +96,7 @@ def test_training_shrinks_to_the_time_left_but_not_to_nothing() -> None:
     assert (job.kind, job.task_id) == (TTT, "a")
     assert job.share == pytest.approx(0.45)
     assert job.predicted_s == pytest.approx(45.0)
-    just_too_small = 100.0 * SMALLEST_SHARE / 0.9 - 0.1
+    just_too_small = 100.0 * 0.25 / 0.9 - 0.1
     assert make_plan({"a": 100.0, "b": 300.0}, base=False).next_job(just_too_small) is None
 
 
@@ -115,7 +117,7 @@ def test_the_joint_stage_comes_first_and_training_waits_for_it() -> None:
     assert plan.next_job(10.0) == Job(JOINT, "", 0.0)
     assert plan.next_job(10.0) == Job(BASE, "a", 1.0)
     assert plan.next_job(10.0) is None
-    plan.joint_done()
+    plan.done(Job(JOINT, "", 0.0), failed=False, agreement=0.0)
     assert plan.next_job(10.0) == Job(TTT, "a", 1.0)
 
 
@@ -132,16 +134,18 @@ STEPS = st.lists(st.tuples(st.sampled_from(["take", "take", "finish", "lose"]), 
 
 
 @settings(max_examples=150, deadline=None, database=None)
-@given(SECONDS, STEPS, st.floats(1.0, 3000.0), st.sampled_from(["", "joint"]), st.booleans())
+@given(SECONDS, STEPS, st.floats(1.0, 3000.0), st.sampled_from(["", "joint"]), st.booleans(), st.integers(1, 4))
 def test_every_history_keeps_the_rules(
-    seconds: list[float], steps: list[tuple[str, float]], budget_s: float, joint: str, base: bool
+    seconds: list[float], steps: list[tuple[str, float]], budget_s: float, joint: str, base: bool, passes: int
 ) -> None:
-    plan = make_plan({f"t{i}": s for i, s in enumerate(seconds)}, budget_s=budget_s, joint=joint, base=base)
+    plan = make_plan(
+        {f"t{i}": s for i, s in enumerate(seconds)}, budget_s=budget_s, joint=joint, base=base, passes=passes
+    )
     running: list[Job] = []
-    taken: Counter[tuple[str, str]] = Counter()
-    finished: set[tuple[str, str]] = set()
+    taken: Counter[tuple[str, str, int]] = Counter()
+    finished: set[tuple[str, str, int]] = set()
     joint_over = not joint
-    for action, value in [*steps, *[("take", 1e9)] * 25]:
+    for action, value in [*steps, *[("take", 1e9)] * 60]:
         if action == "take":
             job = plan.next_job(value)
             if job is None:
@@ -149,35 +153,147 @@ def test_every_history_keeps_the_rules(
             running.append(job)
             if job.kind == JOINT:
                 assert not taken
-                taken[JOINT, ""] += 1
+                taken[JOINT, "", 0] += 1
                 continue
             assert job.predicted_s <= value
             assert 0 < job.share <= 1
             assert job.kind == BASE or joint_over
             assert base or job.kind == TTT
-            assert (job.kind, job.task_id) not in finished
-            taken[job.kind, job.task_id] += 1
+            assert 0 <= job.number < passes
+            assert (job.kind, job.task_id, job.number) not in finished
+            assert job.task_id not in plan.quarantined
+            taken[job.kind, job.task_id, job.number] += 1
         elif running:
             job = running.pop(int(value) % len(running))
             if job.kind == JOINT:
                 joint_over = True
             if action == "lose":
                 plan.lost(job)
-            elif job.kind == JOINT:
-                plan.joint_done()
-            else:
-                finished.add((job.kind, job.task_id))
-    assert max(taken.values()) <= MAX_TRIES
-    assert taken[JOINT, ""] == (1 if joint else 0)
-    kinds = [BASE] * base + [TTT] * joint_over
-    assert all(taken[kind, f"t{i}"] >= 1 for kind in kinds for i in range(len(seconds)))  # nothing is forgotten
+                continue
+            plan.done(job, failed=False, agreement=value % 1)
+            if job.kind != JOINT:
+                finished.add((job.kind, job.task_id, job.number))
+    assert taken[JOINT, "", 0] == (1 if joint else 0)
+    kinds = [(BASE, 0)] * base + [(TTT, number) for number in range(passes)] * joint_over
+    tasks = [f"t{i}" for i in range(len(seconds)) if f"t{i}" not in plan.quarantined]
+    assert all(taken[kind, task_id, number] >= 1 for kind, number in kinds for task_id in tasks)  # nothing is forgotten
+    assert plan.left == (joint != "" and not joint_over) * len(tasks)
+
+
+# Rungs
+
+
+def finish(plan: Plan, job: Job, agreement: float = 0.0, *, failed: bool = False) -> None:
+    plan.done(job, failed=failed, agreement=agreement)
+
+
+def test_every_task_gets_a_short_training_before_any_gets_a_full_one() -> None:
+    plan = make_plan({"c": 30.0, "a": 10.0, "b": 20.0}, passes=2, base=False)
+    jobs = []
+    while (job := plan.next_job(1e9)) is not None:
+        jobs.append(job)
+        finish(plan, job)
+    assert [(job.task_id, job.number, job.share) for job in jobs] == [
+        *[(task_id, 0, FIRST_MOST) for task_id in "abc"],
+        *[(task_id, 1, 1.0) for task_id in "abc"],
+    ]
+
+
+@pytest.mark.parametrize(("budget_s", "share"), [(1e6, FIRST_MOST), (417.0, FIRST_MOST), (300.0, 0.16), (10.0, 0.06)])
+def test_the_size_of_the_first_rung_follows_the_load(budget_s: float, share: float) -> None:
+    """Short trainings of all tasks take no more than six tenths of the devices' time, down to the least that is worth
+    its start: sixty percent of 300 s for full trainings of 1000 s."""
+    seconds = {f"t{i}": 100.0 for i in range(10)}
+    plan = Plan(
+        [make_task(i) for i in seconds],
+        lambda task, kind, share: 100.0 * share,
+        budget_s,
+        passes=3,
+        least_share=0.06,
+        base_share=0.0,
+    )
+    assert plan.first_share == pytest.approx(share)
+    if share > 0.06:
+        assert sum(100.0 * plan.first_share for _ in seconds) <= FIRST_SHARE * budget_s
+
+
+def test_beyond_their_part_short_trainings_compete_with_full_ones_by_gain_a_second() -> None:
+    """Task b is so long that even its short training gains less a second than the full one of task a."""
+    plan = make_plan({"a": 1.0, "b": 1000.0}, passes=2, base=False, budget_s=100.0)
+    jobs = [plan.next_job(1e9) for _ in range(3)]
+    assert [(job.task_id, job.number) for job in jobs if job is not None] == [("a", 0), ("a", 1), ("b", 0)]
+
+
+def test_a_decided_vote_comes_after_an_open_one() -> None:
+    plan = make_plan({"a": 10.0, "b": 11.0}, passes=2, base=False)
+    for agreement in (0.9, 0.4):
+        job = plan.next_job(1e9)
+        assert job is not None
+        finish(plan, job, agreement)
+    assert [job.task_id for job in drain(plan)] == ["b", "a"]
+
+
+def test_later_trainings_gain_less_and_are_numbered() -> None:
+    plan = make_plan({"a": 10.0, "b": 15.0}, passes=4, base=False)
+    order = [(job.task_id, job.number) for job in drain(plan)]
+    assert sorted(order) == [(task_id, number) for task_id in "ab" for number in range(4)]
+    assert [number for task_id, number in order if task_id == "a"] == [0, 1, 2, 3]
+    assert order.index(("b", 1)) < order.index(("a", 2))  # though it takes longer
+
+
+def test_a_full_training_that_no_longer_fits_is_made_smaller() -> None:
+    plan = make_plan({"a": 100.0}, passes=2, base=False)
+    assert plan.next_job(30.0) == Job(TTT, "a", 25.0, 0.25, 0)
+    job = plan.next_job(60.0)
+    assert job is not None
+    assert (job.number, job.predicted_s) == (1, pytest.approx(54.0))
+    assert plan.next_job(1e9) is None
+
+
+def test_a_task_that_kills_two_workers_is_left_alone_and_the_others_are_not() -> None:
+    plan = make_plan({"a": 10.0, "b": 20.0}, passes=3)
+    base = plan.next_job(1e9)
+    assert base is not None
+    assert plan.lost(base)
+    again = plan.next_job(1e9)
+    assert again == base
+    assert not plan.lost(again)
+    assert plan.quarantined == ["a"]
+    assert {job.task_id for job in drain(plan)} == {"b"}
+
+
+def test_a_task_that_worked_in_between_has_not_killed_twice() -> None:
+    plan = make_plan({"a": 10.0}, passes=4, base=False)
+    for number in range(3):
+        job = plan.next_job(1e9)
+        assert job is not None
+        assert plan.lost(job)
+        again = plan.next_job(1e9)
+        assert again is not None
+        assert (again.number, again.share) == (number, max(0.25, 0.5 * job.share))
+        finish(plan, again)
+    assert plan.quarantined == []
+
+
+def test_a_task_whose_trainings_fail_is_not_trained_for_ever() -> None:
+    plan = make_plan({"a": 10.0}, passes=8, base=False)
+    for _ in range(FAILURES):
+        job = plan.next_job(1e9)
+        assert job is not None
+        finish(plan, job, failed=True)
+    assert plan.next_job(1e9) is None
+
+
+def test_a_task_without_demonstrations_is_answered_once() -> None:
+    plan = Plan([Task("a", (), (ONE,))], lambda task, kind, share: 1.0, 1e9, passes=8, base_share=0.0)
+    assert len(drain(plan)) == 1
 
 
 # Synthesis
 
 
 def test_programs_are_searched_for_with_rising_effort_until_one_is_sure() -> None:
-    plan = make_plan({"b": 2.0, "a": 1.0}, passes=2)
+    plan = make_plan({"b": 2.0, "a": 1.0}, searches=2)
     first = plan.next_program(100.0, within_share=False)
     assert first == Job(SYNTHESIS, "a", 10.0, number=0)
     plan.program_done(first, sure=False)
@@ -193,7 +309,7 @@ def test_programs_are_searched_for_with_rising_effort_until_one_is_sure() -> Non
 
 
 def test_tasks_with_a_sure_program_are_trained_last() -> None:
-    plan = make_plan({"a": 1.0, "b": 2.0, "c": 3.0}, passes=1, base=False)
+    plan = make_plan({"a": 1.0, "b": 2.0, "c": 3.0}, searches=1, base=False)
     job = plan.next_program(100.0, within_share=False)
     assert job is not None
     plan.program_done(job, sure=True)
@@ -201,7 +317,7 @@ def test_tasks_with_a_sure_program_are_trained_last() -> None:
 
 
 def test_synthesis_keeps_to_its_share_where_it_shares_the_cores() -> None:
-    plan = make_plan({f"t{i}": 1.0 for i in range(9)}, passes=1, budget_s=60.0)
+    plan = make_plan({f"t{i}": 1.0 for i in range(9)}, searches=1, budget_s=60.0)
     taken = 0
     while plan.next_program(100.0, within_share=True) is not None:
         taken += 1
@@ -210,7 +326,7 @@ def test_synthesis_keeps_to_its_share_where_it_shares_the_cores() -> None:
 
 
 def test_a_lost_search_is_tried_once_more() -> None:
-    plan = make_plan({"a": 1.0}, passes=3)
+    plan = make_plan({"a": 1.0}, searches=3)
     job = plan.next_program(100.0, within_share=False)
     assert job is not None
     assert plan.lost(job)
@@ -219,21 +335,7 @@ def test_a_lost_search_is_tried_once_more() -> None:
     assert plan.next_program(100.0, within_share=False) is None
 
 
-# Predictions
-
-
-def test_predictions_grow_with_the_task_and_follow_what_was_measured() -> None:
-    settings_ = Settings.of("embedded")
-    wide = freeze(np.zeros((20, 20)))
-    small, large = make_task("a"), Task("b", (Example(wide, wide), Example(wide, wide)), (wide, wide))
-    cost = CostModel(settings_)
-    for kind in (BASE, TTT):
-        assert cost.predict(small, kind) < cost.predict(large, kind)
-    assert cost.predict(large, BASE) < cost.predict(large, TTT)
-    before = cost.predict(large, TTT)
-    for _ in range(3):
-        cost.observe(small, TTT, 4 * cost._prior(small, TTT))
-    assert cost.predict(large, TTT) == pytest.approx(4 * before)
-    cost.observe(small, TTT, 1000 * cost._prior(small, TTT))  # one that hung does not move the median
-    assert cost.predict(large, TTT) == pytest.approx(4 * before)
-    assert cost.predict(large, BASE) == CostModel(settings_).predict(large, BASE)
+def test_a_training_too_short_to_be_worth_its_start() -> None:
+    assert least_share(40) == 0.25  # ten steps
+    assert least_share(10_000) == 0.04
+    assert least_share(2) == 1.0

@@ -213,7 +213,7 @@ def test_a_shorter_limit_is_checked_against_a_reserve_set_before() -> None:
         settings.override([("run.limit_s", "60")])
 
 
-@pytest.mark.parametrize(("limit_s", "reserve_s"), [(5, 3), (60, 3), (300, 6), (3600, 72), (43200, 300), (1e6, 300)])
+@pytest.mark.parametrize(("limit_s", "reserve_s"), [(5, 3), (60, 3), (300, 7.1), (3600, 72), (43200, 300), (1e6, 300)])
 def test_the_reserve_follows_the_limit_where_none_is_set(limit_s: float, reserve_s: float) -> None:
     assert RunSettings(limit_s=limit_s).reserve == pytest.approx(reserve_s)
 

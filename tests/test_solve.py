@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from arc_ttt import solve
+from arc_ttt import solve, training
 from arc_ttt.deadline import Deadline, VirtualClock
 from arc_ttt.errors import SequenceTooLong
 from arc_ttt.events import Outcome
@@ -39,6 +40,7 @@ TASK = Task("several", PAIRS, (grid("13", "57"), grid("246")))
 OTHER = Task("other", (Example(grid("111"), grid("1")), Example(grid("2"), grid("2"))), (grid("33"),))
 ONE = Task("one", PAIRS[:1], (grid("45"),))
 NONE = Task("none", (), (grid("1"),))
+MIXED = Task("mixed", PAIRS, (grid("13", "57"),))
 
 
 def run_settings(**changes: Any) -> Settings:
@@ -205,6 +207,198 @@ def test_one_test_input_that_does_not_fit_costs_only_itself() -> None:
     assert answers.outcome == Outcome.FAILED
     assert "test input 1" in answers.reason
     assert {c.test_index for c in answers.candidates} == {1}
+
+
+# Memory
+
+
+def no_memory(error: type[Exception], text: str = "CUDA out of memory. Tried to allocate 2.00 GiB") -> Exception:
+    return error(text)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+@pytest.mark.parametrize(
+    ("fits", "rungs"),
+    [
+        (lambda rows, length, checkpointing: rows == 1, ["one sequence at a time"]),
+        (lambda rows, length, checkpointing: length < 30, ["one sequence at a time", "shorter sequences"]),
+        (
+            lambda rows, length, checkpointing: checkpointing,
+            ["one sequence at a time", "shorter sequences", "checkpointing"],
+        ),
+        (
+            lambda rows, length, checkpointing: False,
+            ["one sequence at a time", "shorter sequences", "checkpointing", "base model only"],
+        ),
+    ],
+    ids=["batch", "length", "checkpointing", "base"],
+)
+def test_training_steps_down_the_memory_ladder_until_it_fits(
+    solver: TaskSolver,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception],
+    fits: Callable[[int, int, bool], bool],
+    rungs: list[str],
+) -> None:
+    """The device refuses what does not fit; each rung starts from the fresh adapter."""
+    original = training.cross_entropy_sum
+
+    def small_device(llama: Any, batch: Any) -> torch.Tensor:
+        if not fits(*batch[0].shape, llama.is_gradient_checkpointing):
+            raise no_memory(error)
+        return original(llama, batch)
+
+    base = whole(solver.answer(MIXED, Deadline.never()))
+    monkeypatch.setattr(training, "cross_entropy_sum", small_device)
+    answers = solver.adapt(MIXED, Deadline.never())
+    assert answers.degraded == rungs
+    assert len(answers.candidates) == 5
+    assert all(np.isfinite(c.nll) for c in answers.candidates)
+    if rungs[-1] == "base model only":
+        assert answers.outcome == Outcome.FAILED
+        assert "out of memory" in answers.reason
+        assert [c.nll for c in answers.candidates] == [row[4] for row in base[:5]]
+    else:
+        assert answers.outcome == Outcome.FINISHED
+        assert answers.training is not None
+        assert answers.training.steps > 0
+    monkeypatch.undo()
+    again = solver.adapt(MIXED, Deadline.never())  # the next task has it all again
+    assert again.degraded == []
+
+
+def test_one_sequence_at_a_time_trains_the_same(solver: TaskSolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, want = training.cross_entropy_sum, solver.adapt(MIXED, Deadline.never())
+
+    def small_device(llama: Any, batch: Any) -> torch.Tensor:
+        if len(batch[0]) > 1:
+            raise no_memory(torch.OutOfMemoryError)
+        return original(llama, batch)
+
+    monkeypatch.setattr(training, "cross_entropy_sum", small_device)
+    got = solver.adapt(MIXED, Deadline.never())
+    assert [grid_bytes(c.grid) for c in got.candidates] == [grid_bytes(c.grid) for c in want.candidates]
+    assert [c.nll for c in got.candidates] == pytest.approx([c.nll for c in want.candidates], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("most", "degraded", "views"),
+    [
+        (2, ["fewer views at once"], 5),
+        (1, ["fewer views at once"], 5),
+        (0, ["fewer views at once"], 0),
+    ],
+)
+def test_answers_are_read_with_as_many_views_at_once_as_fit(
+    solver: TaskSolver, monkeypatch: pytest.MonkeyPatch, most: int, degraded: list[str], views: int
+) -> None:
+    original = solve.greedy
+
+    def small_device(batch: Any, deadline: Deadline) -> list[Any]:
+        if len(batch.prompts) > most:
+            raise no_memory(torch.OutOfMemoryError)
+        return original(batch, deadline)
+
+    monkeypatch.setattr(solve, "greedy", small_device)
+    answers = solver.answer(ONE, Deadline.never())
+    assert len(answers.candidates) == views
+    assert answers.degraded[: len(degraded)] == degraded
+    assert (answers.outcome == Outcome.FAILED) == (views == 0)
+
+
+def test_a_prompt_that_alone_does_not_fit_loses_demonstrations(
+    solver: TaskSolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, longest = solve.greedy, []
+
+    def small_device(batch: Any, deadline: Deadline) -> list[Any]:
+        longest.append(batch.longest)
+        if batch.longest > max(longest) // 2:
+            raise no_memory(torch.OutOfMemoryError)
+        return original(batch, deadline)
+
+    monkeypatch.setattr(solve, "greedy", small_device)
+    answers = solver.answer(Task("many", PAIRS * 3, TASK.tests[:1]), Deadline.never())
+    assert len(answers.candidates) == 5
+    assert answers.degraded == ["fewer views at once", "shorter prompts"]
+
+
+def test_scores_that_do_not_fit_leave_the_candidates(solver: TaskSolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*arguments: Any) -> Any:
+        raise no_memory(torch.OutOfMemoryError)
+
+    monkeypatch.setattr(solve, "score", no_room)
+    answers = solver.answer(ONE, Deadline.never())
+    assert (len(answers.candidates), answers.scored, answers.degraded) == (5, [], ["no scores"])
+    assert answers.outcome == Outcome.FINISHED
+
+
+def test_another_error_of_the_device_is_not_taken_for_memory(
+    solver: TaskSolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> Any:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(training, "cross_entropy_sum", broken)
+    with pytest.raises(RuntimeError, match="device-side"):
+        solver.adapt(ONE, Deadline.never())
+    monkeypatch.undo()
+    monkeypatch.setattr(solve, "greedy", broken)
+    with pytest.raises(RuntimeError, match="device-side"):
+        solver.answer(ONE, Deadline.never())
+
+
+# No numbers
+
+
+def test_answers_that_are_no_numbers_never_vote_and_the_base_model_answers_instead(
+    solver: TaskSolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter whose weights went wrong at its last step passes every check of training."""
+    base = solver.answer(ONE, Deadline.never())
+    original = solve.train
+
+    def poisoned(*arguments: Any) -> Any:
+        report = original(*arguments)
+        with torch.no_grad():
+            for weight in arguments[1]:
+                weight.fill_(float("nan"))
+        return report
+
+    monkeypatch.setattr(solve, "train", poisoned)
+    answers = solver.adapt(ONE, Deadline.never())
+    assert answers.outcome == Outcome.DIVERGED
+    assert [c.nll for c in answers.candidates] == [c.nll for c in base.candidates]
+    assert all(np.isfinite(value) for c in answers.scored for value in c.nll_by_view)
+
+
+def test_scores_that_are_no_numbers_leave_the_count_to_decide(
+    solver: TaskSolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        solve, "score", lambda batch, views, grids, deadline: [[float("nan")] * len(views)] * len(grids)
+    )
+    answers = solver.answer(ONE, Deadline.never())
+    assert len(answers.candidates) == 5
+    assert answers.scored == []
+
+
+# Streaming
+
+
+def test_candidates_leave_after_each_batch_of_views(solver: TaskSolver) -> None:
+    """Five views in batches of three: a kill in the second batch loses two answers, not five."""
+    seen: list[tuple[int, int, int]] = []
+    solver.on_found = lambda index, answers: seen.append(
+        (index, sum(c.test_index == index for c in answers.candidates), len(answers.scored))
+    )
+    try:
+        solver.answer(ONE, Deadline.never())
+    finally:
+        solver.on_found = lambda index, answers: None
+    assert [count for _, count, _ in seen] == [3, 5, 5]
+    assert seen[1][2] == 0
+    assert seen[2][2] > 0
 
 
 # Prompts

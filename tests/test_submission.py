@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import errno
 import json
 import os
 import random
@@ -253,6 +255,62 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["submission.json"]
     submission.write()
     assert len(read(submission.path)["one"][0]["attempt_1"]) == 30
+
+
+class FullDisk:
+    """`os.fsync` of a disk that is full while the ballast is there, or that fails at the k-th call."""
+
+    def __init__(self, folder: Path, code: int, at: int | None = None) -> None:
+        self.folder, self.code, self.at, self.calls = folder, code, at, 0
+
+    def __call__(self, descriptor: int) -> None:
+        self.calls += 1
+        full = (self.folder / ".ballast").exists() if self.at is None else self.calls == self.at
+        if full:
+            raise OSError(self.code, "injected")
+
+
+def test_a_full_disk_gets_the_ballast_back_and_takes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    submission = Submission(tmp_path / "submission.json", loaded())
+    submission.take_ballast()
+    assert (tmp_path / ".ballast").stat().st_size > 2_500_000  # 400 tasks of two full grids
+    monkeypatch.setattr("arc_ttt.submission.os.fsync", FullDisk(tmp_path, errno.ENOSPC))
+    submission.write()
+    submission.verify()
+    assert [path.name for path in tmp_path.iterdir()] == ["submission.json"]
+    assert not submission.drop_ballast()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EFBIG])
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_a_disk_that_fails_at_any_call_leaves_the_old_file_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, at: int
+) -> None:
+    submission = Submission(tmp_path / "submission.json", loaded())
+    submission.write()
+    monkeypatch.setattr("arc_ttt.submission.os.fsync", FullDisk(tmp_path, code, at))
+    texts = {submission.path.read_text()}
+    for number in range(4):
+        submission.set("one", 0, (grid("1"), grid(str(number))))
+        with contextlib.suppress(OSError):
+            submission.write()
+        submission.verify()
+        texts.add(submission.path.read_text())
+        assert [path.name for path in tmp_path.iterdir()] == ["submission.json"]
+    assert len(texts) >= 4
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"one": []}'])
+def test_a_file_that_was_damaged_is_found_out(tmp_path: Path, text: str) -> None:
+    submission = Submission(tmp_path / "submission.json", loaded())
+    submission.write()
+    submission.verify()
+    submission.path.write_text(text)
+    with pytest.raises(SubmissionError):
+        submission.verify()
+    submission.path.unlink()
+    with pytest.raises(OSError, match="No such file"):
+        submission.verify()
 
 
 def test_an_atomic_write_follows_the_old_file_in_one_step(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from arc_lab.datasets import load_dataset
+from arc_ttt import training
 from arc_ttt.adapter import Adapter
 from arc_ttt.deadline import Deadline, VirtualClock
 from arc_ttt.errors import TrainingDiverged
@@ -224,12 +225,66 @@ def test_gradients_that_are_no_numbers_end_training_even_at_the_last_step(
 
 
 def test_a_loss_that_explodes_ends_training(
-    base: LoadedModel, adapter: Adapter, sequences: list[TokenSequence]
+    base: LoadedModel, adapter: Adapter, sequences: list[TokenSequence], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(training, "MOST_RESTORES", 0)
     adapter.reset()
     wild = dataclasses.replace(SMALL, learning_rate=1.0, clip_norm=1e6)
     with pytest.raises(TrainingDiverged, match="at step"):
         train(base, adapter.parameters(), steps_of(sequences, 30), wild, Deadline.never())
+    adapter.reset()
+
+
+@pytest.mark.parametrize("what", ["loss", "gradients", "explosion"])
+def test_after_a_bad_step_training_goes_back_and_on_at_half_the_rate(
+    base: LoadedModel,
+    adapter: Adapter,
+    sequences: list[TokenSequence],
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    """The bad step leaves no trace in the weights: they are those of a run that stood still before it."""
+    adapter.reset()
+    calls, rates = itertools.count(1), []
+    original, original_step = training.accumulate, torch.optim.AdamW.step
+
+    def spoiling(*arguments: Any) -> float:
+        loss = original(*arguments)
+        if next(calls) != 4:
+            return loss
+        if what == "gradients":
+            adapter.parameters()[0].grad.fill_(math.nan)  # type: ignore[union-attr]
+        return {"loss": math.nan, "gradients": loss, "explosion": 1e4}[what]
+
+    def noting(optimizer: Any, *arguments: Any, **named: Any) -> Any:
+        rates.append(optimizer.param_groups[0]["lr"])
+        return original_step(optimizer, *arguments, **named)
+
+    monkeypatch.setattr(training, "KEEP_EVERY", 1)
+    monkeypatch.setattr(training, "accumulate", spoiling)
+    monkeypatch.setattr(torch.optim.AdamW, "step", noting)
+    settings = dataclasses.replace(SMALL, stop_loss=0.0)
+    report = train(base, adapter.parameters(), steps_of(sequences, 6), settings, Deadline.never())
+    assert (report.steps, report.restores, report.stopped_by) == (5, 1, "finished")
+    assert all(math.isfinite(loss) for loss in report.losses)
+    wanted = [SMALL.learning_rate * learning_rate_factor(i, 6, settings) for i in range(6)]
+    assert rates == pytest.approx([*wanted[:3], wanted[4] / 2, wanted[5] / 2])
+    assert all(bool(weight.isfinite().all()) for weight in adapter.parameters())
+    adapter.reset()
+
+
+def test_checkpointing_changes_no_gradient_and_leaves_the_model_as_it_was(
+    base: LoadedModel, adapter: Adapter, sequences: list[TokenSequence]
+) -> None:
+    weights = []
+    for checkpointing in (False, True):
+        adapter.reset()
+        settings = dataclasses.replace(SMALL, checkpointing=checkpointing)
+        train(base, adapter.parameters(), steps_of(sequences, 2), settings, Deadline.never())
+        weights.append([weight.detach().clone() for weight in adapter.parameters()])
+        assert not base.llama.is_gradient_checkpointing
+    for plain, again in zip(*weights, strict=True):
+        assert torch.allclose(plain, again, atol=1e-6)
     adapter.reset()
 
 
@@ -267,7 +322,8 @@ def test_training_lowers_the_loss_on_a_real_task_and_changes_the_answers(task: T
     assert {g for g, _, _ in found(adapted)} != {g for g, _, _ in found(base_answers)}
 
 
-def test_the_base_model_answers_when_training_diverges(task: Task) -> None:
+def test_the_base_model_answers_when_training_diverges(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "MOST_RESTORES", 0)
     settings = run_settings()
     solver = TaskSolver(load_model(settings.model, CPU), settings)
     want = found(solver.answer(task, Deadline.never()))

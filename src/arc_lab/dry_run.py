@@ -12,14 +12,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+
 from arc_lab.datasets import DATASETS, Dataset, load_dataset, select
 from arc_lab.evaluate import Summary, TaskScore, score_task, summarize
 from arc_ttt.checkpoints import model_folder, read_config
 from arc_ttt.cost import BASE, SYNTHESIS, TTT, work
 from arc_ttt.deadline import REAL_CLOCK, format_duration, parse_duration
 from arc_ttt.errors import InputError, SettingsError, TaskFileError
-from arc_ttt.grids import LoadedTasks, Solutions
-from arc_ttt.run import RunResult, Status, merged, rank_result, start_run
+from arc_ttt.findings import rank_result
+from arc_ttt.grids import Grid, LoadedTasks, Solutions, freeze, read_json
+from arc_ttt.report import RunResult, report_lines, run_report
+from arc_ttt.run import Status, start_run
 from arc_ttt.settings import Settings, parse_overrides
 from arc_ttt.submission import write_atomically
 
@@ -76,8 +80,11 @@ def make_settings(options: argparse.Namespace) -> Settings:
     return settings.override([*changes, *parse_overrides(options.set)])
 
 
-def main(argv: Sequence[str], start_s: float) -> int:
-    """Run the command line `argv`; the limit counts from `start_s` on the monotonic clock. Returns the exit code."""
+def main(argv: Sequence[str], start_s: float, signals: list[int] | None = None) -> int:
+    """Run the command line `argv`; the limit counts from `start_s` on the monotonic clock. Returns the exit code.
+
+    signals: SIGTERM and SIGINT, also those that came before. A run that one of them ended returns 128 and its number.
+    """
     options = make_parser().parse_args(argv)
     try:
         settings = make_settings(options)
@@ -96,12 +103,13 @@ def main(argv: Sequence[str], start_s: float) -> int:
     loaded = dataset.loaded
     (out / "report.json").unlink(missing_ok=True)  # of an earlier run
     _announce(dataset, settings, out)
+    signals = signals if signals is not None else []
     with _progress() as show:
-        result = start_run(loaded, settings, out, start_s=start_s, on_status=show)
-    report = make_report(dataset, settings, result)
+        result = start_run(loaded, settings, out, start_s=start_s, on_status=show, signals=signals)
+    report = make_report(dataset, settings, result, read_submission(out / "submission.json"))
     write_atomically(out / "report.json", json.dumps(report, indent=1) + "\n")
     _print_report(report, result, settings, out)
-    return 3 if result.fatal else 0
+    return 128 + signals[0] if signals else 3 if result.fatal else 0
 
 
 def _dataset(options: argparse.Namespace, settings: Settings) -> Dataset:
@@ -127,6 +135,8 @@ def _announce(dataset: Dataset, settings: Settings, out: Path) -> None:
         f"limit {format_duration(settings.run.limit_s)}, seed {settings.run.seed}, into {out}/",
         flush=True,
     )
+    if settings.run.reserve_raised:
+        print(f"note: {settings.run.reserve_raised}", flush=True)
     for problem in dataset.loaded.problems:
         print(f"unusable: {problem}", flush=True)
     for task in dataset.loaded.tasks:
@@ -162,8 +172,26 @@ def _progress() -> Iterator[Callable[[Status], None]]:
         yield live
 
 
-def make_report(dataset: Dataset, settings: Settings, result: RunResult) -> dict[str, Any]:
-    """Everything that the run showed, as JSON: settings, score by stage, one row a task."""
+Attempts = dict[str, list[list[Grid]]]  # by task id and test input, the two grids that count
+
+
+def read_submission(path: Path) -> Attempts:
+    """The attempts that a submission file holds; none of one that cannot be read."""
+    try:
+        document, _ = read_json(path)
+        return {
+            task_id: [[freeze(np.array(answer[f"attempt_{number}"])) for number in (1, 2)] for answer in answers]
+            for task_id, answers in document.items()
+        }
+    except (TaskFileError, AttributeError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def make_report(dataset: Dataset, settings: Settings, result: RunResult, submitted: Attempts) -> dict[str, Any]:
+    """Everything that the run showed, as JSON: settings, score by stage, one row a task.
+
+    submitted: what stands in the file that was written, from which the score of the whole is taken.
+    """
     rule = settings.vote.rule
     scores: dict[str, dict[str, TaskScore]] = {BASE: {}, TTT: {}, SYNTHESIS: {}, JOINED: {}}
     rows: dict[str, dict[str, Any]] = {}
@@ -187,7 +215,7 @@ def make_report(dataset: Dataset, settings: Settings, result: RunResult) -> dict
     for task in dataset.loaded.tasks:
         answers = dataset.solutions.by_task.get(task.task_id)
         if answers is not None and len(answers) == len(task.tests):
-            ranked = [merged(result.results, task, index, settings)[:2] for index in range(len(answers))]
+            ranked = submitted.get(task.task_id, [[] for _ in answers])
             scores[JOINED][task.task_id] = score_task(task.task_id, ranked, answers)
     both = [task_id for task_id in scores[TTT] if task_id in scores[BASE]]
     return {
@@ -196,10 +224,7 @@ def make_report(dataset: Dataset, settings: Settings, result: RunResult) -> dict
         "answered": {stage: len(found) for stage, found in scores.items()},
         "score": {stage: dataclasses.asdict(summarize(found.values())) for stage, found in scores.items()},
         "paired": {stage: dataclasses.asdict(summarize(scores[stage][i] for i in both)) for stage in (BASE, TTT)},
-        "seconds": round(result.seconds, 2),
-        "limit_s": result.limit_s,
-        "stopped_by": result.stopped_by,
-        "workers": result.workers,
+        **run_report(result),
         "deaths": result.deaths,
         "train_tokens": result.train_tokens,
         "train_tokens_per_second": round(result.train_tokens / result.train_s) if result.train_s else 0,
@@ -246,12 +271,11 @@ def _print_report(report: dict[str, Any], result: RunResult, settings: Settings,
         right = f"{joined.at_2} ± {joined.standard_error:.1f} of {joined.tasks} tasks right"
         alone = f"program synthesis alone: {programs.at_2} of the {programs.tasks} it looked at"
         print(f"submission: {right}, {joined.inputs_2} of {joined.inputs} test inputs; {alone}")
-    share = report["seconds"] / report["limit_s"]
     print(
-        f"{format_duration(report['seconds'])}, {share:.0%} of the limit, ended by: {report['stopped_by']}; "
         f"programs sought for {report['answered'][SYNTHESIS]} tasks, base pass on {report['answered'][BASE]}, "
         f"adapters trained on {report['answered'][TTT]}"
     )
+    print("\n".join(report_lines(report)))
     unusual = [
         (task_id, stage, row[stage])
         for task_id, row in report["by_task"].items()
@@ -263,10 +287,8 @@ def _print_report(report: dict[str, Any], result: RunResult, settings: Settings,
     if len(unusual) > 10:
         print(f"  and {len(unusual) - 10} more, in report.json")
     if result.deaths:
-        print(f"  workers lost: {len(result.deaths)} ({', '.join(sorted(set(result.deaths)))}); see {out}/logs")
-    if result.write_errors:
-        print(f"  submission.json could not be replaced {result.write_errors} times; the last good one stands")
+        print(f"see {out}/logs for what the lost workers said")
     print(f"files: {out}/submission.json, {out}/report.json, {out}/events.jsonl")
 
 
-__all__ = ["main", "make_parser", "make_report", "make_settings"]
+__all__ = ["main", "make_parser", "make_report", "make_settings", "read_submission"]

@@ -38,6 +38,7 @@ from arc_ttt.grids import load_tasks
 from arc_ttt.submission import check_submission
 
 GRACE_S = 30.0  # after the limit: a run that is still going then has failed, and is killed
+OWN = ["unshare", "-rmnpf", "--mount-proc"]  # users, mounts, network and processes: its container starts with it
 LAYOUTS = ("new", "old")
 ALSO = ("pip", "setuptools")
 # Inside the namespaces: a root that is this machine's but for /kaggle, the read-only mounts, then the script.
@@ -103,9 +104,9 @@ class Rehearsal:
 
 
 def can_isolate() -> bool:
-    """Whether this machine lets us make user, mount and network namespaces, and mount in them."""
+    """Whether this machine lets us make namespaces of all kinds that a rehearsal uses, and mount in them."""
     try:
-        probe = ["unshare", "-rmn", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+        probe = [*OWN, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
         return subprocess.run(probe, capture_output=True, check=False, timeout=20).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
@@ -171,7 +172,7 @@ def perform(stage: Stage, python: Path, *, limit_s: float, rerun: bool, disk_kib
     if stage.isolated:
         fresh = stage.root.with_name("root")
         fresh.mkdir(exist_ok=True)
-        words = ["unshare", "-rmn", "--kill-child", sys.executable, "-c", INSIDE, str(stage.root), str(fresh)]
+        words = [*OWN, "--kill-child", sys.executable, "-c", INSIDE, str(stage.root), str(fresh)]
         words.append(str(disk_kib))
         command = [*words, str(python), "/kaggle/src/script.py"]
     else:
@@ -217,11 +218,17 @@ def judge(submission: Path, root: Path) -> list[str]:
 
 def offline() -> list[str]:
     """The start of a command line whose process shall have no network; empty where this machine does not permit it."""
-    words = ["unshare", "-rn"]
-    try:
-        return words if subprocess.run([*words, "true"], capture_output=True, check=False).returncode == 0 else []
-    except OSError:
-        return []
+    for words in (OWN, ["unshare", "-rn"]):
+        try:
+            if subprocess.run([*words, "true"], capture_output=True, check=False).returncode == 0:
+                return words
+        except OSError:
+            break
+    return []
+
+
+def offline_words() -> str:
+    return "without a network" if offline() else "WITH a network: this machine permits no namespaces"
 
 
 def _take_write_permission(folder: Path) -> None:
@@ -271,7 +278,11 @@ def main(argv: Sequence[str]) -> int:
                 kernel=base / "kernel.py",
                 model=options.model,
             )
-            how = "user, mount and network namespaces" if stage.isolated else "path overrides"
+            how = (
+                "namespaces (users, mounts, network, processes)"
+                if stage.isolated
+                else f"path overrides, {offline_words()}"
+            )
             kind = "commit run" if options.commit else "scoring rerun"
             print(f"rehearsal of the {kind}: {len(tasks)} tasks, {options.layout} layout, by {how}", flush=True)
             for note in notes:

@@ -124,6 +124,11 @@ def is_rerun() -> bool:
     return bool(os.environ.get("KAGGLE_IS_COMPETITION_RERUN"))
 
 
+def owns_container() -> bool:
+    """Whether Kaggle started this container for this run, so that its limit counts from the container's start."""
+    return is_rerun() or os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch"
+
+
 def scratch_folder(root: Path) -> Path:
     """A folder for what no one keeps: `root`/temp, or another place that can be written.
 
@@ -382,19 +387,11 @@ def _last_line(text: str) -> str:
 # Memory
 
 
-def device_memory_bytes(processes: int) -> int:
-    """Memory that one of so many model processes may fill: of the smallest GPU, or without one its share of what this
-    machine has free. 0 if it cannot be known."""
+def gpu_memory_bytes() -> int:
+    """Memory of the smallest GPU, 0 without a driver that tells."""
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-        sizes = [int(line) for line in done.stdout.split() if line.isdigit()]
-        if sizes:
-            return min(sizes) * 2**20
     except (OSError, subprocess.TimeoutExpired):
-        pass  # no driver here
-    try:
-        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
-    except OSError:
         return 0
-    return int(found[1]) * 1024 // max(1, processes) if found else 0
+    return min((int(line) for line in done.stdout.split() if line.isdigit()), default=0) * 2**20

@@ -1,18 +1,84 @@
-"""Predicted seconds of a job: from the shapes of a task, corrected by what earlier jobs took.
+"""Predicted seconds and memory of a job: from the shapes of a task and the kind of device, corrected by what happened.
 
-Predictions choose what runs; no deadline depends on them.
+Predictions choose what runs; no deadline depends on them. Training is predictable, a + b*T + c*T^2 seconds a step for
+sequences of T tokens; decoding is not, so it gets a factor and a cap.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from arc_ttt.grids import Task
 from arc_ttt.settings import Settings
 
 BASE, TTT, SYNTHESIS = "base", "ttt", "synthesis"
+OVERHEAD_S = 0.2  # of any job: views, prompts, messages
+WRITE = 4.0  # a written token against a read one; measured on 2 CPU cores with the embedded model
+ATTENTION_TOKENS = 3000.0  # length at which attention costs as much as the rest; same machine
+DRIFT_JOBS = 50
+CAP_TIMES, CAP_LEAST_S = 6.0, 120.0  # a job may take so many times its prediction, and at least so long
+GIB = float(1 << 30)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What the cost of a model depends on."""
+
+    parameters: float = 2.7e6
+    layers: int = 6
+    width: int = 192
+    vocabulary: int = 16
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Model:
+        """From a Llama's config.json."""
+        width, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
+        vocabulary, inner = int(config["vocab_size"]), int(config["intermediate_size"])
+        heads = max(1, int(config.get("num_attention_heads", 1)))
+        shared = int(config.get("num_key_value_heads", heads)) / heads
+        layer = width * width * (2 + 2 * shared) + 3 * width * inner
+        return cls(layers * layer + width * vocabulary, layers, width, vocabulary)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceType:
+    """Prior of a kind of device, until jobs have shown how fast it is.
+
+    flops: sustained in training, a second. step_s: fixed time of an optimizer step. layer_s: time of one layer for one
+    written token of all views that are decoded at once, where that does not depend on the work. load_s: from the start
+    of a worker to its first job. memory_gib: 0 where it is the machine's.
+    """
+
+    flops: float
+    step_s: float = 0.02
+    layer_s: float = 0.0
+    load_s: float = 20.0
+    memory_gib: float = 0.0
+
+
+DEVICE_TYPES = {
+    "cpu": DeviceType(40e9, step_s=0.005),  # measured: one core without AVX-512, embedded model
+    # Guesses on the careful side, about a sixth of the data sheet's dense 16-bit peak; not measured.
+    "t4": DeviceType(9e12, step_s=0.1, layer_s=2e-3, load_s=120.0, memory_gib=15.0),
+    "p100": DeviceType(4e12, step_s=0.1, layer_s=2e-3, load_s=120.0, memory_gib=16.0),
+    "l4": DeviceType(20e12, step_s=0.08, layer_s=1.5e-3, load_s=90.0, memory_gib=22.0),
+    "a100": DeviceType(60e12, step_s=0.06, layer_s=1e-3, load_s=60.0, memory_gib=40.0),
+    "h100": DeviceType(160e12, step_s=0.05, layer_s=7e-4, load_s=60.0, memory_gib=79.0),
+}
+
+
+def device_type(name: str) -> str:
+    """The kind of a device by the name its driver gives it; the slowest known GPU for a name that says nothing."""
+    words = name.lower().replace("-", " ").split()
+    return next((kind for kind in DEVICE_TYPES if kind in words), "cpu" if "cpu" in words else "t4")
 
 
 def prompt_tokens(task: Task) -> int:
@@ -28,39 +94,213 @@ def answer_tokens(task: Task) -> int:
     return max(int(grid.shape[0]) * (int(grid.shape[1]) + 1) for grid in grids)
 
 
+def views_of(kind: str, share: float, settings: Settings) -> int:
+    """Views that a pass answers under: a pass with little training gets few."""
+    if kind == BASE:
+        return settings.decode.base_views
+    return min(settings.decode.views, max(2, round(2 * share * settings.decode.views)))
+
+
 def work(task: Task, kind: str, settings: Settings) -> float:
-    """Work of a job in training-token equivalents.
-
-    A token read without gradients costs a third of a trained one; a token written costs as much as `WRITE` read ones,
-    for it passes alone. Attention adds work that grows with the length.
-    """
-    prompt, answer = prompt_tokens(task), answer_tokens(task)
-    slope = 1 + prompt / ATTENTION_TOKENS
-    views = settings.decode.base_views if kind == BASE else settings.decode.views
-    decoding = len(task.tests) * (views * (prompt * slope + WRITE * answer) / 3 + settings.vote.scoring_views * answer)
-    if kind == BASE or settings.ttt.scope in ("none", "shared") or not task.train:
-        return decoding
-    length = min(prompt, settings.ttt.max_sequence_tokens)
-    return decoding + settings.ttt.max_sequences * settings.ttt.epochs * length * slope
+    """Work of a job in training-token equivalents, to order tasks by before any device is known."""
+    shape = _Shape.of(task, settings)
+    decoding = shape.read_work(views_of(kind, 1.0, settings)) + shape.write_work(views_of(kind, 1.0, settings))
+    return decoding + (0.0 if kind == BASE else shape.sequences * shape.length * (1 + shape.length / ATTENTION_TOKENS))
 
 
-OVERHEAD_S = 0.2  # of any job: views, prompts, messages
-WRITE = 4.0  # a written token against a read one; measured on 2 CPU cores with the embedded model
-ATTENTION_TOKENS = 3000.0  # length at which attention costs as much as the rest; same machine
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What the cost of a task depends on. length, sequences: of training, the latter with repetitions."""
+
+    prompt: int
+    answer: int
+    tests: int
+    length: int
+    sequences: int
+    scoring_views: int
+
+    @classmethod
+    def of(cls, task: Task, settings: Settings) -> _Shape:
+        prompt, ttt = prompt_tokens(task), settings.ttt
+        trains = ttt.scope in ("per-task", "joint") and bool(task.train)
+        count = ttt.max_sequences * ttt.epochs if trains else 0
+        length = min(prompt, ttt.max_sequence_tokens)
+        return cls(prompt, answer_tokens(task), len(task.tests), length, count, settings.vote.scoring_views)
+
+    def read_work(self, views: int) -> float:
+        """Prompts, without gradients a third of training, with attention that grows with their length."""
+        return self.tests * views * self.prompt * (1 + self.prompt / ATTENTION_TOKENS) / 3
+
+    def write_work(self, views: int) -> float:
+        """Written tokens, which pass alone, and scored ones."""
+        return self.tests * self.answer * (views * WRITE / 3 + min(views, self.scoring_views))
 
 
 @dataclass(slots=True)
-class CostModel:
-    """Seconds of jobs of one kind of device, learned from jobs that finished.
+class _Fit:
+    """Three coefficients >= 0 of step seconds: a step, a token, a token times the length of its sequence.
 
-    tokens_per_second: prior speed in training tokens. For each kind of job the median of the last 30 ratios between
-    actual and predicted seconds corrects the prior.
+    Ridge regression of relative errors towards the prior times one factor, so few observations change only that.
     """
 
-    settings: Settings
-    tokens_per_second: float = 2400.0
-    _ratios: dict[str, deque[float]] = field(default_factory=dict)
-    _programs: dict[int, deque[float]] = field(default_factory=dict)
+    prior: NDArray[np.float64]
+    now: tuple[float, float, float] = field(init=False)
+    rows: deque[NDArray[np.float64]] = field(default_factory=lambda: deque(maxlen=100))
+
+    def __post_init__(self) -> None:
+        self.now = tuple(self.prior.tolist())
+
+    def add(self, steps: float, tokens: float, squares: float, seconds: float) -> None:
+        self.rows.append(np.array([steps, tokens, squares]) / max(1e-6, seconds))
+
+    def solve(self) -> None:
+        if not self.rows:
+            return
+        shares = np.stack(list(self.rows)) * self.prior  # of the actual seconds, that the prior gives to each term
+        factor = 1 / float(np.median(shares.sum(axis=1)))
+        ridge = 0.05 * np.eye(3)
+        left = shares.T @ shares * factor**2 + ridge
+        found = np.linalg.solve(left, shares.sum(axis=0) * factor + ridge.sum(axis=0))
+        self.now = tuple((self.prior * factor * np.clip(found, 0.05, 20.0)).tolist())
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A job that is over. training: steps, tokens, tokens times length. decoding: seconds by the prior."""
+
+    training: tuple[float, float, float]
+    decoding: float
+    decode_s: float
+    seconds: float
+
+
+class CostModel:
+    """Seconds of jobs, learned from jobs that ended; one drift factor for each device."""
+
+    def __init__(self, settings: Settings, model: Model | None = None, device: str = "cpu") -> None:
+        self.settings, self.model = settings, model or Model()
+        self.device = DEVICE_TYPES[device]
+        token_s = 6 * self.model.parameters / self.device.flops
+        square_s = 6 * self.model.layers * self.model.width / self.device.flops
+        self._train = _Fit(np.array([self.device.step_s, token_s, square_s]))
+        self._token_s, self._square_s = token_s, square_s
+        self._decode_factor = 1.0
+        self._shapes: dict[str, _Shape] = {}
+        self._predicted: dict[tuple[str, str, float], float] = {}  # until something is learned
+        self._jobs: dict[int, deque[_Seen]] = {}  # by device
+        self._ratios: dict[int, deque[float]] = {}  # actual by predicted seconds of these
+        self._drift: dict[int, float] = {}
+        self._programs: dict[int, deque[float]] = {}
+        self._fits = 0  # longest sequence that has been trained on
+        self._too_long = math.inf  # shortest one that ran out of memory
+        self.observations = 0
+
+    # Seconds
+
+    def predict(self, task: Task, kind: str, share: float = 1.0) -> float:
+        """Median seconds of a job on a device without drift; share: part of the training sequences."""
+        asked = (task.task_id, kind, share)
+        if asked not in self._predicted:
+            self._predicted[asked] = OVERHEAD_S + sum(self.parts(task, kind, share))
+        return self._predicted[asked]
+
+    def parts(self, task: Task, kind: str, share: float = 1.0) -> tuple[float, float]:
+        """Seconds of training and of answering."""
+        return self._training(task, kind, share), self._decoding(task, views_of(kind, share, self.settings))
+
+    def decoding(self, task: Task, share: float = 1.0) -> float:
+        """Seconds that answering after training may take, with a margin of half as much again."""
+        return 1.5 * (OVERHEAD_S + self._decoding(task, views_of(TTT, share, self.settings)))
+
+    def cap(self, predicted_s: float, device: int) -> float:
+        """Seconds after which a job is cut; infinite while nothing is known of the device."""
+        if len(self._ratios.get(device, ())) < 3:
+            return math.inf
+        return max(CAP_LEAST_S, CAP_TIMES * predicted_s * self.drift(device))
+
+    def drift(self, device: int) -> float:
+        """How much slower than predicted a device is now: the median of its last jobs."""
+        return self._drift.get(device, 1.0)
+
+    def observe(self, task: Task, kind: str, device: int, share: float, seen: Mapping[str, float]) -> None:
+        """Learn from a job that ended by itself. seen: seconds, train_s, train_tokens, steps."""
+        steps, tokens, train_s = seen.get("steps", 0.0), seen.get("train_tokens", 0.0), seen.get("train_s", 0.0)
+        seconds = max(1e-3, seen["seconds"])
+        squares = tokens * tokens / (steps * self.settings.ttt.batch_sequences) if steps > 0 else 0.0
+        if squares > 0 and train_s > 0:
+            self._train.add(steps, tokens, squares, train_s)
+        decoding = self._decoding(task, views_of(kind, share, self.settings)) / self._decode_factor
+        job = _Seen((steps, tokens, squares), decoding, max(1e-3, seconds - train_s), seconds)
+        self._jobs.setdefault(device, deque(maxlen=DRIFT_JOBS)).append(job)
+        self._ratios.setdefault(device, deque(maxlen=DRIFT_JOBS))
+        self.observations += 1
+        if self.settled:
+            self._learn()
+        else:
+            self._ratios[device].append(seconds / self._restated(job))
+            self._drift[device] = statistics.median(self._ratios[device])
+
+    def calibrate(self, rows: Iterable[Mapping[str, float]]) -> None:
+        """Learn from training steps that a device has tried out: length, sequences, seconds, fitted of each."""
+        for row in rows:
+            tokens = row["length"] * row["sequences"]
+            if row["fitted"] and row["seconds"] > 0:
+                self._train.add(1, tokens, tokens * row["length"], row["seconds"])
+                self._fits = max(self._fits, int(row["length"]))
+            elif not row["fitted"]:
+                self._too_long = min(self._too_long, row["length"])
+        self._train.solve()
+        self._predicted.clear()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the coefficients were found anew at the last observation: after 1, 2, 4, 8, ... of them."""
+        return self.observations & (self.observations - 1) == 0
+
+    def _learn(self) -> None:
+        self._predicted.clear()
+        self._train.solve()
+        ratios = [seen.decode_s / (OVERHEAD_S + seen.decoding) for jobs in self._jobs.values() for seen in jobs]
+        self._decode_factor = statistics.median(ratios)
+        for device, jobs in self._jobs.items():
+            self._ratios[device] = deque((seen.seconds / self._restated(seen) for seen in jobs), maxlen=DRIFT_JOBS)
+            self._drift[device] = statistics.median(self._ratios[device])
+
+    def _restated(self, seen: _Seen) -> float:
+        """Seconds that would now be predicted for a job that is over."""
+        training = sum(a * b for a, b in zip(self._train.now, seen.training, strict=True))
+        return OVERHEAD_S + self._decode_factor * seen.decoding + training
+
+    def _training(self, task: Task, kind: str, share: float) -> float:
+        shape = self._shape(task)
+        if kind != TTT or shape.sequences == 0:
+            return 0.0
+        count = share * shape.sequences
+        a, b, c = self._train.now
+        steps = math.ceil(count / self.settings.ttt.batch_sequences)
+        return a * steps + count * shape.length * (b + c * shape.length)
+
+    def _decoding(self, task: Task, views: int) -> float:
+        shape, layers = self._shape(task), self.model.layers
+        rounds = math.ceil(views / self.settings.decode.batch_views)
+        waiting = shape.tests * shape.answer * rounds * layers * self.device.layer_s
+        working = self._token_s * (shape.read_work(views) + shape.write_work(views))
+        return self._decode_factor * (working + waiting)
+
+    def _shape(self, task: Task) -> _Shape:
+        shape = self._shapes.get(task.task_id)
+        if shape is None:
+            shape = self._shapes[task.task_id] = _Shape.of(task, self.settings)
+        return shape
+
+    def rescale(self, factor: float) -> None:
+        """Make all predictions so many times longer."""
+        self._predicted.clear()
+        self._train.prior = self._train.prior * factor
+        self._train.now = tuple(self._train.prior.tolist())
+        self._decode_factor *= factor
+
+    # Programs
 
     def predict_program(self, number: int) -> float:
         """Mean seconds of a task in pass `number` of synthesis; most of the limit before any has ended."""
@@ -70,25 +310,31 @@ class CostModel:
     def observe_program(self, number: int, seconds: float) -> None:
         self._programs.setdefault(number, deque(maxlen=100)).append(seconds)
 
-    def predict(self, task: Task, kind: str) -> float:
-        """Median seconds of a job."""
-        return self._prior(task, kind) * self.factor(kind)
+    # Memory
 
-    def decoding(self, task: Task) -> float:
-        """Seconds that answering after training may take, with a margin of half as much again."""
-        settings = self.settings
-        views = max(1, settings.decode.base_views)
-        base = self.predict(task, BASE) if settings.decode.base_views else self._prior(task, BASE)
-        return 1.5 * base * settings.decode.views / views
+    def peak_gib(self, tokens: int) -> float:
+        """Memory of a training step on `tokens` tokens at once: weights, kept activations, one layer, logits."""
+        model = self.model
+        bytes_a_token = 2 * model.width * (model.layers + 40) + 8 * model.vocabulary
+        return (0.8 * model.parameters + tokens * bytes_a_token) / GIB + 1.5
 
-    def factor(self, kind: str) -> float:
-        ratios = self._ratios.get(kind)
-        return statistics.median(ratios) if ratios else 1.0
+    def longest(self) -> int:
+        """Longest training sequence that is expected to fit the devices: the prior, then halfway between the longest
+        that fitted and the shortest that did not."""
+        most = self.settings.ttt.max_sequence_tokens
+        if self._too_long < math.inf:
+            return min(most, int((self._fits + self._too_long) / 2) if self._fits else int(self._too_long / 2))
+        if self.device.memory_gib == 0 or self.peak_gib(most) <= self.device.memory_gib:
+            return most
+        tokens = most
+        while tokens > 256 and self.peak_gib(tokens) > self.device.memory_gib:
+            tokens = int(0.9 * tokens)
+        return max(tokens, self._fits)
 
-    def observe(self, task: Task, kind: str, seconds: float) -> None:
-        """Learn from a job that finished."""
-        ratio = max(1e-3, seconds) / self._prior(task, kind)
-        self._ratios.setdefault(kind, deque(maxlen=30)).append(ratio)
-
-    def _prior(self, task: Task, kind: str) -> float:
-        return OVERHEAD_S + work(task, kind, self.settings) / self.tokens_per_second
+    def observe_memory(self, task: Task, *, fitted: bool) -> None:
+        """Learn whether training on a task fitted. An out-of-memory error below what has fitted was something else."""
+        length = min(self._shape(task).length, self.longest())
+        if fitted:
+            self._fits = max(self._fits, length)
+        elif length > self._fits:
+            self._too_long = min(self._too_long, length)

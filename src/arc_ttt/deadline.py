@@ -6,9 +6,11 @@ the plain number `at_s`. A change of the wall clock has no effect.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from arc_ttt.errors import SettingsError
@@ -89,6 +91,48 @@ class Deadline:
 
     def minus(self, reserve_s: float) -> Deadline:
         return Deadline(self.at_s - reserve_s, self.clock)
+
+
+TURN_S = 1.0  # a turn of the coordinator's loop, without a write: a poll, what it read, votes
+WRITE_S = 60.0  # the longest stall of a disk that a run is to survive; a second a minute of runs under an hour
+KILL_S = 1.0  # killing all workers, which is not waited for any longer
+CLOCK_ERROR_S = 0.1
+
+
+def least_reserve(limit_s: float) -> float:
+    """Seconds before a limit of `limit_s` at which a run must stop to have ended by then, whatever its workers do.
+
+    The bound is turn + write + kill + clock error: at worst the stop is noticed a turn late, the last write takes the
+    longest it may, then come the kills. A write that is under way at that moment is the last one. No term depends on a
+    prediction. Runs of less than a few minutes are tried out at home, and bear shorter stalls.
+    """
+    short = min(1.0, limit_s / 100)
+    return TURN_S * short + min(WRITE_S, limit_s / 60) + KILL_S * short + CLOCK_ERROR_S
+
+
+CONTAINER_OLDEST_S = 3600.0  # an older first process did not start for this run
+
+
+def run_start(seen_s: float, *, container: bool = False) -> float:
+    """The moment from which a limit counts: the start of this process, or of its container where that is earlier.
+
+    seen_s: when this process first looked at the clock. container: whether the container was started for this run, so
+    that its start counts; that of a home machine's first process does not.
+    """
+    starts = [seen_s, _started_s("self")]
+    if container and seen_s - _started_s("1") < CONTAINER_OLDEST_S:
+        starts.append(_started_s("1"))
+    return min(starts)
+
+
+def _started_s(process: str) -> float:
+    """When a process started, on the monotonic clock; infinity where the system does not tell."""
+    try:
+        ticks = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
+        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return float("inf")
+    return time.monotonic() - max(0.0, age_s)
 
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}

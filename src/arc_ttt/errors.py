@@ -9,6 +9,7 @@ ArcError
  + TaskError                  one task; the run goes on with the others
  |   - SequenceTooLong        a prompt does not fit the model or the cache
  |   - TrainingDiverged       loss became NaN or exploded; the base model is used
+ |   - OutOfDeviceMemory      not even the least work fits the device
  + SubmissionError            a rule of the file would be broken; the last good file stays
 """
 
@@ -53,6 +54,10 @@ class SequenceTooLong(TaskError):
 
 class TrainingDiverged(TaskError):
     """The loss became NaN or exploded."""
+
+
+class OutOfDeviceMemory(TaskError):
+    """Not even the least work fits the memory of the device."""
 
 
 class SubmissionError(ArcError):

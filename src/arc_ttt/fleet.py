@@ -1,7 +1,11 @@
 """Mechanism: start, feed, watch and kill worker processes.
 
 One plain subprocess a device, in its own process group, with a private pair of pipes that carry JSON lines. Nothing
-here ever blocks: reads and writes are non-blocking and bounded, and killing does not wait for death.
+here ever blocks: reads and writes are non-blocking and bounded, and no kill waits for a death. A slot goes through
+
+    (start) -> starting -> idle <-> busy -> cancelling -> ending -> gone -> (start again, later each time) or retired
+
+where ending means SIGTERM was sent and SIGKILL comes next.
 """
 
 from __future__ import annotations
@@ -11,9 +15,12 @@ import json
 import os
 import selectors
 import signal
+import statistics
 import subprocess
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,11 +29,48 @@ from arc_ttt.deadline import REAL_CLOCK, Clock
 MAX_LINE_BYTES = 16 * 1024 * 1024
 READ_BYTES = 1 << 16
 READS_A_POLL = 8
+FLOOD_BYTES, FLOOD_S = 64 * 1024 * 1024, 10.0  # more than so many bytes in so many seconds is a flood, not an answer
+LOG_BYTES, LOG_EVERY_S = 8 * 1024 * 1024, 1.0  # a longer log is emptied; how often that is looked at
 PARENT = "ARC_TTT_COORDINATOR"  # its process id, in the environment of its workers
-LOAD_TIMEOUT_S = 600.0
-SILENCE_TIMEOUT_S = 300.0
-EXIT_S = 0.3  # how long a worker that has closed its pipe may take to end by itself
-RESTARTS = 3
+EXIT_DEVICE_LOST = 10  # the device's context is broken and only a new process gets another
+EXIT_FATAL = 13  # the model cannot be loaded: starting again would not help
+EXIT_MEANS = {EXIT_DEVICE_LOST: "device lost", EXIT_FATAL: "could not load"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a worker may be silent in each phase, how long it may take to go, and how often it may die.
+
+    Source: Erlang supervisors for the restart window; the seconds are ours.
+    """
+
+    load_s: float = 600.0
+    """From its start until it is ready."""
+    first_s: float = 600.0
+    """The first round of a phase, in which kernels are compiled."""
+    step_s: float = 60.0
+    """A training step, or `times` the median of this worker's steps where that is longer."""
+    round_s: float = 120.0
+    """The same for a round of anything else."""
+    times: float = 10.0
+    cancel_s: float = 10.0
+    """From `cancel` until SIGTERM."""
+    term_s: float = 5.0
+    """From that SIGTERM until SIGKILL."""
+    hang_s: float = 1.0
+    """From the SIGTERM for a silent worker, which lets it log where it stands, until SIGKILL."""
+    close_s: float = 0.3
+    """From the end of its output until its own end."""
+    gone_s: float = 30.0
+    """From SIGKILL until a slot whose process will not go (stuck in the kernel) is given up with its device."""
+    deaths: int = 5
+    """So many deaths within `window_s`, none of its jobs finished in between, retire a slot."""
+    window_s: float = 600.0
+    backoff_s: float = 0.25
+    """Wait before the second start; doubles with each death in the window."""
+
+
+PATIENCE = Patience()
 
 
 @dataclass(slots=True)
@@ -46,15 +90,38 @@ class Death:
     final: bool
 
 
+class _State(Enum):
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+    CANCELLING = "cancelling"
+    ENDING = "ending"
+
+
 @dataclass(slots=True)
 class _Worker:
     process: subprocess.Popen[bytes]
-    started_s: float
     heard_s: float
-    ready: bool = False
-    working: bool = False  # on a job: only then is silence a sign of trouble
+    state: _State = _State.STARTING
+    until_s: float = float("inf")  # when the next step of its end is due
+    cause: str = ""  # why it is being ended
+    job: Any = None  # the number of its last one
+    phase: str = ""  # of its job, as it last said
+    gaps_s: dict[str, deque[float]] = field(default_factory=dict)  # of silence, by the phase that was under way
     incoming: bytearray = field(default_factory=bytearray)
     outgoing: bytearray = field(default_factory=bytearray)
+    counted_s: float = 0.0
+    counted_bytes: int = 0
+    open: bool = True  # its output has not ended
+
+
+@dataclass(slots=True)
+class _Slot:
+    deaths_s: deque[float] = field(default_factory=deque)
+    retired: bool = False
+    not_before_s: float = float("-inf")
+    leaving: subprocess.Popen[bytes] | None = None  # killed, and not yet gone
+    leaving_since_s: float = 0.0
 
 
 class Fleet:
@@ -71,66 +138,61 @@ class Fleet:
         environments: Sequence[Mapping[str, str]],
         log: Path,
         clock: Clock = REAL_CLOCK,
+        patience: Patience = PATIENCE,
     ) -> None:
         self._commands, self._environments = commands, environments
-        self._hello, self._log, self._clock = dict(hello), log, clock
+        self._hello, self._log, self._clock, self.patience = dict(hello), log, clock, patience
         self._workers: dict[int, _Worker] = {}
+        self._slots = [_Slot() for _ in commands]
         self._selector = selectors.DefaultSelector()
-        self._starts = dict.fromkeys(range(len(commands)), 0)
+        self._logs_looked_at_s = clock.now()
+
+    # What the coordinator asks and orders
 
     @property
     def slots(self) -> list[int]:
         """Slots that have, or may get again, a worker."""
-        return [slot for slot in self._starts if slot in self._workers or self._starts[slot] <= RESTARTS]
+        return [number for number, slot in enumerate(self._slots) if number in self._workers or not slot.retired]
 
-    def forgive(self, slot: int) -> None:
-        """Forget earlier deaths in this slot: its worker has finished a job, so it can work."""
-        self._starts[slot] = min(self._starts[slot], 1)
+    def ready(self, slot: int) -> bool:
+        """Whether the worker of a slot can take a job, or is on one that it may finish."""
+        return slot in self._workers and self._workers[slot].state in (_State.IDLE, _State.BUSY)
+
+    def alive(self, slot: int) -> bool:
+        return slot in self._workers
+
+    def pid(self, slot: int) -> int:
+        """The process of a slot that is alive."""
+        return self._workers[slot].process.pid
 
     def greet(self, hello: Mapping[str, Any]) -> None:
         """Send `hello` as the first line to workers that are started from now on."""
         self._hello = dict(hello)
 
-    def ready(self, slot: int) -> bool:
-        return slot in self._workers and self._workers[slot].ready
-
-    def alive(self, slot: int) -> bool:
-        return slot in self._workers
+    def forgive(self, slot: int) -> None:
+        """Forget earlier deaths in this slot: its worker has finished a job, so it can work."""
+        self._slots[slot].deaths_s.clear()
 
     def retire(self, slot: int) -> None:
         """Never start a worker in this slot again."""
-        self._starts[slot] = RESTARTS + 1
+        self._slots[slot].retired = True
 
     def start(self, slot: int) -> bool:
-        """Start the worker of a slot. False if the system refuses or the slot has used up its restarts."""
-        if self._starts[slot] > RESTARTS:
+        """Start the worker of a slot. False if it is too early after a death, if the last one is not gone yet, if the
+        system refuses, or if the slot is retired."""
+        state, now = self._slots[slot], self._clock.now()
+        if state.retired or state.leaving is not None or now < state.not_before_s:
             return False
-        self._starts[slot] += 1
-        with contextlib.suppress(OSError):  # no log folder: the worker prints to nowhere
-            self._log.mkdir(parents=True, exist_ok=True)
-        output: IO[bytes] | int = subprocess.DEVNULL
-        with contextlib.suppress(OSError):
-            output = (self._log / f"worker-{slot}.log").open("ab")
         try:
-            process = subprocess.Popen(
-                list(self._commands[slot]),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=output,
-                env={**os.environ, PARENT: str(os.getpid()), **self._environments[slot]},
-                start_new_session=True,
-            )
+            process = self._spawn(slot)
         except OSError:
+            self._count_death(slot)
             return False
-        finally:
-            if not isinstance(output, int):
-                output.close()
         assert process.stdin is not None
         assert process.stdout is not None
         os.set_blocking(process.stdin.fileno(), False)
         os.set_blocking(process.stdout.fileno(), False)
-        now = self._clock.now()
-        self._workers[slot] = _Worker(process, now, now)
+        self._workers[slot] = _Worker(process, now, counted_s=now)
         self._selector.register(process.stdout, selectors.EVENT_READ, slot)
         self.send(slot, self._hello)
         return True
@@ -138,12 +200,99 @@ class Fleet:
     def send(self, slot: int, body: Mapping[str, Any]) -> None:
         """Queue one line for a worker; it goes out as far as the pipe takes it, the rest at later polls.
 
-        From a line of type "job" until the worker's "done" it must not be silent for SILENCE_TIMEOUT_S.
+        From a line of type "job" until the worker's "done" it must not be silent for longer than `patience` says.
         """
+        worker = self._workers[slot]
         if body.get("type") == "job":
-            self._workers[slot].working, self._workers[slot].heard_s = True, self._clock.now()
-        self._workers[slot].outgoing += json.dumps(dict(body)).encode() + b"\n"
+            worker.state, worker.heard_s, worker.phase = _State.BUSY, self._clock.now(), ""
+            worker.job = body.get("id")
+        worker.outgoing += json.dumps(dict(body)).encode() + b"\n"
         self._flush(slot)
+
+    def cancel(self, slot: int, cause: str) -> None:
+        """Ask the worker to end its job, which leaves it alive; after `cancel_s` SIGTERM, after `term_s` SIGKILL."""
+        worker = self._workers[slot]
+        if worker.state is _State.BUSY:
+            self.send(slot, {"type": "cancel"})
+            worker.state, worker.cause = _State.CANCELLING, cause
+            worker.until_s = self._clock.now() + self.patience.cancel_s
+
+    def kill(self, slot: int, cause: str) -> Death:
+        """Kill the worker of a slot now."""
+        return self._bury(slot, cause)
+
+    def poll(self, timeout_s: float) -> list[Message | Death]:
+        """What happened, waiting at most `timeout_s` for something to happen."""
+        events: list[Message | Death] = []
+        self._let_go()
+        self._cap_logs()
+        if not self._workers:
+            self._clock.sleep(timeout_s)
+            return events
+        for slot, selected in self._select(timeout_s):
+            if selected & selectors.EVENT_WRITE:
+                self._flush(slot)
+            if selected & selectors.EVENT_READ:
+                events += self._read(slot)
+        for slot in list(self._workers):
+            events += self._watch(slot)
+        return events
+
+    def stop(self) -> None:
+        """Kill all workers and everything they started. Waits a moment for all of them together, never longer."""
+        for slot in list(self._workers):
+            self._bury(slot, "stopped")
+        until_s = self._clock.now() + self.patience.close_s
+        while any(slot.leaving is not None for slot in self._slots) and self._clock.now() < until_s:
+            self._clock.sleep(0.01)
+            self._let_go()
+        self._selector.close()
+
+    # How it is done
+
+    def _spawn(self, slot: int) -> subprocess.Popen[bytes]:
+        output: IO[bytes] | int = subprocess.DEVNULL
+        with contextlib.suppress(OSError):  # no log folder: the worker prints to nowhere
+            self._log.mkdir(parents=True, exist_ok=True)
+            output = self._log_path(slot).open("ab")
+        try:
+            return subprocess.Popen(
+                list(self._commands[slot]),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                env={**os.environ, PARENT: str(os.getpid()), **self._environments[slot]},
+                start_new_session=True,
+            )
+        finally:
+            if not isinstance(output, int):
+                output.close()
+
+    def _log_path(self, slot: int) -> Path:
+        return self._log / f"worker-{slot}.log"
+
+    def _cap_logs(self) -> None:
+        """Empty logs that have grown too long; workers append, so they go on at the start."""
+        if self._clock.now() - self._logs_looked_at_s < LOG_EVERY_S:
+            return
+        self._logs_looked_at_s = self._clock.now()
+        for slot in self._workers:
+            with contextlib.suppress(OSError):
+                if self._log_path(slot).stat().st_size > LOG_BYTES:
+                    os.truncate(self._log_path(slot), 0)
+
+    def _select(self, timeout_s: float) -> list[tuple[int, int]]:
+        """Slots whose pipes are ready, and for what."""
+        full = [(slot, worker.process.stdin) for slot, worker in self._workers.items() if worker.outgoing]
+        for slot, pipe in full:
+            self._selector.register(pipe, selectors.EVENT_WRITE, slot)  # type: ignore[arg-type]
+        selected = self._selector.select(timeout_s)
+        for _, pipe in full:
+            self._selector.unregister(pipe)  # type: ignore[arg-type]
+        ready: dict[int, int] = {}
+        for found, mask in selected:
+            ready[found.data] = ready.get(found.data, 0) | mask
+        return list(ready.items())
 
     def _flush(self, slot: int) -> None:
         worker = self._workers[slot]
@@ -154,99 +303,120 @@ class Fleet:
                 del worker.outgoing[:sent]
         except BlockingIOError:
             pass
-        except BrokenPipeError:  # it has ended, or reads no more: its death or its silence will tell
+        except OSError:  # it has ended, or reads no more: its death or its silence will tell
             worker.outgoing.clear()
 
-    def poll(self, timeout_s: float) -> list[Message | Death]:
-        """What happened, waiting at most `timeout_s` for something to happen."""
-        events: list[Message | Death] = []
-        if not self._workers:
-            self._clock.sleep(timeout_s)
-            return events
-        full = [worker.process.stdin for worker in self._workers.values() if worker.outgoing]
-        for slot, worker in self._workers.items():
-            if worker.outgoing:
-                self._selector.register(worker.process.stdin, selectors.EVENT_WRITE, slot)  # type: ignore[arg-type]
-        selected = self._selector.select(timeout_s)
-        for pipe in full:
-            self._selector.unregister(pipe)  # type: ignore[arg-type]
-        for found, mask in selected:
-            if mask & selectors.EVENT_WRITE:
-                self._flush(found.data)
-        for found, mask in selected:
-            if mask & selectors.EVENT_READ:
-                events += self._read(found.data)
-        for slot, worker in list(self._workers.items()):
-            if _has_ended(worker.process):  # a child of its own may hold its pipe open
-                events += self._read(slot)
-                if slot in self._workers:
-                    events.append(self._bury(slot, ""))
-        now = self._clock.now()
-        for slot, worker in list(self._workers.items()):
-            limit = SILENCE_TIMEOUT_S if worker.ready else LOAD_TIMEOUT_S
-            if (worker.working or not worker.ready) and now - worker.heard_s > limit:
-                events.append(self._bury(slot, f"silent for {limit:.0f} s"))
-        return events
-
     def _read(self, slot: int) -> list[Message | Death]:
+        """Take what a worker has said, a bounded amount at a time."""
         worker = self._workers[slot]
         assert worker.process.stdout is not None
         events: list[Message | Death] = []
-        ended = False
         for _ in range(READS_A_POLL):
             try:
                 piece = os.read(worker.process.stdout.fileno(), READ_BYTES)
             except BlockingIOError:
                 break
             if not piece:
-                ended = True
+                self._selector.unregister(worker.process.stdout)
+                worker.open, worker.until_s = False, self._clock.now() + self.patience.close_s
                 break
-            worker.incoming += piece
+            worker.counted_bytes += len(piece)
+            *lines, rest = piece.split(b"\n")
+            for line in lines:
+                body = _parse(bytes(worker.incoming) + line)
+                worker.incoming.clear()
+                if body is None:
+                    return [*events, self._bury(slot, "a line that is no message")]
+                self._note(worker, body)
+                events.append(Message(slot, body))
+            worker.incoming += rest
+            if len(worker.incoming) > MAX_LINE_BYTES:
+                return [*events, self._bury(slot, "a line without end")]
         worker.heard_s = self._clock.now()
-        *lines, rest = worker.incoming.split(b"\n")
-        worker.incoming = bytearray(rest)
-        for line in lines:
-            body = _parse(bytes(line))
-            if body is None:
-                return [*events, self._bury(slot, "a line that is no message")]
-            worker.ready = worker.ready or body["type"] == "ready"
-            worker.working = worker.working and body["type"] != "done"
-            events.append(Message(slot, body))
-        if len(worker.incoming) > MAX_LINE_BYTES:
-            return [*events, self._bury(slot, "a line without end")]
-        if ended:
-            with contextlib.suppress(subprocess.TimeoutExpired):  # the pipe closes a moment before the process ends
-                worker.process.wait(timeout=EXIT_S)
-            events.append(self._bury(slot, ""))
         return events
 
-    def kill(self, slot: int, cause: str) -> Death:
-        """Kill the worker of a slot now."""
-        return self._bury(slot, cause)
+    def _note(self, worker: _Worker, body: Mapping[str, Any]) -> None:
+        """Follow the state of a worker by what it says."""
+        if body["type"] == "ready" and worker.state is _State.STARTING:
+            worker.state = _State.IDLE
+        elif body["type"] == "done" and worker.state in (_State.BUSY, _State.CANCELLING):
+            if body.get("job", worker.job) != worker.job:
+                return  # a late one
+            worker.state, worker.until_s, worker.cause = _State.IDLE, float("inf"), ""
+        elif body["type"] == "progress":
+            now = self._clock.now()
+            worker.gaps_s.setdefault(worker.phase, deque(maxlen=50)).append(now - worker.heard_s)
+            worker.phase, worker.heard_s = str(body.get("phase", ""))[:20], now
+
+    def _watch(self, slot: int) -> list[Message | Death]:
+        """See whether a worker has ended, floods, is silent for too long, or is due for the next step of its end."""
+        worker, now = self._workers[slot], self._clock.now()
+        if _has_ended(worker.process):
+            events = self._read(slot) if worker.open else []  # a child of its own may hold its pipe open
+            return [*events, self._bury(slot, worker.cause)] if slot in self._workers else events
+        if now - worker.counted_s > FLOOD_S:
+            worker.counted_s, worker.counted_bytes = now, 0
+        if worker.counted_bytes > FLOOD_BYTES:
+            return [self._bury(slot, "a flood of output")]
+        if now >= worker.until_s:
+            if not worker.open:
+                return [self._bury(slot, worker.cause or "closed its output")]
+            if worker.state is _State.ENDING:
+                return [self._bury(slot, worker.cause)]
+            self._terminate(worker, worker.cause, self.patience.term_s)
+        elif worker.state in (_State.STARTING, _State.BUSY) and now - worker.heard_s > self._allowed_s(worker):
+            place = f" in {worker.phase}" if worker.phase else ""
+            self._terminate(worker, f"silent for {self._allowed_s(worker):.0f} s{place}", self.patience.hang_s)
+        return []
+
+    def _allowed_s(self, worker: _Worker) -> float:
+        """How long a worker may be silent now."""
+        if worker.state is _State.STARTING:
+            return self.patience.load_s
+        gaps_s = worker.gaps_s.get(worker.phase)
+        if not gaps_s:
+            return self.patience.first_s
+        floor_s = self.patience.step_s if worker.phase == "train" else self.patience.round_s
+        return max(floor_s, self.patience.times * statistics.median(gaps_s))
+
+    def _terminate(self, worker: _Worker, cause: str, grace_s: float) -> None:
+        _kill_group(worker.process, signal.SIGTERM)
+        worker.state, worker.cause, worker.until_s = _State.ENDING, cause, self._clock.now() + grace_s
 
     def _bury(self, slot: int, cause: str) -> Death:
+        """Kill what is left of a worker and its process group, and forget it without waiting for its end."""
         worker = self._workers.pop(slot)
-        assert worker.process.stdin is not None
-        assert worker.process.stdout is not None
-        self._selector.unregister(worker.process.stdout)
-        _kill_group(worker.process, signal.SIGKILL)
-        try:
-            code: int | None = worker.process.wait(timeout=1.0)
-        except subprocess.TimeoutExpired:
-            code = None  # stuck in the kernel: left behind, it dies with this process
+        process = worker.process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        if worker.open:
+            self._selector.unregister(process.stdout)
+        _kill_group(process, signal.SIGKILL)
+        code = process.poll()
+        if code is None:
+            self._slots[slot].leaving, self._slots[slot].leaving_since_s = process, self._clock.now()
         with contextlib.suppress(OSError):
-            worker.process.stdin.close()
-        worker.process.stdout.close()
-        reason = cause or (f"signal {-code}" if code is not None and code < 0 else f"exit code {code}")
-        return Death(slot, reason, final=self._starts[slot] > RESTARTS)
+            process.stdin.close()
+        process.stdout.close()
+        self._count_death(slot)
+        return Death(slot, cause or _describe(code), final=self._slots[slot].retired)
 
-    def stop(self) -> None:
-        """Kill all workers and everything they started. Waits a moment for each, never longer."""
-        for worker in self._workers.values():
-            _kill_group(worker.process, signal.SIGKILL)
-        for slot in list(self._workers):
-            self._bury(slot, "stopped")
-        self._selector.close()
+    def _count_death(self, slot: int) -> None:
+        state, now = self._slots[slot], self._clock.now()
+        while state.deaths_s and now - state.deaths_s[0] > self.patience.window_s:
+            state.deaths_s.popleft()
+        state.deaths_s.append(now)
+        state.not_before_s = now + self.patience.backoff_s * 2 ** (len(state.deaths_s) - 1)
+        state.retired = state.retired or len(state.deaths_s) >= self.patience.deaths
+
+    def _let_go(self) -> None:
+        """Forget killed processes that are gone, and give up the slots of those that do not go."""
+        for state in self._slots:
+            if state.leaving is not None:
+                if state.leaving.poll() is not None:
+                    state.leaving = None
+                elif self._clock.now() - state.leaving_since_s > self.patience.gone_s:
+                    state.retired = True
 
 
 def _kill_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
@@ -259,6 +429,14 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
     with contextlib.suppress(ChildProcessError):
         return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     return True
+
+
+def _describe(code: int | None) -> str:
+    """How a process ended, in words."""
+    if code is not None and code < 0:
+        return f"signal {-code}"
+    meaning = EXIT_MEANS.get(code, "") if code is not None else ""
+    return f"exit code {code}" + (f": {meaning}" if meaning else "")
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

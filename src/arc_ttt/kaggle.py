@@ -6,20 +6,24 @@ import contextlib
 import importlib.metadata
 import json
 import platform
+import signal
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from arc_ttt import bootstrap
 from arc_ttt.checkpoints import model_folder, parameter_count, read_config
 from arc_ttt.cost import TTT, work
-from arc_ttt.deadline import REAL_CLOCK, format_duration
+from arc_ttt.deadline import REAL_CLOCK
 from arc_ttt.errors import ModelError, SettingsError, SubmissionError, TaskFileError
 from arc_ttt.events import read_journal
 from arc_ttt.grids import LoadedTasks, load_tasks, read_json
+from arc_ttt.host import free_memory
 from arc_ttt.launch import count_gpus
+from arc_ttt.report import report_lines, run_report
 from arc_ttt.run import Status, start_run
 from arc_ttt.settings import Settings
 from arc_ttt.submission import Submission, check_submission, write_atomically
@@ -28,6 +32,10 @@ RECORD = "setup.json"
 PACKAGES_SHARE = 0.2  # of the limit, at most MOST_PACKAGES_S: for installing and trying out packages
 MOST_PACKAGES_S = 1200.0
 HEADROOM = 1.25  # memory for adapters and activations, as a factor of the weights
+
+
+class _Signalled(BaseException):
+    """SIGTERM or SIGINT came while there was nothing to save and nobody to look at a flag."""
 
 
 @dataclass(slots=True)
@@ -71,19 +79,29 @@ def build_stamp() -> dict[str, str]:
 
 
 def kaggle_run(
-    root: Path, chosen: Mapping[str, Any], commit_tasks: int, start_s: float, *, strict: bool = False
+    root: Path,
+    chosen: Mapping[str, Any],
+    commit_tasks: int,
+    start_s: float,
+    signals: list[int] | None = None,
+    *,
+    strict: bool = False,
 ) -> int:
     """The whole of a Kaggle run. Leaves a submission if any can be written; never raises.
 
     root: /kaggle, or where a rehearsal has its mounts. chosen: settings by dotted name, and `preset`. commit_tasks:
-    how many tasks, the cheapest ones, the public commit run works on; the scoring rerun takes all. strict: the commit
+    how many tasks, the cheapest ones, the public commit run works on; the scoring rerun takes all. signals: SIGTERM
+    and SIGINT that have come already; they end the run, with its submission, as soon as it can end. strict: the commit
     run returns 1 if it could not do what `chosen` asks for. The scoring rerun always returns 0: an error would lose the
     day.
     """
     out = root / "working"
     setup = Setup()
     try:
-        _kaggle_run(root, out, dict(chosen), commit_tasks, start_s, setup)
+        _kaggle_run(root, out, dict(chosen), commit_tasks, start_s, signals if signals is not None else [], setup)
+    except _Signalled as error:
+        print(f"ended by signal {error}; the first submission stands", flush=True)
+        return 0
     except Exception as error:  # the last line of defence, and the only place that catches everything
         traceback.print_exc()
         setup.fall_back(f"the run failed: {type(error).__name__}: {error}")
@@ -96,7 +114,15 @@ def kaggle_run(
     return 1
 
 
-def _kaggle_run(root: Path, out: Path, chosen: dict[str, Any], commit_tasks: int, start_s: float, setup: Setup) -> None:
+def _kaggle_run(
+    root: Path,
+    out: Path,
+    chosen: dict[str, Any],
+    commit_tasks: int,
+    start_s: float,
+    signals: list[int],
+    setup: Setup,
+) -> None:
     if stamp := build_stamp():
         setup.note(f"arc_ttt {stamp.get('version', '')} of commit {stamp.get('commit', '')}")
     mounts = bootstrap.find_mounts(root)
@@ -107,7 +133,9 @@ def _kaggle_run(root: Path, out: Path, chosen: dict[str, Any], commit_tasks: int
     bootstrap.set_environment(scratch)
     settings, chosen = _settings(chosen, setup)
     seconds = min(MOST_PACKAGES_S, PACKAGES_SHARE * settings.run.limit_s)
-    packages = bootstrap.prepare_packages(mounts, scratch, unsloth=settings.model.backend == "unsloth", seconds=seconds)
+    unsloth = settings.model.backend == "unsloth"
+    with _ended_by_signals(signals):
+        packages = bootstrap.prepare_packages(mounts, scratch, unsloth=unsloth, seconds=seconds)
     for line in (*mounts.problems, *packages.notes):
         setup.note(line)
     for line in packages.fallbacks:
@@ -116,6 +144,8 @@ def _kaggle_run(root: Path, out: Path, chosen: dict[str, Any], commit_tasks: int
     if not packages.four_bit:
         embedded = embedded.override([("model.quantize", "none")])
     settings = _usable(settings, embedded, mounts, packages, setup)
+    if settings.run.reserve_raised:
+        setup.note(settings.run.reserve_raised)
     asked = dict(loaded.test_counts)
     if not bootstrap.is_rerun():
         few = sorted(loaded.tasks, key=lambda task: work(task, TTT, settings))[:commit_tasks]
@@ -130,11 +160,35 @@ def _kaggle_run(root: Path, out: Path, chosen: dict[str, Any], commit_tasks: int
             shown = REAL_CLOCK.now()
             print(status.line(), flush=True)
 
-    result = start_run(loaded, settings, out, start_s=start_s, on_status=show, fallback=embedded)
+    result = start_run(loaded, settings, out, start_s=start_s, on_status=show, fallback=embedded, signals=signals)
     adapted = sum(1 for kind, _ in result.results if kind == TTT)
-    print(f"ended by: {result.stopped_by}; {adapted} tasks adapted in {format_duration(result.seconds)}", flush=True)
+    report = run_report(result)
+    print("\n".join([f"{adapted} tasks adapted", *report_lines(report)]), flush=True)
+    with contextlib.suppress(OSError):
+        write_atomically(out / "report.json", json.dumps(report, indent=1) + "\n")
     _look_back(out, asked, result.fatal, setup)
     setup.write(out / RECORD, settings)
+
+
+@contextlib.contextmanager
+def _ended_by_signals(signals: list[int]) -> Iterator[None]:
+    """Inside, SIGTERM and SIGINT end the run at once: for waiting of which nobody could be told to stop."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise _Signalled(number)
+
+    if signals:
+        raise _Signalled(signals[0])
+    try:
+        old = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def _settings(chosen: dict[str, Any], setup: Setup) -> tuple[Settings, dict[str, Any]]:
@@ -175,10 +229,10 @@ def _usable(
 
 
 def _check_memory(config: dict[str, Any], settings: Settings) -> None:
-    """Raises ModelError if the weights do not fit without 4 bits."""
-    gpus = count_gpus()
-    needed = parameter_count(config) * (2 if gpus else 4) * HEADROOM
-    held = bootstrap.device_memory_bytes(settings.run.workers or 2)
+    """Raises ModelError if the weights do not fit without 4 bits: on a GPU in 16, else for each process in 32."""
+    on_gpu = bootstrap.gpu_memory_bytes() if count_gpus() else 0
+    held = on_gpu or (free_memory() or 0) // (settings.run.workers or 2)
+    needed = parameter_count(config) * (2 if on_gpu else 4) * HEADROOM
     if held and needed > held:
         raise ModelError(f"without 4-bit weights the model needs {needed / 2**30:.1f} GiB of {held / 2**30:.1f}")
 

@@ -11,9 +11,11 @@ from typing import Any
 from arc_ttt.deadline import Deadline
 from arc_ttt.fleet import Fleet
 from arc_ttt.settings import Settings
+from arc_ttt.twin import Twin
 
 HEAD_START_S = 2.0  # workers stop before the coordinator does, so that what a cut job found still arrives
 MOST_PROGRAMS = 8
+CALIBRATE_FROM_S = 3600.0  # a shorter run has no minutes for it
 
 
 def count_gpus() -> int:
@@ -28,28 +30,44 @@ def count_gpus() -> int:
     return len(list(Path("/dev").glob("nvidia[0-9]*")))  # some containers hide the driver's folder
 
 
+def device_name() -> str:
+    """What the driver calls the first GPU; "cpu" without one, "" where the driver does not tell."""
+    if not count_gpus():
+        return "cpu"
+    with contextlib.suppress(OSError):
+        for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+            for line in file.read_text().splitlines():
+                if line.startswith("Model:"):
+                    return line.partition(":")[2].strip()
+    return ""
+
+
 def work_until(settings: Settings, deadline: Deadline) -> Deadline:
     """When workers stop by themselves: a moment before the coordinator does, which is the reserve before the limit."""
     return deadline.minus(settings.run.reserve + min(HEAD_START_S, settings.run.reserve / 2))
 
 
-def make_hello(settings: Settings, deadline: Deadline) -> dict[str, Any]:
-    """The first line to a worker."""
+def make_hello(settings: Settings, deadline: Deadline, *, calibrate: bool = True) -> dict[str, Any]:
+    """The first line to a worker. calibrate: whether it is to try out training steps first, where the run is long."""
     gpu = 0 if count_gpus() else None
     return {
         "type": "hello",
         "settings": settings.to_json(),
         "deadline": work_until(settings, deadline).at_s,
         "gpu": gpu,
+        "calibrate": calibrate and settings.run.limit_s >= CALIBRATE_FROM_S,
     }
 
 
-def make_fleet(settings: Settings, out: Path, deadline: Deadline) -> tuple[Fleet, range, int]:
+def make_fleet(settings: Settings, out: Path, deadline: Deadline) -> tuple[Fleet | Twin, range, int]:
     """One worker a GPU, or without one up to two on the CPU, and the workers of synthesis behind them.
 
-    Each sees its own device and few threads. Returns the fleet, the slots that synthesize, and the number of cores that
-    both kinds share (0 with GPUs, where each GPU's worker keeps a core to itself).
+    Each sees its own device and few threads, and has caches of its own. Returns the fleet, the slots that synthesize,
+    and the number of cores that both kinds share (0 with GPUs, where each GPU's worker keeps a core to itself).
     """
+    if settings.run.in_process:
+        names = ["device", "synthesis"] if settings.synthesis.enabled else ["device"]
+        return Twin(names, make_hello(settings, deadline)), range(1, len(names)), 1
     gpus = count_gpus()
     cores = len(os.sched_getaffinity(0))
     workers = settings.run.workers or gpus or min(2, cores)
@@ -61,17 +79,24 @@ def make_fleet(settings: Settings, out: Path, deadline: Deadline) -> tuple[Fleet
     environments = []
     for slot in range(workers):
         threads = str(settings.run.threads)
-        environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **OFFLINE}
+        cache = (
+            Path(os.environ.get("ARC_TTT_SCRATCH", out)) / "caches" / str(slot)
+        ).absolute()  # two writers of one cache have been seen to break it
+        environment = {
+            "PYTHONPATH": path,
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "TRITON_CACHE_DIR": str(cache / "triton"),
+            "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+            "UNSLOTH_COMPILE_LOCATION": str(cache / "unsloth"),
+            **OFFLINE,
+        }
         if gpus:
-            names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-            cache = Path(os.environ.get("ARC_TTT_SCRATCH", out)) / "caches" / str(slot)
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
             environment |= {
-                "CUDA_VISIBLE_DEVICES": names[slot % gpus],
+                "CUDA_VISIBLE_DEVICES": visible[slot % gpus],
                 "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
                 "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-                "TRITON_CACHE_DIR": str(cache / "triton"),
-                "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
-                "UNSLOTH_COMPILE_LOCATION": str(cache / "unsloth"),
             }
         environments.append(environment)
     plain = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

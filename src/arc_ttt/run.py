@@ -1,6 +1,7 @@
 """A run: tasks -> fleet -> votes -> submission. Owns the clock; ends in time whatever the workers do.
 
 The submission is complete and on the disk before the first worker starts, and is replaced whenever an answer changes.
+What runs next is decided in `schedule`, how processes live and die in `fleet`; here the two meet.
 """
 
 from __future__ import annotations
@@ -8,63 +9,61 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
-from arc_ttt.cost import BASE, SYNTHESIS, TTT, CostModel
+from arc_ttt.checkpoints import model_folder, read_config
+from arc_ttt.cost import BASE, SYNTHESIS, TTT, CostModel, Model, device_type, views_of
 from arc_ttt.deadline import REAL_CLOCK, Deadline, format_duration
-from arc_ttt.errors import ArcError
+from arc_ttt.deadman import Deadman
+from arc_ttt.errors import ArcError, SubmissionError
 from arc_ttt.events import Journal, Outcome
-from arc_ttt.fleet import Death, Fleet, Message
-from arc_ttt.grids import Grid, LoadedTasks, Task, parse_grid
-from arc_ttt.launch import make_fleet, make_hello, work_until
-from arc_ttt.schedule import JOINT, Job, Plan
+from arc_ttt.findings import Findings
+from arc_ttt.fleet import Death, Message
+from arc_ttt.grids import LoadedTasks, Task
+from arc_ttt.host import free_memory
+from arc_ttt.launch import device_name, make_fleet, make_hello, work_until
+from arc_ttt.recovery import fingerprint, past_lines, take_over
+from arc_ttt.report import COMPILE, DECODE, IDLE, KILLED, LOAD, RESERVE, TRAIN, Ledger, RunResult
+from arc_ttt.schedule import JOINT, Job, Plan, least_share
 from arc_ttt.settings import Settings
 from arc_ttt.submission import Submission
-from arc_ttt.votes import (
-    Candidate,
-    Program,
-    ScoredCandidate,
-    attempts,
-    fallback_grids,
-    merge,
-    rank,
-    strength,
-)
 
 POLL_S = 0.2
-WRITE_EVERY_S = 0.5
+WRITE_EVERY_S, WRITE_MOST_S = 0.5, 60.0
+MEMORY_EVERY_S, LOW_MEMORY = 1.0, 512 * 1024**2  # how often memory is looked at, and what is too little of it
+WRITE_SHARE = 0.05  # of the coordinator's time at most goes into writing, however slow the disk is
 
 
-@dataclass(slots=True)
-class TaskResult:
-    """All that was found for one task in one stage ("base", "ttt" or "synthesis")."""
+class Workers(Protocol):
+    """What a run needs of its fleet. `fleet.Fleet` has it with real processes; a simulation has it in virtual time."""
 
-    candidates: list[Candidate] = field(default_factory=list)
-    scored: list[ScoredCandidate] = field(default_factory=list)
-    programs: list[Program] = field(default_factory=list)
-    outcome: str = ""
-    reason: str = ""
-    seconds: float = 0.0
+    @property
+    def slots(self) -> list[int]: ...
 
+    def ready(self, slot: int) -> bool: ...
 
-@dataclass(slots=True)
-class RunResult:
-    """What a run leaves behind for a report."""
+    def alive(self, slot: int) -> bool: ...
 
-    results: dict[tuple[str, str], TaskResult] = field(default_factory=dict)  # by stage and task id
-    seconds: float = 0.0
-    limit_s: float = 0.0
-    workers: int = 0
-    stopped_by: str = "all done"
-    deaths: list[str] = field(default_factory=list)
-    fatal: str = ""
-    train_tokens: int = 0
-    train_s: float = 0.0
-    write_errors: int = 0
+    def start(self, slot: int) -> bool: ...
+
+    def send(self, slot: int, body: Mapping[str, Any]) -> None: ...
+
+    def poll(self, timeout_s: float) -> list[Message | Death]: ...
+
+    def forgive(self, slot: int) -> None: ...
+
+    def retire(self, slot: int) -> None: ...
+
+    def kill(self, slot: int, cause: str) -> Death: ...
+
+    def greet(self, hello: Mapping[str, Any]) -> None: ...
+
+    def stop(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -87,36 +86,15 @@ class Status:
         return f"{time} | {done} | {now}"
 
 
-def rank_result(result: TaskResult, test_index: int, rule: str, *, with_programs: bool = False) -> list[Grid]:
-    """Distinct grids of one test input, best first. with_programs: also those that only synthesis found."""
-    return rank(
-        [c for c in result.candidates if c.test_index == test_index],
-        [s for s in result.scored if s.test_index == test_index and (with_programs or s.stage != SYNTHESIS)],
-        rule=rule,
-    )
-
-
-def merged(results: Mapping[tuple[str, str], TaskResult], task: Task, index: int, settings: Settings) -> list[Grid]:
-    """Grids of one test input, best first, from all stages: adapted before base, joined with the programs."""
-    neural: list[Grid] = []
-    agreement = 0.0
-    for stage in (TTT, BASE):
-        result = results.get((stage, task.task_id))
-        if result is not None:
-            found = rank_result(result, index, settings.vote.rule, with_programs=True)
-            if found and not neural and stage == TTT:
-                agreement = strength([c for c in result.candidates if c.test_index == index])
-            neural += found
-    synthesis = results.get((SYNTHESIS, task.task_id))
-    programs = [p for p in synthesis.programs if p.test_index == index] if synthesis is not None else []
-    return merge(neural, agreement, programs, rule=settings.synthesis.merge)
-
-
 class Coordinator:
     """One run. `start_s` is the moment, on the clock of `deadline`, from which the limit counts.
 
     program_slots: slots of the fleet whose workers synthesize. cores: where these share cores with the devices, how
     many jobs may run at once; 0 where they do not. fallback: settings to go on with when the model cannot be loaded.
+    submission, journal: where answers and events go if not into files below `out`. poll_s: longest wait for an event.
+    device: one of `cost.DEVICE_TYPES`, for predictions until jobs have ended. cost: predictions made already. past: the
+    journal of an interrupted run to go on from; mark: tells such a run from others. signals: SIGTERM and SIGINT that
+    have come already. free_memory: bytes the machine has left, None where nobody knows.
     """
 
     def __init__(
@@ -126,90 +104,173 @@ class Coordinator:
         out: Path,
         *,
         start_s: float,
-        fleet: Fleet,
+        fleet: Workers,
         deadline: Deadline,
         program_slots: Collection[int] = (),
         cores: int = 0,
         fallback: Settings | None = None,
+        submission: Submission | None = None,
+        journal: Journal | None = None,
+        poll_s: float = POLL_S,
+        device: str = "cpu",
+        cost: CostModel | None = None,
+        past: Sequence[Mapping[str, Any]] = (),
+        mark: str = "",
+        signals: list[int] | None = None,
+        free_memory: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.loaded, self.settings, self.out = loaded, settings, out
         self.start_s, self.fleet = start_s, fleet
-        self.clock = deadline.clock
+        self.clock, self.poll_s = deadline.clock, poll_s
         self.limit = deadline
         self.stop_at = deadline.minus(settings.run.reserve)
         self.work_until = work_until(settings, deadline)
         self.tasks = {task.task_id: task for task in loaded.tasks}
-        self.cost = CostModel(settings)
+        self.device = device
+        self.cost = cost or self._make_cost()
         self.fallback = fallback
         self.program_slots, self.cores = frozenset(program_slots), cores
-        devices = [slot for slot in fleet.slots if slot not in self.program_slots]
-        scope = settings.ttt.scope
-        self.plan = Plan(
-            loaded.tasks,
-            self.cost.predict,
-            budget_s=max(1.0, self.stop_at.remaining()) * max(1, len(devices)),
-            joint=scope if scope in ("shared", "joint") else "",
-            base_share=settings.decode.base_share if settings.decode.base_views > 0 else 0.0,
-            synthesis_share=settings.synthesis.share if cores else 1.0,
-            synthesis_passes=len(settings.synthesis.cpu_limits_s) if self.program_slots else 0,
-            predict_program=self.cost.predict_program,
+        self.devices = [slot for slot in fleet.slots if slot not in self.program_slots]
+        self.plan = self._make_plan()
+        self.findings = Findings(loaded)
+        self.submission = submission or Submission(out / "submission.json", loaded)
+        self.journal = journal or Journal(out / "events.jsonl", self.clock, start_s)
+        self.ledger = Ledger(self.devices, start_s)
+        self.result = RunResult(
+            results=self.findings.results,
+            limit_s=settings.run.limit_s,
+            reserve_s=settings.run.reserve,
+            workers=len(self.devices),
+            ledger=self.ledger,
         )
-        self.submission = Submission(out / "submission.json", loaded)
-        self.journal = Journal(out / "events.jsonl", self.clock, start_s)
-        self.result = RunResult(limit_s=settings.run.limit_s, workers=len(devices))
+        self._task_json: dict[str, dict[str, Any]] = {}
+        self._ended: Counter[str] = Counter()
+        self._ready: set[int] = set()
         self._jobs: dict[int, Job] = {}
         self._job_number = 0
+        self._numbers: dict[int, int] = {}  # of the jobs by slot, which tell a late message from one of the present job
         self._dirty = True
-        self._written_s = -1e9
+        self._next_write_s = -math.inf
         self._joint_path = ""
-        self._signal = 0
+        self.past, self.mark = past, mark
+        self.signals = signals if signals is not None else []
+        self.free_memory = free_memory
+        self._memory_looked_at_s = -math.inf
+        self._short_of_memory = False
+
+    def _make_cost(self) -> CostModel:
+        try:
+            model = Model.of(read_config(model_folder(self.settings.model.path)))
+        except (ArcError, KeyError, TypeError, ValueError):
+            model = Model()  # the workers will say what is wrong with it
+        return CostModel(self.settings, model, self.device)
+
+    def _make_plan(self) -> Plan:
+        ttt, decode = self.settings.ttt, self.settings.decode
+        shared = bool(self.cores and self.program_slots)
+        return Plan(
+            self.loaded.tasks,
+            lambda task, kind, share: self.cost.predict(task, kind, share),
+            budget_s=max(1.0, self.stop_at.remaining()) * max(1, len(self.devices)),
+            passes=ttt.passes if ttt.scope in ("per-task", "joint") else 1,
+            least_share=least_share(math.ceil(ttt.max_sequences * ttt.epochs / ttt.batch_sequences)),
+            device_share=1 - self.settings.synthesis.share if shared else 1.0,
+            joint=ttt.scope if ttt.scope in ("shared", "joint") else "",
+            base_share=decode.base_share if decode.base_views > 0 else 0.0,
+            synthesis_share=self.settings.synthesis.share if self.cores else 1.0,
+            synthesis_passes=len(self.settings.synthesis.cpu_limits_s) if self.program_slots else 0,
+            predict_program=lambda number: self.cost.predict_program(number),
+        )
+
+    def _replan(self) -> None:
+        """Let the plan know what the devices that are left can still do."""
+        left_s = max(0.0, self.stop_at.remaining())
+        slots = [slot for slot in self.fleet.slots if slot not in self.program_slots]
+        usable_s = sum(left_s / self.cost.drift(slot) for slot in slots)
+        spent_s = sum(seconds for kind, seconds in self.plan.spent_s.items() if kind != SYNTHESIS)
+        self.plan.replan(spent_s + usable_s)
+
+    # The loop
 
     def run(self, on_status: Callable[[Status], None] = lambda status: None) -> RunResult:
         """Run to the end: all jobs done, the deadline less the reserve, or a signal."""
-        self.journal.append("start", tasks=len(self.tasks), problems=len(self.loaded.problems))
+        self.journal.append("start", tasks=len(self.tasks), problems=len(self.loaded.problems), mark=self.mark)
         for problem in self.loaded.problems:
             self.journal.append("bad task", task_id=problem.task_id, reason=str(problem))
         for stale in self.out.glob(".submission.json.*.part"):  # a write that a kill cut short
             stale.unlink(missing_ok=True)
+        self._resume()
         self._write()
         with self._signals():
             try:
                 if self.tasks:
                     self._loop(on_status)
             finally:
-                self._write(final=True)
-                self.fleet.stop()
-                self.result.seconds = self.clock.now() - self.start_s
-                self.journal.append("end", stopped_by=self.result.stopped_by, seconds=round(self.result.seconds, 3))
-                self.journal.close()
+                self._end()
         return self.result
 
+    def _resume(self) -> None:
+        """Take in what an interrupted run of the same tasks and settings had found. Passes that it had not ended wait
+        again; their messages are replaced when they come anew."""
+        for job, body in past_lines(self.past):
+            if job.task_id not in self.tasks and job.kind != JOINT:
+                continue
+            if body["type"] != "done":
+                self._take(job, body)
+            elif job.kind != JOINT or Path(self._joint_file).is_file():
+                self.plan.past(job)
+                self._conclude(job, body)
+        if self.past:
+            self.journal.append("resumed", passes=sum(self._ended.values()))
+
     def _loop(self, on_status: Callable[[Status], None]) -> None:
-        while True:
-            if self._signal:
-                self.result.stopped_by = f"signal {signal.Signals(self._signal).name}"
-                return
-            if self.stop_at.passed():
-                self.result.stopped_by = "deadline"
-                return
+        """No turn takes longer than a poll and a write: nothing here waits for a worker."""
+        while not self._over():
+            self._watch_memory()
             self._start_missing()
             self._dispatch()
             if not self._jobs and not self._anything_coming():
                 return
-            for event in self.fleet.poll(min(POLL_S, max(0.0, self.stop_at.remaining()))):
+            for event in self.fleet.poll(min(self.poll_s, max(0.0, self.stop_at.remaining()))):
                 if isinstance(event, Death):
                     self._died(event)
                 else:
                     self._heard(event)
-            self._write()
+            if not self.stop_at.passed() and self.clock.now() >= self._next_write_s:
+                self._write()
             on_status(self._status())
+
+    def _over(self) -> bool:
+        if self.signals:
+            self.result.stopped_by = f"signal {signal.Signals(self.signals[0]).name}"
+        elif self.stop_at.passed():
+            self.result.stopped_by = "deadline"
+        else:
+            return False
+        return True
+
+    def _end(self) -> None:
+        """The last answers to the disk first, then the workers' end, which is not waited for."""
+        stopped_s = self.clock.now()
+        for slot in self.devices:
+            working, loading = slot in self._jobs, self.fleet.alive(slot) and slot not in self._ready
+            self.ledger.spend(slot, stopped_s, KILLED if working else LOAD if loading else IDLE)
+            self.ledger.spend(slot, max(stopped_s, self.limit.at_s), RESERVE)
+        self._write()
+        if self._dirty:  # a disk that refused may take it now
+            self._write()
+        self.fleet.stop()
+        self.result.quarantined = list(self.plan.quarantined)
+        self.result.seconds = self.clock.now() - self.start_s
+        self.journal.append("end", stopped_by=self.result.stopped_by, seconds=round(self.result.seconds, 3))
+        self.journal.close()
 
     def _anything_coming(self) -> bool:
         """Whether a job that waits could still start. Asked when none runs: a ready worker found none that fits."""
         if not self.fleet.slots:
             self.result.stopped_by = self.result.fatal or "all workers lost"
             return False
-        for synthesizes, waiting in ((False, self.plan.left), (True, len(self.plan.waiting[SYNTHESIS]))):
+        for synthesizes, waiting in ((False, self.plan.left), (True, self.plan.searches_left)):
             slots = [slot for slot in self.fleet.slots if (slot in self.program_slots) == synthesizes]
             if waiting and not slots and not synthesizes:
                 self.result.fatal = self.result.fatal or "all device workers were lost; see the logs"
@@ -221,71 +282,117 @@ class Coordinator:
             self.result.stopped_by = self.result.fatal
         return False
 
+    # Jobs out
+
     def _start_missing(self) -> None:
         """Start workers that are not there, but none any more once one has found that the model cannot be loaded."""
         for slot in self.fleet.slots:
-            if not self.fleet.alive(slot):
+            if not self.fleet.alive(slot) and not (self._short_of_memory and slot in self.program_slots):
                 if self.result.fatal and slot not in self.program_slots:
                     self.fleet.retire(slot)
                 else:
+                    self.ledger.spend(slot, self.clock.now(), IDLE)
                     self.fleet.start(slot)
+
+    def _watch_memory(self) -> None:
+        """While the machine's memory runs low, give up the workers of synthesis, one at a look, and start none."""
+        if self.clock.now() - self._memory_looked_at_s < MEMORY_EVERY_S:
+            return
+        self._memory_looked_at_s = self.clock.now()
+        free = self.free_memory()
+        self._short_of_memory = free is not None and free < LOW_MEMORY
+        alive = [slot for slot in self.fleet.slots if slot in self.program_slots and self.fleet.alive(slot)]
+        if self._short_of_memory and alive:
+            self._died(self.fleet.kill(alive[-1], "memory runs low"))
 
     def _dispatch(self) -> None:
         """Give jobs to idle workers: programs within their share, devices, then programs with what cores are left."""
         left_s = self.work_until.remaining()
-        programs = [slot for slot in self.fleet.slots if slot in self.program_slots]
-        devices = [slot for slot in self.fleet.slots if slot not in self.program_slots]
-        self._give(programs, lambda: self.plan.next_program(left_s, within_share=True))
-        self._give(devices, lambda: self.plan.next_job(left_s))
-        self._give(programs, lambda: self.plan.next_program(left_s, within_share=False))
+        free = [slot for slot in self.fleet.slots if slot not in self._jobs and self.fleet.ready(slot)]
+        programs = [slot for slot in free if slot in self.program_slots]
+        devices = [slot for slot in free if slot not in self.program_slots]
+        self._give(programs, lambda slot: self.plan.next_program(left_s, within_share=True))
+        self._give(devices, lambda slot: self.plan.next_job(left_s / self.cost.drift(slot)))
+        self._give(programs, lambda slot: self.plan.next_program(left_s, within_share=False))
 
-    def _give(self, slots: Sequence[int], next_job: Callable[[], Job | None]) -> None:
+    def _give(self, slots: Sequence[int], next_job: Callable[[int], Job | None]) -> None:
         for slot in slots:
-            if slot in self._jobs or not self.fleet.ready(slot) or (self.cores and len(self._jobs) >= self.cores):
+            if slot in self._jobs or (self.cores and len(self._jobs) >= self.cores):
                 continue
-            job = next_job()
+            job = next_job(slot)
             if job is None:
-                return
+                continue
             self._job_number += 1
-            self._jobs[slot] = job
-            self.fleet.send(slot, {"type": "job", "id": self._job_number, "kind": job.kind, **self._body(job)})
+            self._jobs[slot], self._numbers[slot] = job, self._job_number
+            self.ledger.spend(slot, self.clock.now(), IDLE)
+            self.fleet.send(slot, {"type": "job", "id": self._job_number, "kind": job.kind, **self._body(job, slot)})
             self.journal.append(
-                "job", slot=slot, kind=job.kind, task_id=job.task_id, predicted_s=round(job.predicted_s, 2)
+                "job",
+                slot=slot,
+                kind=job.kind,
+                task_id=job.task_id,
+                number=job.number,
+                share=round(job.share, 4),
+                predicted_s=round(job.predicted_s * self.cost.drift(slot), 2),
             )
 
-    def _body(self, job: Job) -> dict[str, Any]:
+    def _body(self, job: Job, slot: int) -> dict[str, Any]:
         if job.kind == JOINT:
-            path = self.out / "joint.safetensors"
             share = 0.5 if self.settings.ttt.scope == "shared" else 0.2
             until = self.clock.now() + share * max(0.0, self.stop_at.remaining())
-            return {"tasks": {i: _task_json(t) for i, t in self.tasks.items()}, "path": str(path), "until": until}
-        body: dict[str, Any] = {"task_id": job.task_id, "task": _task_json(self.tasks[job.task_id])}
+            return {"tasks": {i: self._json_of(i) for i in self.tasks}, "path": self._joint_file, "until": until}
+        body: dict[str, Any] = {"task_id": job.task_id, "task": self._json_of(job.task_id)}
         if job.kind == SYNTHESIS:
-            body["cpu_limit_s"] = self.settings.synthesis.cpu_limit_s(job.number)
+            return body | {"cpu_limit_s": self.settings.synthesis.cpu_limit_s(job.number)}
+        body["until"] = min(self.work_until.at_s, self.clock.now() + self.cost.cap(job.predicted_s, slot))
         if job.kind == TTT:
-            body |= {"share": job.share, "decode_s": self.cost.decoding(self.tasks[job.task_id])}
-            body["programs"] = self._programs(job.task_id)
+            body |= {"number": job.number, "share": job.share, "views": views_of(TTT, job.share, self.settings)}
+            body["decode_s"] = self.cost.decoding(self.tasks[job.task_id], job.share) * self.cost.drift(slot)
+            body["longest"] = self.cost.longest()
+            body["programs"] = self.findings.programs_for(job.task_id)
             if self._joint_path:
                 body["joint"] = self._joint_path
         return body
 
-    def _programs(self, task_id: str) -> dict[int, list[list[list[int]]]]:
-        """By test input, the grids that synthesis has found so far."""
-        found = self.result.results.get((SYNTHESIS, task_id), TaskResult()).programs
-        indices = sorted({p.test_index for p in found})
-        return {index: [p.grid.tolist() for p in found if p.test_index == index] for index in indices}
+    @property
+    def _joint_file(self) -> str:
+        return str(self.out / "joint.safetensors")
+
+    def _json_of(self, task_id: str) -> dict[str, Any]:
+        if task_id not in self._task_json:
+            self._task_json[task_id] = _task_json(self.tasks[task_id])
+        return self._task_json[task_id]
+
+    # Events in
 
     def _heard(self, message: Message) -> None:
         body = message.body
-        job = self._jobs.get(message.slot)
+        number = self._numbers.get(message.slot)
+        job = self._jobs.get(message.slot) if body.get("job", number) == number else None
         if body["type"] == "fatal":
             self._model_failed(message.slot, str(body.get("reason", "")), str(body.get("model", "")))
-        elif body["type"] == "ready":
+        elif body["type"] == "ready" and message.slot not in self._ready:
+            self._ready.add(message.slot)
+            self.ledger.spend(message.slot, self.clock.now(), LOAD)
             self.journal.append("ready", slot=message.slot, device=body.get("device"), dtype=body.get("dtype"))
+            self._calibrated(body.get("calibration"))
+            if self.cost.observations == 0:
+                self._replan()
         elif body["type"] in ("candidates", "programs") and job is not None and body.get("task_id") == job.task_id:
-            self._take(job, body)
+            if self._take(job, body):
+                self.journal.append("found", **job.to_json(), **_found(body))
         elif body["type"] == "done" and job is not None:
             self._done(message.slot, job, body)
+
+    def _calibrated(self, rows: Any) -> None:
+        """Let predictions follow what a worker tried out; workers that are started later need not try again."""
+        names = ("length", "sequences", "seconds", "fitted")
+        rows = rows if isinstance(rows, list) else []
+        rows = [{name: _number(row, name) for name in names} for row in rows if isinstance(row, dict)]
+        if rows:
+            self.journal.append("calibrated", rows=rows)
+            self.cost.calibrate(rows)
+            self.fleet.greet(make_hello(self.settings, self.limit, calibrate=False))
 
     def _model_failed(self, slot: int, reason: str, model: str) -> None:
         """A worker cannot load the model: go on with the fallback, or without devices where there is none."""
@@ -296,94 +403,91 @@ class Coordinator:
             self.result.fatal = reason
             return
         self.settings, self.fallback = self.fallback, None
-        self.cost.settings = self.settings
+        self.cost, fresh = self._make_cost(), self._make_plan()
+        self.plan.passes, self.plan.least_share = fresh.passes, fresh.least_share
+        self._replan()
         self.fleet.greet(make_hello(self.settings, self.limit))
         self.journal.append("fallback", model=self.settings.model.path or "embedded")
 
-    def _take(self, job: Job, body: dict[str, Any]) -> None:
-        """Check the candidates of a test input and let them change its attempts. Malformed ones are dropped."""
-        task, index = self.tasks[job.task_id], body.get("test_index")
-        if not isinstance(index, int) or not 0 <= index < len(task.tests):
-            self.journal.append("dropped", task_id=job.task_id, reason="no such test input")
-            return
-        result = self.result.results.setdefault((job.kind, job.task_id), TaskResult())
-        candidates: list[Candidate] = []
-        scored: list[ScoredCandidate] = []
-        try:
-            where = f"candidate of {job.task_id}"
-            if body["type"] == "programs":
-                self._take_programs(result, index, body["programs"], job.task_id)
-                body = {"candidates": [], "scored": []}
-            for c in body["candidates"]:
-                grid = parse_grid(c["grid"], where=where, task_id=job.task_id)
-                candidates.append(Candidate(job.task_id, index, grid, str(c["group"]), _finite(c["nll"]), job.kind))
-            for c in body["scored"]:
-                grid = parse_grid(c["grid"], where=where, task_id=job.task_id)
-                nlls = tuple(_finite(v) for v in c["nll_by_view"])
-                scored.append(ScoredCandidate(job.task_id, index, grid, nlls, str(c.get("stage", job.kind))))
-        except (ArcError, KeyError, TypeError, ValueError) as error:
-            self.journal.append("dropped", task_id=job.task_id, reason=f"malformed candidate: {error}")
-        if candidates:  # a second try of a job takes the place of the first, else its votes would count twice
-            result.candidates = [c for c in result.candidates if c.test_index != index] + candidates
-            result.scored = [c for c in result.scored if c.test_index != index]
-        result.scored += scored
-        self._vote(task, index)
-
-    def _take_programs(self, result: TaskResult, index: int, rows: list[dict[str, Any]], task_id: str) -> None:
-        """Programs of a test input from the latest pass take the place of those of earlier ones."""
-        fresh = [
-            Program(
-                index,
-                parse_grid(row["grid"], where=f"program for {task_id}", task_id=task_id),
-                str(row["text"]),
-                _finite(row["confidence"]),
-                bool(row["fits_all"]),
-            )
-            for row in rows
-        ]
-        if fresh:
-            result.programs = [p for p in result.programs if p.test_index != index] + fresh
-
-    def _vote(self, task: Task, index: int) -> None:
-        """Attempts from all that is known about a test input."""
-        ranked = merged(self.result.results, task, index, self.settings)
-        if ranked:
-            self.submission.set(task.task_id, index, attempts(ranked, fallback_grids(task, index)))
+    def _take(self, job: Job, body: Mapping[str, Any]) -> bool:
+        """Let what a worker found for a test input change its attempts. Returns whether it was well-formed."""
+        dropped = self.findings.take(job.kind, job.task_id, job.number, job.share, body)
+        if dropped:
+            self.journal.append("dropped", task_id=job.task_id, reason=dropped)
+            return False
+        index = body["test_index"]
+        both = self.findings.attempts(job.task_id, index, self.settings)
+        if both is not None:
+            self.submission.set(job.task_id, index, both)
             self._dirty = True
+        return True
 
-    def _done(self, slot: int, job: Job, body: dict[str, Any]) -> None:
+    def _done(self, slot: int, job: Job, body: Mapping[str, Any]) -> None:
         del self._jobs[slot]
         self.fleet.forgive(slot)
-        seconds = _number(body, "seconds")
-        known = {
-            k: body[k] for k in ("outcome", "reason", "seconds", "steps", "loss", "tokens", "train_s") if k in body
-        }
-        self.journal.append("done", slot=slot, kind=job.kind, task_id=job.task_id, **known)
+        parts = {TRAIN: _number(body, "train_s"), COMPILE: _number(body, "compile_s")}
+        self.ledger.spend(slot, self.clock.now(), DECODE, parts)
+        known = {name: body[name] for name in DONE_FIELDS if name in body}
+        self.journal.append("done", slot=slot, **job.to_json(), **known)
+        self._conclude(job, body)
+        if job.kind in (BASE, TTT):
+            seen = {name: _number(body, name) for name in ("seconds", "train_s", "train_tokens", "steps")}
+            self.result.train_tokens += int(seen["train_tokens"])
+            self.result.train_s += seen["train_s"]
+            self._learn(slot, job, str(body.get("outcome")), str(body.get("reason", "")), seen)
+
+    def _conclude(self, job: Job, body: Mapping[str, Any]) -> None:
+        """Let what is known about a pass, its plan included, follow its end."""
+        outcome = str(body.get("outcome"))
         if job.kind == JOINT:
-            self.plan.joint_done()
-            if body.get("outcome") == Outcome.FINISHED:
-                self._joint_path = str(self.out / "joint.safetensors")
+            self.plan.done(job, failed=False, agreement=0.0)
+            if outcome == Outcome.FINISHED:
+                self._joint_path = self._joint_file
             return
-        result = self.result.results.setdefault((job.kind, job.task_id), TaskResult())
-        result.outcome, result.reason, result.seconds = str(body.get("outcome")), str(body.get("reason", "")), seconds
+        self._outcome(job, outcome, str(body.get("reason", "")), _number(body, "seconds"))
         if job.kind == SYNTHESIS:
-            self.cost.observe_program(job.number, seconds)
-            firsts = {p.test_index: p.sure for p in reversed(result.programs)}
-            tests = range(len(self.tasks[job.task_id].tests))
-            self.plan.program_done(job, sure=all(firsts.get(index, False) for index in tests))
+            self.cost.observe_program(job.number, _number(body, "seconds"))
+            self.plan.program_done(job, sure=self.findings.sure(job.task_id))
             return
-        self.result.train_tokens += int(_number(body, "train_tokens"))
-        self.result.train_s += _number(body, "train_s")
-        if result.outcome == Outcome.FINISHED and job.share == 1.0:
-            self.cost.observe(self.tasks[job.task_id], job.kind, seconds)
+        if body.get("degraded"):
+            self.result.degraded.append(job.task_id)
+        failed = outcome in (Outcome.FAILED, Outcome.DIVERGED)
+        self.plan.done(job, failed=failed, agreement=self.findings.agreement(job.task_id))
+
+    def _learn(self, slot: int, job: Job, outcome: str, reason: str, seen: Mapping[str, float]) -> None:
+        """Let predictions follow a job that ended."""
+        task = self.tasks[job.task_id]
+        if job.kind == TTT and (seen["steps"] > 0 or "out of memory" in reason):
+            self.cost.observe_memory(task, fitted="out of memory" not in reason)
+        if outcome == Outcome.FINISHED:
+            predicted_s = job.predicted_s * self.cost.drift(slot)
+            self.result.ratios.setdefault(job.kind, []).append(seen["seconds"] / max(1e-3, predicted_s))
+            self.cost.observe(task, job.kind, slot, job.share, seen)
+            if self.cost.settled:
+                self._replan()
+
+    def _outcome(self, job: Job, outcome: str, reason: str, seconds: float = 0.0) -> None:
+        """Note how a pass ended."""
+        result = self.findings.of(job.kind, job.task_id)
+        self._ended[job.kind] += not result.outcome
+        result.seconds += seconds
+        if result.outcome != Outcome.FINISHED:  # what one pass has finished stays so when a later one is cut
+            result.outcome, result.reason = outcome, reason
+        if outcome == Outcome.CUT:
+            self.result.cut.append(job.task_id)
+        elif outcome != Outcome.FINISHED and job.kind != SYNTHESIS:
+            self.result.degraded.append(job.task_id)
 
     def _died(self, death: Death) -> None:
         self.result.deaths.append(death.cause)
         job = self._jobs.pop(death.slot, None)
+        self.ledger.spend(death.slot, self.clock.now(), KILLED if job else IDLE if death.slot in self._ready else LOAD)
+        self._ready.discard(death.slot)
         again = self.plan.lost(job) if job is not None else False
+        if death.final and death.slot not in self.program_slots:
+            self._replan()
         if job is not None and job.kind != JOINT and not again:
-            result = self.result.results.setdefault((job.kind, job.task_id), TaskResult())
-            result.outcome, result.reason = Outcome.LOST, death.cause
+            self._outcome(job, Outcome.LOST, death.cause)
         self.journal.append(
             "death",
             slot=death.slot,
@@ -393,31 +497,31 @@ class Coordinator:
             final=death.final,
         )
 
-    def _write(self, *, final: bool = False) -> None:
-        """Replace the submission if something changed; at most twice a second, and always at the end."""
-        if not self._dirty or (not final and self.clock.now() - self._written_s < WRITE_EVERY_S):
+    def _write(self) -> None:
+        """Replace the submission if something changed. The next write comes later the slower the disk is."""
+        if not self._dirty:
             return
+        start_s = self.clock.now()
         try:
             self.submission.write()
             self._dirty = False
         except OSError as error:
             self.result.write_errors += 1
             self.journal.append("write failed", reason=str(error))
-        self._written_s = self.clock.now()
+        now_s = self.clock.now()
+        self._next_write_s = now_s + min(WRITE_MOST_S, max(WRITE_EVERY_S, (now_s - start_s) / WRITE_SHARE))
 
     def _status(self) -> Status:
-        done = [kind for (kind, _), result in self.result.results.items() if result.outcome]
         running = [f"{job.kind} {job.task_id or 'all tasks'}" for job in self._jobs.values()]
-        elapsed = self.clock.now() - self.start_s
-        counts = (done.count(BASE), done.count(TTT), done.count(SYNTHESIS))
-        return Status(elapsed, self.result.limit_s, *counts, len(self.tasks), running)
+        counts = (self._ended[BASE], self._ended[TTT], self._ended[SYNTHESIS])
+        return Status(self.clock.now() - self.start_s, self.result.limit_s, *counts, len(self.tasks), running)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         """SIGTERM and SIGINT only set a flag; the loop sees it within one poll."""
 
         def note(number: int, _frame: FrameType | None) -> None:
-            self._signal = number
+            self.signals.append(number)
 
         try:
             old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -431,15 +535,16 @@ class Coordinator:
                 signal.signal(number, handler)
 
 
-def _finite(value: Any) -> float:
-    """A number that can be ranked. Raises ValueError for NaN and infinities."""
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{number} is no likelihood")
-    return number
+DONE_FIELDS = ("outcome", "reason", "seconds", "steps", "loss", "tokens", "train_s", "train_tokens", "degraded")
 
 
-def _number(body: dict[str, Any], name: str) -> float:
+def _found(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a line of answers is needed to take it in once more."""
+    names = ("type", "test_index", "candidates", "scored", "programs")
+    return {name: body[name] for name in names if name in body}
+
+
+def _number(body: Mapping[str, Any], name: str) -> float:
     """A number of a worker's message; 0 for what is none."""
     value = body.get(name)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
@@ -460,10 +565,21 @@ def start_run(
     start_s: float,
     on_status: Callable[[Status], None] = lambda status: None,
     fallback: Settings | None = None,
+    signals: list[int] | None = None,
+    fleet_of: Callable[[Settings, Path, Deadline], tuple[Workers, Collection[int], int]] = make_fleet,
 ) -> RunResult:
-    """Run `loaded` under `settings`, with the limit counted from `start_s` on the monotonic clock."""
+    """Run `loaded` under `settings`, with the limit counted from `start_s` on the monotonic clock.
+
+    Goes on where an interrupted run of the same tasks and settings had come to in the folder `out`. signals: SIGTERM
+    and SIGINT that have come before. fleet_of: makes the workers, the slots that synthesize, and the shared cores.
+    """
     deadline = Deadline(start_s + settings.run.limit_s, REAL_CLOCK)
-    fleet, programs, cores = make_fleet(settings, out, deadline)
+    deadman = Deadman(deadline, settings.run.reserve)
+    mark = fingerprint(loaded, settings)
+    past = take_over(out / "events.jsonl", mark, wanted=settings.run.resume)
+    submission = Submission(out / "submission.json", loaded)
+    submission.take_ballast()
+    fleet, programs, cores = fleet_of(settings, out, deadline)
     coordinator = Coordinator(
         loaded,
         settings,
@@ -474,5 +590,30 @@ def start_run(
         program_slots=programs,
         cores=cores,
         fallback=fallback,
+        submission=submission,
+        device=device_type(device_name()),
+        past=past,
+        mark=mark,
+        signals=signals,
+        free_memory=free_memory,
     )
-    return coordinator.run(on_status)
+
+    def each_turn(status: Status) -> None:
+        deadman.beat()
+        on_status(status)
+
+    try:
+        return coordinator.run(each_turn)
+    finally:
+        submission.drop_ballast()
+        _verify(submission)
+        deadman.stop()
+
+
+def _verify(submission: Submission) -> None:
+    """Read the file again, and write it once more if it is not what was written."""
+    try:
+        submission.verify()
+    except (OSError, SubmissionError):
+        with contextlib.suppress(OSError):
+            submission.write()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, get_type_hints
 
+from arc_ttt.deadline import least_reserve
 from arc_ttt.errors import SettingsError
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -85,10 +86,15 @@ class TttSettings:
     """Longer sequences are left out of training (the paper: 8192)."""
     epochs: int = 1
     """Passes over the sequences (the paper: 2)."""
+    passes: int = 8
+    """Most trainings of one task while there is time: first a short one, then full ones, each from the base model with
+    a seed and views of its own; all their answers vote. 1 means a single full one."""
     batch_sequences: int = 8
     """Sequences for one optimizer step (the paper: 2)."""
     micro_batch_tokens: int = 8192
     """Tokens, padding included, that pass through the model at once; memory grows with it, results do not change."""
+    checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third slower."""
     adapter: str = "lora"
     """lora: low-rank adapters. full: all weights; for models small enough."""
     rank: int = 32
@@ -120,7 +126,7 @@ class TttSettings:
             _one_of("ttt.targets", name, known)
         if not self.targets:
             raise SettingsError("ttt.targets is empty; name at least one layer")
-        for name in ("permutations", "max_sequences", "epochs", "batch_sequences", "rank", "joint_sequences"):
+        for name in ("permutations", "max_sequences", "epochs", "passes", "batch_sequences", "rank", "joint_sequences"):
             _within(f"ttt.{name}", getattr(self, name), 1)
         _within("ttt.max_sequence_tokens", self.max_sequence_tokens, 16)
         _within("ttt.micro_batch_tokens", self.micro_batch_tokens, 16)
@@ -218,11 +224,16 @@ class RunSettings:
     limit_s: float = 300.0
     """Seconds from the start of the process until the run must have ended."""
     reserve_s: float = 0.0
-    """Seconds before the limit at which the run ends by itself; 0 means max(3, 2% of the limit), at most 300."""
+    """Seconds before the limit at which the run ends by itself; 0 means max(3, 2% of the limit), at most 300. What is
+    less than `deadline.least_reserve` asks for is raised to that: a late end would lose the whole run."""
     workers: int = 0
     """Worker processes; 0 means one a GPU, or without a GPU one a core (two at most)."""
     threads: int = 1
     """Numeric threads of a worker on a CPU."""
+    in_process: bool = False
+    """Work in the coordinator's own process, one job after another: for debuggers. Nothing guards against a hang."""
+    resume: bool = True
+    """Go on where a run with the same tasks and settings was killed in the same folder."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -235,7 +246,15 @@ class RunSettings:
     @property
     def reserve(self) -> float:
         """The reserve in force, in seconds."""
-        return self.reserve_s if self.reserve_s > 0 else min(300.0, max(3.0, 0.02 * self.limit_s))
+        asked = self.reserve_s if self.reserve_s > 0 else min(300.0, max(3.0, 0.02 * self.limit_s))
+        return max(asked, least_reserve(self.limit_s))
+
+    @property
+    def reserve_raised(self) -> str:
+        """A notice where the reserve that was asked for is too small to end in time; else empty."""
+        if self.reserve_s == 0 or self.reserve == self.reserve_s:
+            return ""
+        return f"run.reserve_s={self.reserve_s:g} is too short to end in time for sure; {self.reserve:.0f} s are kept"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,11 @@ are, and `adapt` to it first.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -20,16 +21,17 @@ import torch
 
 from arc_ttt.adapter import Adapter
 from arc_ttt.deadline import Deadline
-from arc_ttt.errors import SequenceTooLong, TrainingDiverged
+from arc_ttt.errors import OutOfDeviceMemory, SequenceTooLong, TrainingDiverged
 from arc_ttt.events import Outcome
+from arc_ttt.faults import out_of_memory
 from arc_ttt.formats import TokenSequence
 from arc_ttt.grids import MAX_SIDE, Grid, Task, grid_bytes
 from arc_ttt.kv_cache import Decoder
 from arc_ttt.model import LoadedModel
 from arc_ttt.scoring import score
-from arc_ttt.search import PromptBatch, greedy, search
+from arc_ttt.search import Answer, PromptBatch, greedy, search
 from arc_ttt.sequences import joint_sequences, ttt_sequences
-from arc_ttt.settings import Settings
+from arc_ttt.settings import Settings, TttSettings
 from arc_ttt.training import TrainingReport, shuffled_steps, train
 from arc_ttt.views import View, paper_views, sample_views, turns_sides
 from arc_ttt.votes import Candidate, ScoredCandidate
@@ -44,9 +46,16 @@ def task_rng(seed: int, task_id: str, purpose: str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
 
+def numbered(purpose: str, number: int) -> str:
+    """The purpose of a generator in training `number` of a task."""
+    return f"{purpose} of {number}" if number else purpose
+
+
 @dataclass(slots=True)
 class Answers:
-    """What one pass over a task found. `tokens` counts what the model read and wrote."""
+    """What one pass over a task found. `tokens` counts what the model read and wrote; `degraded` names what was done
+    with less than the settings ask for, because memory did not suffice; `spoiled` counts answers that were no numbers.
+    """
 
     candidates: list[Candidate] = field(default_factory=list)
     scored: list[ScoredCandidate] = field(default_factory=list)
@@ -54,12 +63,15 @@ class Answers:
     reason: str = ""
     training: TrainingReport | None = None
     tokens: int = 0
+    degraded: list[str] = field(default_factory=list)
+    spoiled: int = 0
 
 
 class TaskSolver:
     """One model on one device, for one task after another.
 
-    on_found: called after each test input with its index and all answers so far, so that they can leave at once.
+    on_found: called after each batch of views and after each test input, with the index of the test input and all
+    answers so far, so that they can leave at once.
     """
 
     def __init__(self, base: LoadedModel, settings: Settings, on_found: Found = lambda index, answers: None) -> None:
@@ -80,45 +92,47 @@ class TaskSolver:
         deadline: Deadline,
         progress: Progress = lambda *_: None,
         *,
+        number: int = 0,
         share: float = 1.0,
+        views: int = 0,
+        longest: int = 0,
         decode_s: float = 0.0,
         programs: Mapping[int, Sequence[Grid]] = MappingProxyType({}),
     ) -> Answers:
-        """Train the adapter on the task's own demonstrations, then answer under `decode.views` views.
+        """Train the adapter on the task's own demonstrations, then answer under views.
 
-        share: part of the training sequences to use. decode_s: seconds that training leaves free for answering.
-        programs: by test input, grids that synthesis found; they are scored along with the model's own.
+        number: which training of this task it is; each has sequences, an order and views of its own. share: part of
+        the training sequences to use. views: how many to answer under; 0 means `decode.views`. longest: tokens of the
+        longest training sequence, where that is less than `ttt.max_sequence_tokens`; 0 means no less. decode_s: seconds
+        that training leaves free for answering. programs: by test input, grids that synthesis found; they are scored
+        along with the model's own.
 
         Without a trainable sequence, or when training diverges, the base model answers, and the outcome says so.
         """
         settings = self.settings
+        views = views or settings.decode.views
         if self.adapter is None:
-            return self._answer(task, "ttt", settings.decode.views, deadline, progress, programs)
+            return self._answer(task, "ttt", views, deadline, progress, programs, number)
         self.adapter.reset()
         outcome, reason, report = Outcome.FINISHED, "", None
+        degraded: list[str] = []
         if settings.ttt.scope in ("per-task", "joint"):
-            rng = task_rng(settings.run.seed, task.task_id, "sequences")
-            count = max(settings.ttt.batch_sequences, round(share * settings.ttt.max_sequences))
-            fewer = replace(settings.ttt, max_sequences=min(count, settings.ttt.max_sequences))
-            sequences = ttt_sequences(task, self.base.form, fewer, rng)
-            if sequences:
-                try:
-                    report = self._train(
-                        sequences,
-                        task_rng(settings.run.seed, task.task_id, "order"),
-                        deadline.minus(decode_s),
-                        progress,
-                    )
-                except TrainingDiverged as error:
-                    self.adapter.reset(to_base=True)
-                    outcome, reason = Outcome.DIVERGED, str(error)
-                except torch.OutOfMemoryError as error:
-                    self.adapter.reset(to_base=True)
-                    outcome, reason = Outcome.FAILED, f"out of memory in training, the base model answers: {error}"
-            else:
-                reason = "no trainable sequence; the base model answers"
-        answers = self._answer(task, "ttt", settings.decode.views, deadline, progress, programs)
+            try:
+                report = self._fit(task, (number, share, longest), deadline.minus(decode_s), progress, degraded)
+                reason = "" if report is not None else "no trainable sequence; the base model answers"
+            except TrainingDiverged as error:
+                outcome, reason = Outcome.DIVERGED, str(error)
+            except OutOfDeviceMemory as error:
+                outcome, reason = Outcome.FAILED, f"out of memory in training, the base model answers: {error}"
+            if outcome is not Outcome.FINISHED:
+                self.adapter.reset(to_base=True)
+        answers = self._answer(task, "ttt", views, deadline, progress, programs, number)
+        if answers.spoiled and not answers.candidates and report is not None:
+            self.adapter.reset(to_base=True)
+            outcome, reason = Outcome.DIVERGED, "the adapted model writes no numbers; the base model answers"
+            answers = self._answer(task, "ttt", views, deadline, progress, programs, number)
         answers.training = report
+        answers.degraded[:0] = degraded
         if report is not None:
             answers.tokens += report.tokens
             if report.stopped_by == "deadline":
@@ -131,30 +145,97 @@ class TaskSolver:
     def adapt_jointly(
         self, tasks: Sequence[Task], deadline: Deadline, progress: Progress = lambda *_: None
     ) -> TrainingReport:
-        """Train one adapter over the demonstrations of all tasks; later resets return to it (scope shared or joint)."""
+        """Train one adapter over the demonstrations of all tasks; later resets return to it (scope shared or joint).
+
+        Where training diverges or does not fit the memory it is the untrained one, and `stopped_by` says so.
+        """
         if self.adapter is None:
             raise ValueError("scope none has no adapter to train")
         self.adapter.reset(to_base=True)
         seed = self.settings.run.seed
-        sequences = joint_sequences(
-            tasks, self.base.form, self.settings.ttt, lambda task_id: task_rng(seed, task_id, "joint")
-        )
-        report = TrainingReport()
-        if sequences:
-            try:
-                report = self._train(sequences, task_rng(seed, "", "joint order"), deadline, progress)
-            except TrainingDiverged:
-                self.adapter.reset(to_base=True)
-                report.stopped_by = "diverged"
+
+        def sequences(ttt: TttSettings) -> list[TokenSequence]:
+            return joint_sequences(tasks, self.base.form, ttt, lambda task_id: task_rng(seed, task_id, "joint"))
+
+        try:
+            report = self._within_memory(sequences, ("", "joint order"), deadline, progress, []) or TrainingReport()
+        except (TrainingDiverged, OutOfDeviceMemory) as error:
+            self.adapter.reset(to_base=True)
+            report = TrainingReport(stopped_by=f"{type(error).__name__}: {error}")
         self.adapter.rebase()
         return report
 
+    def _fit(
+        self,
+        task: Task,
+        effort: tuple[int, float, int],
+        deadline: Deadline,
+        progress: Progress,
+        degraded: list[str],
+    ) -> TrainingReport | None:
+        """Train the adapter on the task's demonstrations; None if they make no trainable sequence.
+
+        effort: number, share and longest sequence as for `adapt`.
+        """
+        number, share, longest = effort
+        whole = self.settings.ttt
+        count = min(whole.max_sequences, max(whole.batch_sequences, round(share * whole.max_sequences)))
+
+        def sequences(ttt: TttSettings) -> list[TokenSequence]:
+            rng = task_rng(self.settings.run.seed, task.task_id, numbered("sequences", number))
+            tokens = min(longest or ttt.max_sequence_tokens, ttt.max_sequence_tokens)
+            fewer = replace(ttt, max_sequences=min(count, ttt.max_sequences), max_sequence_tokens=tokens)
+            return ttt_sequences(task, self.base.form, fewer, rng)
+
+        return self._within_memory(sequences, (task.task_id, numbered("order", number)), deadline, progress, degraded)
+
+    def _within_memory(
+        self,
+        sequences: Callable[[TttSettings], list[TokenSequence]],
+        order: tuple[str, str],
+        deadline: Deadline,
+        progress: Progress,
+        degraded: list[str],
+    ) -> TrainingReport | None:
+        """Train; while memory does not suffice, again from the start with the next rung of the ladder.
+
+        sequences: what to train on under given settings. order: task id and purpose of the random order. degraded: gets
+        the names of the rungs taken. None if there is nothing to train on.
+
+        Raises:
+            OutOfDeviceMemory: the last rung did not fit either.
+        """
+        assert self.adapter is not None
+        message = ""
+        for name, ttt in memory_ladder(self.settings.ttt, sequences):
+            if name:
+                free_memory(self.base.device)
+                self.adapter.reset()
+                degraded.append(name)
+            made = sequences(ttt)
+            if not made:
+                return None
+            try:
+                return self._train(made, ttt, task_rng(self.settings.run.seed, *order), deadline, progress)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                message = str(error)[:200]
+        free_memory(self.base.device)
+        degraded.append("base model only")
+        raise OutOfDeviceMemory(message)
+
     def _train(
-        self, sequences: list[TokenSequence], rng: np.random.Generator, deadline: Deadline, progress: Progress
+        self,
+        sequences: list[TokenSequence],
+        ttt: TttSettings,
+        rng: np.random.Generator,
+        deadline: Deadline,
+        progress: Progress,
     ) -> TrainingReport:
         assert self.adapter is not None
-        ttt = self.settings.ttt
         steps = shuffled_steps(sequences, epochs=ttt.epochs, batch_sequences=ttt.batch_sequences, rng=rng)
+        progress("train", 0, len(steps))
         return train(
             self.base,
             self.adapter.parameters(),
@@ -172,14 +253,17 @@ class TaskSolver:
         deadline: Deadline,
         progress: Progress,
         programs: Mapping[int, Sequence[Grid]] = MappingProxyType({}),
+        number: int = 0,
     ) -> Answers:
         answers = Answers()
         decoder = Decoder(self.base)
         for index in range(len(task.tests)):
             try:
-                extra = programs.get(index, ())
-                self._answer_one(task, index, stage, count, decoder, deadline, answers, extra, progress)
-            except SequenceTooLong as error:
+                views = self._views(task, index, count, number)
+                self._answer_one(
+                    task, index, stage, views, decoder, deadline, answers, programs.get(index, ()), progress
+                )
+            except (SequenceTooLong, OutOfDeviceMemory) as error:
                 answers.outcome, answers.reason = Outcome.FAILED, str(error)
             self.on_found(index, answers)
             progress("decode", index + 1, len(task.tests))
@@ -193,51 +277,84 @@ class TaskSolver:
         task: Task,
         index: int,
         stage: str,
-        count: int,
+        views: list[View],
         decoder: Decoder,
         deadline: Deadline,
         into: Answers,
         programs: Sequence[Grid] = (),
         progress: Progress = lambda *_: None,
     ) -> None:
-        """Greedy answers under all views of one test input, undone, then the distinct ones scored."""
+        """Greedy answers under all views of one test input, undone, then the distinct ones scored.
+
+        Where memory does not suffice: fewer views at once, then a shorter prompt, then the views answered so far.
+        """
         settings = self.settings
-        views = self._views(task, index, stage, count)
-        prompts = [fit_prompt(self.base, task, index, view, settings.model.max_tokens) for view in views]
         rows_columns = answer_limits(task, index)
         limits = [rows_columns[::-1] if turns_sides(view.dihedral) else rows_columns for view in views]
         found: list[Candidate] = []
         scoring: list[tuple[PromptBatch, list[View]]] = []
-        for start in range(0, len(views), settings.decode.batch_views):
-            rows = slice(start, start + settings.decode.batch_views)
+        start, size, max_tokens = 0, settings.decode.batch_views, settings.model.max_tokens
+        while start < len(views):
+            rows = slice(start, start + size)
             progress("decode", start, len(views))
+            prompts = [fit_prompt(self.base, task, index, view, max_tokens) for view in views[rows]]
             try:
-                batch = PromptBatch(decoder, prompts[rows], limits[rows])
-            except SequenceTooLong:
-                if not found:
+                batch, results = self._read(decoder, prompts, limits[rows], deadline)
+            except (SequenceTooLong, MemoryError, RuntimeError) as error:
+                if not isinstance(error, SequenceTooLong) and not out_of_memory(error):
                     raise
-                break  # no memory for more views: those answered so far vote
+                batch, message = None, str(error)[:200]
+            if batch is None:  # here, not above: what an exception refers to keeps its memory
+                free_memory(self.base.device)
+                if size > 1:
+                    size, what = max(1, min(size, len(views) - start) // 2), "fewer views at once"
+                elif found:
+                    into.degraded.append("fewer views")
+                    break
+                else:
+                    max_tokens, what = len(prompts[0]) // 2, "shorter prompts"
+                    if max_tokens < SHORTEST_PROMPT:
+                        raise OutOfDeviceMemory(f"test input {index + 1}: {message}")
+                into.degraded.append(what)
+                continue
             if start < settings.vote.scoring_views:
                 scoring.append((batch, views[rows]))
-            results = greedy(batch, deadline)
-            if settings.decode.min_probability > 0:
-                for row in range(len(batch.prompts)):
-                    more, _ = search(batch, row, min_probability=settings.decode.min_probability, deadline=deadline)
-                    first = results[row].grid
-                    seen = grid_bytes(first) if first is not None else b""
-                    results += [a for a in more if a.grid is not None and grid_bytes(a.grid) != seen]
             into.tokens += sum(len(prompt) for prompt in batch.prompts)
             for result in results:
-                if result.grid is not None:
+                if result.grid is not None and not math.isfinite(result.nll):
+                    into.spoiled += 1
+                elif result.grid is not None:
                     view = views[start + result.row]
                     grid = view.undo(result.grid)
                     into.tokens += result.grid.size
                     found.append(Candidate(task.task_id, index, grid, view.group, result.nll, stage))
+                    into.candidates.append(found[-1])
+            self.on_found(index, into)
+            start += size
             if deadline.passed():
                 break
-        into.candidates += found
         if settings.vote.rule == "product" and found:
-            into.scored += self._score(found, programs, scoring, deadline)
+            try:
+                into.scored += self._score(found, programs, scoring, deadline)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                into.degraded.append("no scores")
+
+    def _read(
+        self, decoder: Decoder, prompts: list[TokenSequence], limits: list[tuple[int, int]], deadline: Deadline
+    ) -> tuple[PromptBatch, list[Answer]]:
+        """Prompts through the model, and the answers read off it."""
+        decode = self.settings.decode
+        batch = PromptBatch(decoder, prompts, limits)
+        results = greedy(batch, deadline)
+        if decode.min_probability > 0:
+            for row in range(len(batch.prompts)):
+                more, _ = search(batch, row, min_probability=decode.min_probability, deadline=deadline)
+                first = results[row].grid
+                seen = grid_bytes(first) if first is not None else b""
+                results += [a for a in more if a.grid is not None and grid_bytes(a.grid) != seen]
+        return batch, results
 
     def _score(
         self,
@@ -268,6 +385,8 @@ class TaskSolver:
             for column, values in zip(columns, scores, strict=True):
                 column += values[:left]
             left -= len(views)
+        if not all(math.isfinite(value) for column in columns for value in column):
+            return []
         first = found[0]
         return [
             ScoredCandidate(
@@ -276,12 +395,41 @@ class TaskSolver:
             for g, column in zip(chosen, columns, strict=True)
         ]
 
-    def _views(self, task: Task, index: int, stage: str, count: int) -> list[View]:
-        """The views of one test input. Both stages draw the same ones, so that they compare."""
-        rng = task_rng(self.settings.run.seed, task.task_id, f"views {index}")
+    def _views(self, task: Task, index: int, count: int, number: int) -> list[View]:
+        """The views of one test input. The base model and the first training draw the same ones, so they compare."""
+        rng = task_rng(self.settings.run.seed, task.task_id, numbered(f"views {index}", number))
         if self.settings.decode.rule == "paper":
             return paper_views(len(task.train), rng)
         return sample_views(count, len(task.train), rng)
+
+
+SHORTEST_PROMPT = 16  # tokens; below it nothing is left to answer from
+
+
+def memory_ladder(
+    ttt: TttSettings, sequences: Callable[[TttSettings], list[TokenSequence]]
+) -> Iterator[tuple[str, TttSettings]]:
+    """Settings to train under, each with less memory than the one before, and what was taken away ("" at first).
+
+    sequences: what would be trained on under given settings; a rung that would leave nothing is passed over. Source:
+    ours; the first rung changes no gradient, the second loses the longest sequences, the third costs time.
+    """
+    yield "", ttt
+    ttt = replace(ttt, micro_batch_tokens=16)
+    yield "one sequence at a time", ttt
+    shorter = replace(ttt, max_sequence_tokens=max(16, max(map(len, sequences(ttt))) // 2))
+    if sequences(shorter):
+        ttt = shorter
+        yield "shorter sequences", ttt
+    if not ttt.checkpointing:
+        yield "checkpointing", replace(ttt, checkpointing=True)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what an attempt that did not fit has left behind."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def fit_prompt(base: LoadedModel, task: Task, index: int, view: View, max_tokens: int) -> TokenSequence:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -14,12 +16,15 @@ from arc_ttt.errors import SubmissionError
 from arc_ttt.grids import COLOURS, MAX_SIDE, Grid, LoadedTasks
 from arc_ttt.votes import attempts, fallback_grids
 
+BALLAST_BYTES = 8 * 1024 * 1024  # three times the largest submission
+
 
 class Submission:
     """Two attempts for every test input of a run, and the file that holds them.
 
     Made complete: each test input starts with its fallback grids. `set` changes one; `write` replaces the file. The
-    text of a task is kept until it changes, so that a write costs little however many tasks there are.
+    text of a task is kept until it changes, so that a write costs little however many tasks there are. `take_ballast`
+    occupies space beside the file, which a full disk gets back.
     """
 
     def __init__(self, path: Path, loaded: LoadedTasks) -> None:
@@ -60,9 +65,46 @@ class Submission:
         """Replace the file in one step: readers see the old one or the new one, never a part.
 
         Raises:
-            OSError: the disk refused; the old file is as it was.
+            OSError: the disk refused, also after the ballast was given up; the old file is as it was.
         """
-        write_atomically(self.path, "{" + ",\n".join(self._texts.values()) + "}\n")
+        text = "{" + ",\n".join(self._texts.values()) + "}\n"
+        try:
+            write_atomically(self.path, text)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self.drop_ballast():
+                raise
+            write_atomically(self.path, text)
+
+    def verify(self) -> None:
+        """Read the file again and check it.
+
+        Raises:
+            OSError: it cannot be read.
+            SubmissionError: it does not hold what it should.
+        """
+        try:
+            document = json.loads(self.path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise SubmissionError(f"{self.path} is damaged: {error}") from error
+        check_submission(document, self.test_counts)
+
+    def take_ballast(self) -> None:
+        """Occupy disk space for a last submission; without it where the disk has none."""
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._ballast.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
+
+    def drop_ballast(self) -> bool:
+        """Give the space back. Returns whether there was any."""
+        with contextlib.suppress(OSError):
+            self._ballast.unlink()
+            return True
+        return False
+
+    @property
+    def _ballast(self) -> Path:
+        return self.path.with_name(".ballast")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -75,8 +117,19 @@ def write_atomically(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+        _sync_folder(path.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let the disk keep the new name too; file systems that cannot do so are left alone."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def check_submission(document: Any, test_counts: Mapping[str, int]) -> None:

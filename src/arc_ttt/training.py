@@ -6,8 +6,9 @@ logits are computed at targets only; gradients are those of the mean cross-entro
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,13 +27,15 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # ids, positions (B, T)
 
 @dataclass(slots=True)
 class TrainingReport:
-    """What a training did. losses: one a step, nats a target. stopped_by: finished, learned or deadline."""
+    """What a training did. losses: one a step that counted, nats a target. stopped_by: finished, learned or deadline.
+    restores: how often it went back to earlier weights at half the learning rate."""
 
     steps: int = 0
     tokens: int = 0
     losses: list[float] = field(default_factory=list)
     stopped_by: str = "finished"
     seconds: float = 0.0
+    restores: int = 0
 
 
 def collate(sequences: Sequence[TokenSequence], pad: int, device: torch.device) -> Batch:
@@ -113,6 +116,11 @@ def learning_rate_factor(step: int, total: int, settings: TttSettings) -> float:
     return 1.0 - 0.9 * progress
 
 
+MOST_RESTORES = 2  # after so many the training has diverged
+KEEP_EVERY = 8  # steps between copies of the weights to go back to
+MOST_SKIPPED = 10  # steps in a row that a loss scaler may pass over
+
+
 def train(
     base: LoadedModel,
     parameters: Sequence[torch.nn.Parameter],
@@ -123,44 +131,104 @@ def train(
 ) -> TrainingReport:
     """Train `parameters` over `steps` with AdamW; one report, also when the deadline cuts it short.
 
+    A step whose loss or gradients are not finite, or whose loss is far above the first one, does not count: the weights
+    go back to those of the last copy, the learning rate is halved, and training goes on with the next step.
+
     Raises:
-        TrainingDiverged: a loss is NaN, or far above the first one. The caller resets the adapter.
+        TrainingDiverged: that happened more than `MOST_RESTORES` times or at every step. The caller resets the adapter.
     """
     report = TrainingReport()
     start_s = deadline.clock.now()
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=base.device.type == "cuda"
-    )
-    scaler = torch.amp.GradScaler(base.device.type, init_scale=settings.loss_scale, enabled=base.dtype == torch.float16)
+    rate = settings.learning_rate
+    optimizer, scaler = _optimizer(base, parameters, settings)
+    kept = _copies(parameters)
+    skipped, fault = 0, ""
     base.llama.train()
     try:
-        for number, step in enumerate(steps):
-            if deadline.passed():
-                report.stopped_by = "deadline"
-                break
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * learning_rate_factor(number, len(steps), settings)
-            loss = accumulate(base, step, settings.micro_batch_tokens, scaler)
-            scaler.unscale_(optimizer)
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm))
-            if not scaler.is_enabled() and not math.isfinite(norm):  # a scaler passes over such steps by itself
-                raise TrainingDiverged(f"gradients are not finite at step {number + 1}, loss {loss:.3g}")
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-            report.steps += 1
-            report.tokens += sum(len(sequence) for sequence in step)
-            report.losses.append(loss)
-            if not math.isfinite(loss) or loss > 3 * report.losses[0] + 3:
-                raise TrainingDiverged(f"loss {loss:.3g} at step {number + 1}, {report.losses[0]:.3g} at step 1")
-            on_step(number + 1, loss)
-            if number >= 3 and sum(report.losses[-4:]) / 4 < settings.stop_loss:
-                report.stopped_by = "learned"
-                break
+        with _checkpointing(base, settings.checkpointing):
+            for number, step in enumerate(steps):
+                if deadline.passed():
+                    report.stopped_by = "deadline"
+                    break
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * learning_rate_factor(number, len(steps), settings)
+                loss = accumulate(base, step, settings.micro_batch_tokens, scaler)
+                scaler.unscale_(optimizer)
+                norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm))
+                skipped = skipped + 1 if scaler.is_enabled() and not math.isfinite(norm) else 0
+                fault = _fault(number + 1, loss, norm, report.losses, skipped, scales=scaler.is_enabled())
+                if fault:
+                    if report.restores == MOST_RESTORES:
+                        raise TrainingDiverged(fault)
+                    report.restores += 1
+                    rate, skipped = rate / 2, 0
+                    _restore(parameters, kept)
+                    optimizer, scaler = _optimizer(base, parameters, settings)
+                    continue
+                if number % KEEP_EVERY == 0:  # the loss has just shown that these weights are good
+                    kept = _copies(parameters)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+                report.steps += 1
+                report.tokens += sum(len(sequence) for sequence in step)
+                report.losses.append(loss)
+                on_step(number + 1, loss)
+                if report.steps > 3 and sum(report.losses[-4:]) / 4 < settings.stop_loss:
+                    report.stopped_by = "learned"
+                    break
+            if report.restores and not report.steps:
+                raise TrainingDiverged(fault)
     finally:
         base.llama.eval()
         report.seconds = deadline.clock.now() - start_s
     return report
+
+
+def _optimizer(
+    base: LoadedModel, parameters: Sequence[torch.nn.Parameter], settings: TttSettings
+) -> tuple[torch.optim.AdamW, torch.amp.GradScaler]:
+    fused = base.device.type == "cuda"
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
+    )
+    scales = base.dtype == torch.float16
+    return optimizer, torch.amp.GradScaler(base.device.type, init_scale=settings.loss_scale, enabled=scales)
+
+
+def _fault(number: int, loss: float, norm: float, losses: Sequence[float], skipped: int, *, scales: bool) -> str:
+    """What is wrong with step `number`, or nothing. A loss scaler may pass over some infinite gradients by itself."""
+    first = losses[0] if losses else loss
+    if not math.isfinite(loss) or loss > 3 * first + 3:
+        return f"loss {loss:.3g} at step {number}, {first:.3g} at step 1"
+    if (not scales and not math.isfinite(norm)) or skipped > MOST_SKIPPED:
+        return f"gradients are not finite at step {number}, loss {loss:.3g}"
+    return ""
+
+
+def _copies(parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
+    """The weights, on the host: a device has no memory to spare."""
+    return [weight.detach().to("cpu", copy=True) for weight in parameters]
+
+
+@torch.no_grad()
+def _restore(parameters: Sequence[torch.nn.Parameter], kept: Sequence[torch.Tensor]) -> None:
+    for weight, copy in zip(parameters, kept, strict=True):
+        weight.copy_(copy)
+        weight.grad = None
+
+
+@contextlib.contextmanager
+def _checkpointing(base: LoadedModel, wanted: bool) -> Iterator[None]:
+    """Inside, activations are computed again for the backward pass instead of kept; on large models they always are."""
+    wanted = wanted and not base.llama.is_gradient_checkpointing
+    if wanted:
+        base.llama.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    try:
+        yield
+    finally:
+        if wanted:
+            base.llama.gradient_checkpointing_disable()
 
 
 def accumulate(

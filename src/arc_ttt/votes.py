@@ -6,9 +6,11 @@ keeps the official code's behaviour for comparison.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -69,10 +71,9 @@ TAKES = 0.15
 training set. Set after the public evaluation's curve had been seen, so joined scores there are not held out."""
 
 
-def strength(candidates: Sequence[Candidate]) -> float:
-    """Share of the candidates of one test input that agree on the most frequent grid, 0 to 1."""
-    counts = Counter(grid_bytes(c.grid) for c in candidates)
-    return max(counts.values()) / len(candidates) if candidates else 0.0
+def strength(counts: Counter[bytes]) -> float:
+    """Share of the answers to one test input that agree on the most frequent grid, 0 to 1."""
+    return max(counts.values()) / counts.total() if counts else 0.0
 
 
 def merge(neural: Sequence[Grid], vote_strength: float, programs: Sequence[Program], *, rule: str) -> list[Grid]:
@@ -112,6 +113,55 @@ def rank(candidates: Sequence[Candidate], scored: Sequence[ScoredCandidate], *, 
     return rules[rule](candidates)
 
 
+class Pass(Protocol):
+    """One training's answers to a test input. weight: its say beside others; shares: see `pass_shares`."""
+
+    @property
+    def weight(self) -> float: ...
+
+    @property
+    def candidates(self) -> list[Candidate]: ...
+
+    @property
+    def scored(self) -> list[ScoredCandidate]: ...
+
+    @property
+    def shares(self) -> dict[bytes, float]: ...
+
+
+def pass_shares(scored: Sequence[ScoredCandidate], weight: float) -> dict[bytes, float]:
+    """`weight` shared out among distinct grids in proportion to exp(-mean nll)."""
+    means: dict[bytes, float] = {}
+    for item in scored:
+        identity = grid_bytes(item.grid)
+        means[identity] = min(means.get(identity, math.inf), _mean_nll(item.nll_by_view))
+    lowest = min(means.values(), default=math.inf)
+    if lowest == math.inf:
+        return {}
+    parts = {identity: math.exp(lowest - mean) for identity, mean in means.items()}
+    total = sum(parts.values())
+    return {identity: weight * part / total for identity, part in parts.items()}
+
+
+def rank_passes(passes: Sequence[Pass], *, rule: str) -> list[Grid]:
+    """Distinct grids of one test input from several trainings, best first.
+
+    Likelihoods of different adapters do not compare by themselves. So under the rule `product` each training shares
+    out its weight among its grids, and the shares add up; the other rules vote over all candidates together. Source:
+    ours, a mixture of the trainings' products of experts.
+    """
+    candidates = [c for one in passes for c in one.candidates]
+    if rule != "product":
+        return rank(candidates, (), rule=rule)
+    total: dict[bytes, float] = {}
+    for one in passes:
+        for identity, share in one.shares.items():
+            total[identity] = total.get(identity, 0.0) + share
+    grids = {grid_bytes(item.grid): item.grid for one in passes for item in one.scored}
+    ranked = [grids[identity] for identity in sorted(total, key=lambda identity: -total[identity])]
+    return ranked + _flattened([c for c in candidates if grid_bytes(c.grid) not in total])
+
+
 def attempts(ranked: Sequence[Grid], fallbacks: Sequence[Grid]) -> tuple[Grid, Grid]:
     """The first two of `ranked`, filled up from `fallbacks` so that the two differ whenever they can."""
     both = [*ranked[:2], *fallbacks]
@@ -140,8 +190,8 @@ _BLACK = [freeze(np.zeros((side, side))) for side in (1, 2)]
 
 def _mean_nll(nlls: Sequence[float]) -> float:
     """Mean of `nlls`; infinite where there is none or one is NaN, which would compare with nothing."""
-    mean = float(np.mean(nlls)) if nlls else np.inf
-    return np.inf if np.isnan(mean) else mean
+    mean = sum(nlls) / len(nlls) if nlls else math.inf
+    return math.inf if math.isnan(mean) else mean
 
 
 def _distinct(grids: Sequence[Grid]) -> dict[bytes, Grid]:
@@ -165,7 +215,7 @@ def _product(candidates: Sequence[Candidate], scored: Sequence[ScoredCandidate])
         if identity not in best or mean < best[identity][0]:
             best[identity] = (mean, item.grid)
     ranked = [grid for _, grid in sorted(best.values(), key=lambda pair: pair[0])]
-    return ranked + [grid for grid in _flattened(candidates) if grid_bytes(grid) not in best]
+    return ranked + _flattened([c for c in candidates if grid_bytes(c.grid) not in best])
 
 
 def _flattened(candidates: Sequence[Candidate]) -> list[Grid]:

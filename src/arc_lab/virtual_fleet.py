@@ -1,0 +1,317 @@
+"""Workers in virtual time: a stand-in for `fleet.Fleet` whose workers take time, find answers and fail, and do no work.
+
+The coordinator and the policy above it are those of a real run. Everything random comes from one generator.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import random
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from arc_ttt.cost import TTT, CostModel, prompt_tokens
+from arc_ttt.deadline import TURN_S, WRITE_S, VirtualClock
+from arc_ttt.events import Journal, Outcome, checked_line
+from arc_ttt.fleet import PATIENCE, Death, Message, Patience
+from arc_ttt.grids import LoadedTasks, Task
+from arc_ttt.submission import Submission
+
+LONG_LOAD_S = 1200.0
+SLOW_KILL_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faults:
+    """What goes wrong: rates an hour of a device, and chances from 0 to 1.
+
+    lost: that a device is lost for good; slow: that one is 1.2 to 3 times slower; long_task: share of the longest tasks
+    that run out of memory; stall: that a write of the submission takes up to a minute; slow_kill: that a killed worker
+    takes up to half a minute to go; slow_load: that loading takes 20 minutes; outlier: that answering takes five times
+    as long. train_noise, decode_noise: standard deviation of the logarithm of seconds.
+    """
+
+    crashes: float = 0.0
+    hangs: float = 0.0
+    lost: float = 0.0
+    slow: float = 0.0
+    long_task: float = 0.0
+    stall: float = 0.0
+    slow_kill: float = 0.0
+    slow_load: float = 0.0
+    outlier: float = 0.02
+    train_noise: float = 0.06
+    decode_noise: float = 0.35
+
+
+_RARE = {"lost": 0.02, "slow": 0.1, "long_task": 0.03, "stall": 0.01, "slow_kill": 0.01, "slow_load": 0.01}
+MIXES = {
+    "none": Faults(),
+    "mild": Faults(crashes=0.2, hangs=0.1, **_RARE),
+    "harsh": Faults(crashes=2.0, hangs=1.0, **_RARE),
+}
+
+
+@dataclass(slots=True)
+class _Device:
+    """One slot: its worker, if it has one, and its luck."""
+
+    slowness: float
+    lost_s: float
+    generation: int = 0  # of its worker; what belongs to an earlier one no longer happens
+    alive: bool = False
+    ready: bool = False
+    retired: bool = False
+    not_before_s: float = 0.0
+    deaths_s: deque[float] = field(default_factory=deque)
+    begun_s: float = 0.0  # of what it does now
+    working: bool = False
+    kept_s: float = 0.0  # of jobs that ended by themselves
+    killed_s: float = 0.0
+    loaded_s: float = 0.0
+
+
+class VirtualFleet:
+    """Devices that answer the coordinator in virtual time.
+
+    truth: what jobs really take, before each device's slowness and noise. cuts: whether workers end a job at its
+    deadline; without it they go on, as a worker stuck in a long call would.
+    """
+
+    def __init__(
+        self,
+        devices: int,
+        tasks: Mapping[str, Task],
+        truth: CostModel,
+        clock: VirtualClock,
+        faults: Faults,
+        rng: random.Random,
+        *,
+        limit_s: float,
+        load_s: float = 60.0,
+        cuts: bool = True,
+        patience: Patience = PATIENCE,
+    ) -> None:
+        self.tasks, self.truth, self.clock, self.faults, self.rng = tasks, truth, clock, faults, rng
+        self.load_s, self.cuts, self.patience = load_s, cuts, patience
+        self.deadline_s = float("inf")
+        self.devices = [
+            _Device(
+                rng.uniform(1.2, 3.0) if rng.random() < faults.slow else 1.0,
+                rng.uniform(0, limit_s) if rng.random() < faults.lost else float("inf"),
+            )
+            for _ in range(devices)
+        ]
+        by_length = sorted(tasks, key=lambda task_id: -prompt_tokens(tasks[task_id]))
+        self.too_long = set(by_length[: round(faults.long_task * len(tasks))])
+        self._talent = {task_id: rng.random() for task_id in tasks}  # how likely a view of a task answers right
+        self._events: list[tuple[float, int, int, int, Message | Death | None]] = []
+        self._order = itertools.count()
+
+    # What the coordinator asks and orders
+
+    @property
+    def slots(self) -> list[int]:
+        return [slot for slot, device in enumerate(self.devices) if device.alive or not device.retired]
+
+    def ready(self, slot: int) -> bool:
+        return self.devices[slot].ready
+
+    def alive(self, slot: int) -> bool:
+        return self.devices[slot].alive
+
+    def greet(self, hello: Mapping[str, Any]) -> None:
+        self.deadline_s = float(hello["deadline"])
+
+    def forgive(self, slot: int) -> None:
+        self.devices[slot].deaths_s.clear()
+
+    def retire(self, slot: int) -> None:
+        self.devices[slot].retired = True
+
+    def start(self, slot: int) -> bool:
+        device, now = self.devices[slot], self.clock.now()
+        if device.retired or now < device.not_before_s:
+            return False
+        device.alive, device.begun_s = True, now
+        device.generation += 1
+        seconds = self.load_s * self.rng.uniform(0.8, 1.3)
+        if self.rng.random() < self.faults.slow_load:
+            seconds = LONG_LOAD_S
+        if now >= device.lost_s:
+            self._at(now + 2.0, slot, Death(slot, "exit code 10: device lost", final=False))
+        elif seconds > self.patience.load_s:
+            cause = f"silent for {self.patience.load_s:.0f} s"
+            self._at(now + self.patience.load_s + self.patience.hang_s, slot, Death(slot, cause, final=False))
+        else:
+            self._at(now + seconds, slot, Message(slot, {"type": "ready", "device": "virtual", "dtype": "none"}))
+        return True
+
+    def send(self, slot: int, body: Mapping[str, Any]) -> None:
+        if body["type"] == "job":
+            device = self.devices[slot]
+            device.working, device.begun_s = True, self.clock.now()
+            for after_s, event in self._work(slot, body):
+                self._at(device.begun_s + after_s, slot, event)
+
+    def poll(self, timeout_s: float) -> list[Message | Death]:
+        """The next thing that happens, at the latest after `timeout_s` and the time that handling it may take."""
+        until_s = self.clock.now() + timeout_s
+        while self._events and self._events[0][0] <= until_s:
+            at_s, _, slot, generation, event = heapq.heappop(self._events)
+            device = self.devices[slot]
+            if generation != device.generation and event is not None:
+                continue
+            self.clock.at_s = max(self.clock.at_s, at_s)
+            self._turn()
+            if event is None:
+                return []
+            self._happen(device, event)
+            return [event]
+        self.clock.at_s = max(self.clock.at_s, until_s)
+        self._turn()
+        return []
+
+    def stop(self) -> None:
+        """Killing is waited for a moment only, even where a process does not go."""
+        slow = self.rng.random() < self.faults.slow_kill
+        self.clock.advance(self.patience.close_s if slow else 0.02)
+
+    # How it is done
+
+    def _at(self, at_s: float, slot: int, event: Message | Death | None) -> None:
+        heapq.heappush(self._events, (at_s, next(self._order), slot, self.devices[slot].generation, event))
+
+    def _turn(self) -> None:
+        """A turn of the coordinator's loop takes time too, now and then as long as it may."""
+        self.clock.advance(TURN_S if self.rng.random() < 0.001 else 0.002)
+
+    def _happen(self, device: _Device, event: Message | Death) -> None:
+        now = self.clock.now()
+        spent_s = now - device.begun_s
+        if isinstance(event, Death):
+            if device.working or not device.ready:
+                device.killed_s += spent_s
+            device.alive = device.ready = device.working = False
+            while device.deaths_s and now - device.deaths_s[0] > self.patience.window_s:
+                device.deaths_s.popleft()
+            device.deaths_s.append(now)
+            device.retired = device.retired or len(device.deaths_s) >= self.patience.deaths
+            leaving_s = self.rng.uniform(0, SLOW_KILL_S) if self.rng.random() < self.faults.slow_kill else 0.0
+            backoff_s = self.patience.backoff_s * 2 ** (len(device.deaths_s) - 1)
+            device.not_before_s = now + max(leaving_s, backoff_s)
+            event.final = device.retired
+            self._at(device.not_before_s, event.slot, None)
+        elif event.body["type"] == "ready":
+            device.ready = True
+            device.loaded_s += spent_s
+        elif event.body["type"] == "done":
+            device.working = False
+            device.kept_s += spent_s
+
+    def _work(self, slot: int, body: Mapping[str, Any]) -> Iterator[tuple[float, Message | Death]]:
+        """What a worker says about a job, and after how many seconds; a fault ends it before it ends itself."""
+        fault_s, seen_s, fault = self._fault(slot)
+        for after_s, event in self._do(slot, body):
+            if after_s >= fault_s:
+                yield seen_s, fault
+                return
+            yield after_s, event
+
+    def _fault(self, slot: int) -> tuple[float, float, Death]:
+        """The next fault of a device: in how many seconds it comes, in how many it is seen, and as what."""
+        faults, rng = self.faults, self.rng
+        crash_s = rng.expovariate(faults.crashes / 3600) if faults.crashes else float("inf")
+        hang_s = rng.expovariate(faults.hangs / 3600) if faults.hangs else float("inf")
+        lost_s = self.devices[slot].lost_s - self.clock.now()
+        first = min(crash_s, hang_s, lost_s)
+        if first == hang_s:
+            silence_s = self.patience.first_s if rng.random() < 0.05 else self.patience.round_s
+            cause = f"silent for {silence_s:.0f} s"
+            return hang_s, hang_s + silence_s + self.patience.hang_s, Death(slot, cause, final=False)
+        cause = "signal 9" if first == crash_s else "device lost"
+        return max(0.0, first), max(0.0, first), Death(slot, cause, final=False)
+
+    def _do(self, slot: int, body: Mapping[str, Any]) -> Iterator[tuple[float, Message | Death]]:
+        task, kind, share = self.tasks[body["task_id"]], body["kind"], body.get("share", 1.0)
+        train_s, decode_s = (part * self.devices[slot].slowness for part in self.truth.parts(task, kind, share))
+        train_s *= self.rng.lognormvariate(0, self.faults.train_noise)
+        decode_s *= self.rng.lognormvariate(0, self.faults.decode_noise)
+        decode_s *= 5 if self.rng.random() < self.faults.outlier else 1
+        outcome, reason, trained = Outcome.FINISHED, "", 1.0
+        if kind == TTT and task.task_id in self.too_long:
+            if self.rng.random() < 0.2:
+                yield 0.1 * train_s, Death(slot, "signal 9", final=False)
+                return
+            outcome, reason, trained = Outcome.FAILED, "out of memory in training, the base model answers", 0.0
+            train_s *= 0.05
+        left_s = min(body["until"], self.deadline_s) - self.clock.now() if self.cuts else float("inf")
+        if train_s > left_s - body.get("decode_s", 0.0) > 0:
+            outcome, trained = Outcome.CUT, (left_s - body["decode_s"]) / train_s
+            train_s = left_s - body["decode_s"]
+        for index in range(len(task.tests)):
+            after_s = train_s + decode_s * (index + 1) / len(task.tests)
+            if after_s > left_s:
+                outcome, decode_s = Outcome.CUT, max(0.0, left_s - train_s)
+                break
+            yield after_s, Message(slot, {"type": "candidates", **self._answers(task, index, kind, trained * share)})
+        late_s = self.rng.expovariate(1.0) if outcome == Outcome.CUT else 0.1  # a step or a row more
+        seen: dict[str, Any] = {"outcome": outcome, "reason": reason, "seconds": train_s + decode_s + late_s}
+        if trained and train_s:
+            ttt = self.truth.settings.ttt
+            count = trained * share * ttt.max_sequences * ttt.epochs
+            length = min(prompt_tokens(task), ttt.max_sequence_tokens)
+            seen |= {"train_s": train_s, "train_tokens": count * length, "steps": count / ttt.batch_sequences}
+        yield train_s + decode_s + late_s, Message(slot, {"type": "done", **seen})
+
+    def _answers(self, task: Task, index: int, kind: str, effort: float) -> dict[str, Any]:
+        """Two views' answers: the right one is colour 1; more training finds it more often."""
+        chance = self._talent[task.task_id] * (0.2 if kind != TTT else 0.4 + 0.6 * min(1.0, effort))
+        colours = [1 if self.rng.random() < chance else self.rng.randint(2, 9) for _ in range(2)]
+        candidates = [{"grid": [[colour]], "group": "identity", "nll": 1.0} for colour in colours]
+        scored = [{"grid": [[colour]], "nll_by_view": [colour / 10]} for colour in sorted(set(colours))]
+        return {"task_id": task.task_id, "test_index": index, "candidates": candidates, "scored": scored}
+
+
+class VirtualSubmission(Submission):
+    """A submission whose writes take virtual time and now and then stall. `stall_s`: the longest stall."""
+
+    def __init__(self, loaded: LoadedTasks, clock: VirtualClock, faults: Faults, rng: random.Random, stall_s: float):
+        self.clock, self.faults, self.rng, self.stall_s = clock, faults, rng, min(WRITE_S, stall_s)
+        self.writes = 0
+        super().__init__(Path("submission.json"), loaded)
+
+    def _text(self, task_id: str) -> str:
+        return ""  # made once, at the end
+
+    def document(self) -> Any:
+        """What the file would hold."""
+        return json.loads("{" + ",".join(Submission._text(self, task_id) for task_id in self.test_counts) + "}")
+
+    def write(self) -> None:
+        self.writes += 1
+        stalls = self.rng.random() < self.faults.stall
+        self.clock.advance(self.rng.uniform(1.0, self.stall_s) if stalls else 0.03)
+
+
+class MemoryJournal(Journal):
+    """A journal whose events stay in memory."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        super().__init__(Path("events.jsonl"), clock, clock.now())
+        self.events: list[dict[str, Any]] = []
+
+    def append(self, event: str, **fields: Any) -> None:
+        self.events.append({"t": round(self.clock.now() - self.start_s, 3), "event": event, **fields})
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def text(self) -> bytes:
+        """What the file would hold."""
+        return b"".join(checked_line(event) for event in self.events)

@@ -1,0 +1,147 @@
+"""Predictions: they grow with the task, find true costs from a few jobs, and follow each device."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arc_ttt.checkpoints import EMBEDDED, read_config
+from arc_ttt.cost import BASE, DEVICE_TYPES, TTT, CostModel, Model, device_type, prompt_tokens, views_of
+from arc_ttt.grids import Example, Task, freeze
+from arc_ttt.settings import Settings
+
+EMBEDDED_SETTINGS = Settings.of("embedded")
+LLAMA = Settings.of("llama-1b-3b")
+
+
+def make_task(task_id: str, side: int, demonstrations: int = 3, tests: int = 1) -> Task:
+    grid = freeze(np.zeros((side, side)))
+    return Task(task_id, (Example(grid, grid),) * demonstrations, (grid,) * tests)
+
+
+TASKS = [make_task(f"t{side}", side, 2 + side % 4) for side in range(1, 31)]
+
+
+def observe(cost: CostModel, task: Task, train_s: float, decode_s: float, device: int = 0) -> None:
+    """A full training that took so long."""
+    ttt = cost.settings.ttt
+    count = ttt.max_sequences * ttt.epochs
+    length = min(prompt_tokens(task), ttt.max_sequence_tokens)
+    seen = {"seconds": train_s + decode_s, "train_s": train_s, "train_tokens": count * length}
+    cost.observe(task, TTT, device, 1.0, seen | {"steps": count / ttt.batch_sequences})
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(st.integers(1, 29), st.integers(1, 5), st.sampled_from(sorted(DEVICE_TYPES)), st.sampled_from([BASE, TTT]))
+def test_predictions_grow_with_the_task_and_the_share(side: int, demonstrations: int, device: str, kind: str) -> None:
+    cost = CostModel(LLAMA, Model(3.2e9, 28, 3072, 128256), device)
+    small, large = make_task("small", side, demonstrations), make_task("large", side + 1, demonstrations)
+    assert 0 < cost.predict(small, kind) < cost.predict(large, kind)
+    assert cost.predict(large, kind) < cost.predict(make_task("two", side + 1, demonstrations, 2), kind)
+    assert cost.predict(small, TTT, 0.1) < cost.predict(small, TTT, 0.5) < cost.predict(small, TTT)
+
+
+def test_the_embedded_model_costs_what_was_measured_on_one_core() -> None:
+    """2306 to 2535 tokens a second in training, on two cores of the machine that the prior is from."""
+    model = Model.of(read_config(EMBEDDED))
+    assert model.parameters == pytest.approx(2.7e6, rel=0.05)
+    task = make_task("t", 6)
+    train_s, _ = CostModel(EMBEDDED_SETTINGS, model).parts(task, TTT)
+    tokens = prompt_tokens(task) * EMBEDDED_SETTINGS.ttt.max_sequences
+    assert tokens / train_s == pytest.approx(2300, rel=0.2)
+
+
+@pytest.mark.parametrize("slower", [0.3, 1.0, 4.0])
+def test_twenty_jobs_are_enough_for_trainings_to_within_fifteen_percent(slower: float) -> None:
+    """Nine of ten, on a device whose steps, tokens and attention each differ from the prior in another way."""
+    rng = random.Random(7)
+    cost = CostModel(LLAMA, Model(3.2e9, 28, 3072, 128256), "t4")
+    prior = CostModel(LLAMA, Model(3.2e9, 28, 3072, 128256), "t4")
+    a, b, c = prior._train.now
+
+    def true_s(task: Task) -> float:
+        steps = LLAMA.ttt.max_sequences * LLAMA.ttt.epochs / LLAMA.ttt.batch_sequences
+        length = min(prompt_tokens(task), LLAMA.ttt.max_sequence_tokens)
+        step_s = 3 * a + 2 * length * (b + 2 * c * length)
+        return slower * steps * step_s * rng.lognormvariate(0, 0.06)
+
+    for task in rng.sample(TASKS, 20):
+        observe(cost, task, true_s(task), 2 * prior.parts(task, TTT)[1] * rng.lognormvariate(0, 0.3))
+    errors = sorted(abs(cost.parts(task, TTT)[0] * cost.drift(0) / true_s(task) - 1) for task in TASKS)
+    assert errors[int(0.9 * len(errors))] <= 0.15
+
+
+def test_one_job_corrects_the_scale_and_one_that_hung_does_not() -> None:
+    cost = CostModel(EMBEDDED_SETTINGS)
+    small, large = TASKS[4], TASKS[20]
+    train_s, decode_s = cost.parts(small, TTT)
+    before = cost.predict(large, TTT)
+    for _ in range(5):
+        observe(cost, small, 4 * train_s, 4 * decode_s)
+    after = cost.predict(large, TTT) * cost.drift(0)
+    assert after == pytest.approx(4 * before, rel=0.15)
+    observe(cost, small, 1000 * train_s, 4 * decode_s)
+    assert cost.predict(large, TTT) * cost.drift(0) == pytest.approx(after, rel=0.15)
+
+
+def test_each_device_has_a_drift_of_its_own() -> None:
+    cost = CostModel(EMBEDDED_SETTINGS)
+    for task in TASKS[:20]:
+        train_s, decode_s = cost.parts(task, TTT)
+        observe(cost, task, train_s, decode_s, device=0)
+        observe(cost, task, 2 * train_s, 2 * decode_s, device=1)
+    assert cost.drift(1) / cost.drift(0) == pytest.approx(2.0, rel=0.1)
+    assert cost.drift(2) == 1.0
+
+
+def test_a_job_is_cut_only_once_its_device_is_known() -> None:
+    cost = CostModel(EMBEDDED_SETTINGS)
+    assert cost.cap(10.0, 0) == float("inf")
+    for task in TASKS[:5]:
+        observe(cost, task, *cost.parts(task, TTT))
+    assert cost.cap(1.0, 0) >= 60.0
+    assert 1000.0 < cost.cap(1000.0, 0) < 10_000.0
+
+
+def test_passes_with_little_training_answer_under_few_views() -> None:
+    views = [views_of(TTT, share, LLAMA) for share in (0.04, 0.12, 0.25, 0.5, 1.0)]
+    assert views == [2, 4, 8, 16, 16]
+    assert views_of(BASE, 1.0, LLAMA) == LLAMA.decode.base_views
+
+
+def test_the_longest_sequence_is_found_from_what_fitted_and_what_did_not() -> None:
+    """Halfway between the two, so every report that contradicts it halves what is open."""
+    cost = CostModel(LLAMA, Model(8e9, 32, 4096, 128256), "t4")
+    true_limit, tried = 3000, []
+    for task in [TASKS[29]] * 12:
+        length = min(prompt_tokens(task), cost.longest())
+        tried.append(length)
+        cost.observe_memory(task, fitted=length <= true_limit)
+    assert 0.9 * true_limit <= cost.longest() <= 1.1 * true_limit
+    assert sum(length > true_limit for length in tried) <= 8
+
+
+def test_a_small_model_on_a_large_device_is_not_shortened() -> None:
+    assert CostModel(LLAMA, Model(1.2e9, 16, 2048, 128256), "h100").longest() == LLAMA.ttt.max_sequence_tokens
+    assert CostModel(EMBEDDED_SETTINGS).longest() == EMBEDDED_SETTINGS.ttt.max_sequence_tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("Tesla T4", "t4"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-40GB", "a100"),
+        ("Tesla P100-PCIE-16GB", "p100"),
+        ("cpu", "cpu"),
+        ("", "t4"),
+        ("NVIDIA GeForce RTX 9090", "t4"),
+    ],
+)
+def test_devices_are_known_by_the_names_of_their_drivers(name: str, kind: str) -> None:
+    assert device_type(name) == kind
