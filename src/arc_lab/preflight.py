@@ -25,14 +25,19 @@ from arc_lab.rehearse import (
     set_stage,
     some_tasks,
 )
+from arc_lab.simulate import Scenario, loaded_from, made_up_tasks, simulate
 from arc_lab.wheels import ROOT, WHEELS, Image, conflicts, members, read_image, read_lock, state
 from arc_ttt.bootstrap import MANIFEST
 from arc_ttt.checkpoints import model_folder, parameter_count, read_config
+from arc_ttt.cost import Model
+from arc_ttt.deadline import format_duration
 from arc_ttt.errors import InputError, SettingsError
 from arc_ttt.settings import Settings
 
 DEVICES_GIB = {"T4": 15.0, "L4": 22.5}
 IMPORTS = "import arc_ttt.kaggle, arc_ttt.worker, arc_ttt.solve, arc_ttt.model, arc_ttt.synthesis"
+DEVICES = {"NvidiaTeslaT4": ("t4", 2), "NvidiaL4": ("l4", 4), "NvidiaL4X1": ("l4", 1)}  # by machine_shape
+HIDDEN_TASKS = 240
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 
 
@@ -78,8 +83,7 @@ def check_metadata(plan: Plan) -> Iterator[Finding]:
 
 
 def check_settings(plan: Plan) -> Iterator[Finding]:
-    chosen = read_settings(plan.kernel / "kernel.py")
-    settings = Settings.of(str(chosen.pop("preset", "embedded"))).override(chosen.items())
+    settings = chosen_settings(plan)
     hours = settings.run.limit_s / 3600
     model = settings.model.path or "the embedded model"
     yield Finding(OK, "SETTINGS", f"{model}, {settings.model.backend}, limit {hours:.2f} h")
@@ -90,6 +94,12 @@ def check_settings(plan: Plan) -> Iterator[Finding]:
     sources = read_metadata(plan.kernel / "kernel-metadata.json")
     if settings.model.path and not (sources.get("model_sources") or len(sources.get("dataset_sources") or []) > 1):
         yield Finding(WARN, "SETTINGS", f"{model} is under no model_sources: it must be in the bundle (bundle --model)")
+
+
+def chosen_settings(plan: Plan) -> Settings:
+    """The settings that kernel.py asks for. Raises InputError."""
+    chosen = read_settings(plan.kernel / "kernel.py")
+    return Settings.of(str(chosen.pop("preset", "embedded"))).override(chosen.items())
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -143,8 +153,7 @@ def check_bundle(plan: Plan) -> Iterator[Finding]:
 
 
 def check_model(plan: Plan) -> Iterator[Finding]:
-    chosen = read_settings(plan.kernel / "kernel.py")
-    settings = Settings.of(str(chosen.pop("preset", "embedded"))).override(chosen.items())
+    settings = chosen_settings(plan)
     if settings.model.path and plan.model is None:
         yield Finding(WARN, "model", "give --model the checkpoint's folder here, and it will be checked")
         return
@@ -206,12 +215,32 @@ def check_run(plan: Plan) -> Iterator[Finding]:
         yield Finding(OK, "run of 2 tasks", f"valid submission, slack {result.slack_s:.0f} s of 120")
 
 
+def check_forecast(plan: Plan) -> Iterator[Finding]:
+    """The real scheduler in virtual time over as many made-up tasks as the competition has."""
+    device_type, devices = DEVICES.get(
+        read_metadata(plan.kernel / "kernel-metadata.json").get("machine_shape", ""), ("t4", 2)
+    )
+    settings = chosen_settings(plan)
+    if settings.model.path and plan.model is None:
+        return
+    model = Model.of(read_config(plan.model or model_folder("")))
+    tasks = loaded_from(made_up_tasks(HIDDEN_TASKS))
+    settings = settings.override([("synthesis.enabled", False)])
+    outcome = simulate(Scenario(tasks=tasks, settings=settings, model=model, device_type=device_type, devices=devices))
+    text = (
+        f"{HIDDEN_TASKS} tasks on {devices} x {device_type}: {outcome.answered:.0%} answered, {outcome.trained:.0%} "
+        f"trained, ends {format_duration(outcome.limit_s - outcome.seconds)} before the limit"
+    )
+    yield Finding(FAIL if outcome.missed else WARN if outcome.trained < 0.9 else OK, "forecast", text)
+
+
 CHECKS: tuple[Callable[[Plan], Iterator[Finding]], ...] = (
     check_metadata,
     check_settings,
     check_bundle,
     check_wheels,
     check_model,
+    check_forecast,
     check_imports,
     check_run,
 )
