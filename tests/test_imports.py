@@ -28,7 +28,7 @@ GROUND = (
     "votes",
     "submission",
 )
-MODEL = ("checkpoints", "nf4", "model", "adapter", "training", "kv_cache", "search", "scoring")
+MODEL = ("checkpoints", "nf4", "model", "adapter", "training", "recording", "kv_cache", "search", "scoring")
 RUN = (
     "solve",
     "calibrate",

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from arc_ttt.adapter import Adapter
-from arc_ttt.checkpoints import EMBEDDED
+from arc_ttt.checkpoints import EMBEDDED, EMBEDDED_M, model_folder
 from arc_ttt.deadline import Deadline
 from arc_ttt.errors import ModelError
 from arc_ttt.formats import CompactFormat
@@ -62,7 +62,16 @@ def four_bit_layers(llama: Any) -> list[tuple[str, Any]]:
     return [(name, module) for name, module in llama.named_modules() if type(module).__name__ == "Linear4bit"]
 
 
-# The embedded model
+# The embedded models
+
+
+def test_the_embedded_model_suits_the_device() -> None:
+    assert model_folder("") == model_folder("embedded-XS") == EMBEDDED
+    assert model_folder("", gpu=True) == model_folder("embedded-M") == EMBEDDED_M
+    assert model_folder("some/where") == Path("some/where")
+    larger = load("embedded-M")
+    assert larger.parameters > 25e6
+    assert isinstance(larger.form, CompactFormat)
 
 
 def test_the_stored_weights_are_packed_in_four_bits_with_double_quantization() -> None:

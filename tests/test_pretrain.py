@@ -15,12 +15,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from arc_lab.datasets import load_dataset
 from arc_lab.packs import Pack, pair_bytes, read_pack, write_pack
 from arc_lab.pretrain import PretrainSettings, RunOptions, main, pretrain
-from arc_lab.pretrain_data import DataSettings, Feed, WindowMaker, fixed_shapes, measuring_sequences
-from arc_lab.pretrain_loop import Trainer, exact_match
+from arc_lab.pretrain_data import (
+    DataSettings,
+    Feed,
+    WindowMaker,
+    composed,
+    fixed_shapes,
+    measuring_sequences,
+    most_packed,
+    packed_row,
+    packed_rows,
+)
+from arc_lab.pretrain_loop import Trainer, exact_match, moved
 from arc_lab.pretrain_model import (
     PRESETS,
     Muon,
@@ -35,7 +48,7 @@ from arc_lab.pretrain_model import (
 from arc_lab.pretrain_state import CheckpointError
 from arc_ttt.errors import InputError, SettingsError
 from arc_ttt.formats import TokenSequence
-from arc_ttt.grids import freeze
+from arc_ttt.grids import Example, freeze, same_grid
 from arc_ttt.model import hidden_states, load_model
 from arc_ttt.settings import ModelSettings
 from arc_ttt.training import collate, cross_entropy_sum
@@ -145,6 +158,17 @@ def test_no_held_pair_and_no_held_out_group_reaches_training(pack: Pack) -> None
         assert all(pair_bytes((e.input, e.output)) in allowed for e in examples)
 
 
+def test_a_pack_gives_tasks_of_its_held_out_groups_with_answers(pack_file: Path) -> None:
+    dataset = load_dataset(f"{pack_file}:5")
+    assert len(dataset.loaded.tasks) == 5
+    for task in dataset.loaded.tasks:
+        assert task.task_id.startswith("rearc-twice")
+        (answer,) = dataset.solutions.by_task[task.task_id]
+        np.testing.assert_array_equal(answer, np.concatenate((task.tests[0], task.tests[0]), axis=1))
+    with pytest.raises(SettingsError, match="no such file"):
+        load_dataset(f"{pack_file.parent}/other.pack")
+
+
 def test_what_never_fits_is_refused(pack: Pack) -> None:
     with pytest.raises(InputError, match="fit 10 tokens"):
         WindowMaker([pack], DATA).sequence(np.random.default_rng(0), 10)
@@ -223,6 +247,59 @@ def test_attention_without_a_mask_is_the_stock_one(pack: Pack, rope: str) -> Non
     assert (hidden_states(own, changed, positions)[:, 40] != hidden_states(own, ids, positions)[:, 40]).any()
 
 
+def test_a_packed_row_is_its_sequences_one_by_one(pack: Pack) -> None:
+    own = new_llama(TINY, "longrope", seed=1)
+    without_waiting(own)
+    sequences = compact(pack, 5)
+    length = sum(map(len, sequences)) + 7
+    row = packed_row(sequences, length)
+    assert row.tokens == length - 7
+    assert row.starts is not None
+    ids, positions, _, attention = moved(row, CPU, 256)
+    hidden = hidden_states(own, ids, positions, **attention)[0]
+    owners = row.row_of_targets()
+    at = 0
+    for number, sequence in enumerate(sequences):
+        alone = hidden_states(own, *collate([sequence], 14, CPU)[:2])[0]
+        torch.testing.assert_close(hidden[at : at + len(sequence)], alone)
+        expected = at + np.flatnonzero(sequence.loss_mask)
+        np.testing.assert_array_equal(row.places[owners == number], expected)
+        at += len(sequence)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=60))
+def test_packed_rows_lose_no_sequence(lengths: list[int]) -> None:
+    sequences = [
+        TokenSequence(np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.bool_), ()) for n in lengths
+    ]
+    rows = packed_rows(sequences, 256)
+    assert [s for row in rows for s in row] == sequences
+    assert all(sum(map(len, row)) <= 256 and len(row) <= most_packed(256) for row in rows)
+
+
+def test_a_training_on_packed_rows_wastes_little(pack_file: Path, tmp_path: Path) -> None:
+    data = replace(DATA, packed=True, compose=0.5)
+    card = run(pack_file, settings_of(data=data, steps=3), options_of(tmp_path))
+    assert card["finished"]
+    assert card["padding"] < 0.25
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_composed_task_follows_the_same_two_rules(seed: int) -> None:
+    """Equal pairs stay equal, one side of each pair stays as it was, and grids stay legal."""
+    rng = np.random.default_rng(seed)
+    grid, small = (freeze(rng.integers(0, 10, shape)) for shape in ((4, 7), (1, 3)))
+    examples = [Example(grid, small), Example(small, grid), Example(grid, small)]
+    changed = composed(examples, np.random.default_rng(seed))
+    first, last = changed[0], changed[2]
+    assert same_grid(first.input, last.input)
+    assert same_grid(first.output, last.output)
+    kept = same_grid(first.input, grid), same_grid(first.output, small)
+    assert any(kept)
+    assert all(1 <= side <= 30 for e in changed for g in (e.input, e.output) for side in g.shape)
+
+
 def test_the_table_is_that_of_the_embedded_model() -> None:
     config = json.loads((ROOT / "src" / "arc_ttt" / "embedded" / "config.json").read_text())
     for name, value in rope_parameters("longrope", 32).items():
@@ -271,8 +348,7 @@ def test_exact_match_is_by_sequence_and_in_order(pack: Pack) -> None:
         sequences.append(replace(sequence, loss_mask=mask))
     alone = [exact_match(base, [sequence])[0] for sequence in sequences]
     assert 0 < sum(alone) < 40
-    assert exact_match(base, sequences, (), 300) == alone
-    assert exact_match(base, sequences, (48, 96, 256), 512) == alone
+    assert exact_match(base, sequences, 300) == alone
     assert exact_match(base, []) == []
 
 
@@ -287,7 +363,7 @@ def test_a_saved_model_loads_as_a_stock_one(pack: Pack, tmp_path: Path) -> None:
 
 
 def test_the_embedded_model_can_be_continued(pack: Pack) -> None:
-    base = training_model(PRESETS["XS"], "longrope", 0, "embedded", "float32", CPU)
+    base = training_model(PRESETS["XS"], "longrope", 0, "embedded-XS", "float32", CPU)
     stock = load_model(ModelSettings(dtype="float32"), CPU)
     batch = collate(compact(pack, 3), 14, CPU)
     torch.testing.assert_close(cross_entropy_sum(base.llama, batch), cross_entropy_sum(stock.llama, batch))

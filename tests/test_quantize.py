@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from arc_lab.datasets import held_out_tasks
 from arc_lab.packs import Pack, pair_bytes, read_pack, write_pack
 from arc_lab.pretrain_model import PRESETS, Preset, new_llama, save_model
-from arc_lab.quantize import SMALL, Cost, different_tensors, held_out_tasks, main, measure, quantize
+from arc_lab.quantize import SMALL, Cost, different_tensors, main, measure, quantize
 from arc_ttt.checkpoints import EMBEDDED
 from arc_ttt.errors import ModelError
 from arc_ttt.grids import freeze

@@ -71,6 +71,20 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # The file
 
 
+def test_a_pack_is_also_a_set_of_tasks_of_pairs_that_no_training_sees(tmp_path: Path) -> None:
+    groups = some_groups(24)
+    groups[0][0]["held_pairs"] = 9
+    write_pack(tmp_path / "tasks.pack", {"settings": {"seed": 0}}, groups)
+    dataset = load_dataset(str(tmp_path / "tasks.pack"))
+    ids = [task.task_id for task in dataset.loaded.tasks]
+    assert ids == ["rearc-0-1", "rearc-0-2", "rearc-1-1", "rearc-1-2"]
+    held = groups[0][1][-9:]
+    for number, task in enumerate(dataset.loaded.tasks[:2]):
+        shown = [(example.input, example.output) for example in task.train]
+        shown.append((task.tests[0], dataset.solutions.by_task[task.task_id][0]))
+        assert [pair_bytes(pair) for pair in shown] == held[4 * number : 4 * number + 4]
+
+
 def test_a_pack_gives_back_every_pair(small: Path) -> None:
     pack = read_pack(small)
     assert [group.name for group in pack.groups] == ["rearc/0", "rearc/1"]

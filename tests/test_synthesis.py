@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from arc_ttt.deadline import Deadline, VirtualClock
 from arc_ttt.grids import Example, Task, freeze
-from arc_ttt.synthesis import cells, frames, gate, pieces, solver, stacker, synthesize
+from arc_ttt.synthesis import cells, frames, gate, invariants, pieces, solver, stacker, synthesize
 from arc_ttt.synthesis.budget import Budget
 from arc_ttt.synthesis.images import Image, state_key
+from arc_ttt.synthesis.panels import panel_views
 from arc_ttt.synthesis.tree import Leaf, predict
 
 BIG = 200 * 1024 * 1024
@@ -62,6 +63,21 @@ def test_simple_rules_are_found(name: str) -> None:
     assert first.grid.tolist() == answers[0].tolist()
     assert first.fits_all
     assert first.program
+
+
+def test_logic_of_two_panels_is_found_by_cell_rules() -> None:
+    def panels(seed: int) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
+        left, right = (np.random.default_rng(2 * seed + n).random((4, 5)) < 0.5 for n in range(2))
+        bar = np.full((4, 1), 5)
+        return np.hstack([left * 1, bar, right * 2]), (left != right) * 4
+
+    pairs = [panels(seed) for seed in range(4)]
+    problem = frames.plain(task_of(pairs[:3], [pairs[3][0]]))
+    view = next(view for view in panel_views(problem, set()) if view.name == "panels as layers")
+    rules = cells.learn(problem, view, plenty(), np.random.default_rng(0), turned=False)
+    assert rules[0].answers[0].tolist() == pairs[3][1].tolist()
+    assert "own as full as layer 1" in rules[0].program
+    assert rules[0].splits == 1
 
 
 def test_both_engines_find_a_mirror_and_are_confident() -> None:
@@ -227,7 +243,7 @@ def test_little_memory_gives_fewer_candidates_and_no_error(limit: int) -> None:
 def test_memory_is_given_back() -> None:
     task, _ = made_by(RULES["left half"])
     budget = plenty()
-    solver._solve_framed(frames.plain(task), solver._Pool(), budget, 1.0)
+    solver._solve_framed(frames.plain(task), solver._Pool(task), budget, 1.0)
     assert budget.store(BIG)
 
 
@@ -278,7 +294,7 @@ def test_malformed_grids_never_come_out(task: Task) -> None:
 def test_malformed_answers_are_refused_where_answers_meet() -> None:
     task, _ = made_by(RULES["mirror"])
     problem = frames.plain(task)
-    pool = solver._Pool()
+    pool = solver._Pool(task)
     bad = [np.full((31, 2), 1), np.full((2, 2), 10), np.full((2, 2), -1), np.zeros((0, 3)), np.zeros(4)]
     for grid in bad:
         assert pool.at(problem, [grid.astype(np.int8)]) is None
@@ -311,3 +327,21 @@ def test_all_programs_can_be_printed() -> None:
     task, _ = made_by(RULES["rename colours"])
     for candidate in itertools.islice(synthesize(task, cpu_limit_s=10), 5):
         assert candidate.program.isprintable()
+
+
+def test_an_answer_breaks_what_all_demonstrations_share() -> None:
+    grids = [sparse(seed) for seed in range(4)]
+    task = task_of([(grid, grid[:, ::-1]) for grid in grids[:3]], grids[3:])
+    right = grids[3][:, ::-1]
+    by_chance = invariants.broken(task, [right])
+    recoloured = np.where(right == 1, 9, right)
+    assert invariants.broken(task, [recoloured]) >= by_chance + 3
+    assert invariants.broken(task, [np.vstack([right, right])]) > by_chance
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 3))
+def test_demonstrations_break_none_of_their_own_invariants(seed: int, number: int) -> None:
+    pairs = [(sparse(seed + n), sparse(seed + n + 50, rows=3)) for n in range(number)]
+    task = task_of(pairs, [before for before, _ in pairs])
+    assert invariants.broken(task, [freeze(after) for _, after in pairs]) == 0

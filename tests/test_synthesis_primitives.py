@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from arc_ttt.synthesis import groups, patterns, primitives, repair
+from arc_ttt.synthesis import features, groups, patterns, primitives, repair
 from arc_ttt.synthesis.images import MAX_CELLS, Image, compose, crop_to, embed, enclosed, skew, unskew
 from arc_ttt.synthesis.primitives import unary_primitives
 from arc_ttt.synthesis.sized import sized_primitives
@@ -97,6 +98,7 @@ BY_HAND = [
     ("half right", "123", "3"),
     ("half top", "1 2 3", "1"),
     ("half bottom", "1 2 3", "3"),
+    ("half first", "123 456", "1 4"),
     ("edge_line left", "12 34", "1 3"),
     ("edge_line right", "12 34", "2 4"),
     ("edge_line top", "12 34", "12"),
@@ -199,6 +201,12 @@ def test_sized_primitives_by_hand() -> None:
     assert run("count cells", "1.1", (2, 2)) == cells("11 ..").tolist()
     assert run("count components", "11.1", (2, 2)) == cells("11 ..").tolist()
     assert run("count components by column", "1.1", (2, 2)) == cells("1. 1.").tolist()
+    assert run("window top right", "123 456", (1, 2)) == [[2, 3]]
+    assert run("window bottom left", "123 456", (1, 2)) == [[4, 5]]
+    assert run("window middle", "123 456 789", (1, 1)) == [[5]]
+    assert run("colour_everywhere", "1.22", (1, 2)) == [[2, 2]]
+    assert run("histogram left", "1.22 2..3", (3, 4)) == cells("222. 1... 3...").tolist()
+    assert run("histogram top", "1.22 2..3", (3, 4)) == cells("213. 2... 2...").tolist()
     assert run("reading_order", "1..2", (1, 3)) == cells("12.").tolist()
     assert run("reading_order by column", ".2 1.", (1, 2)) == cells("12").tolist()
 
@@ -290,6 +298,85 @@ def test_panels_and_joins() -> None:
     }
 
 
+def test_separators_are_the_lines_that_make_panels_alike() -> None:
+    parts = groups.panels(image("2.2 ..2 444 222 .22"))
+    assert parts is not None
+    assert [part.cells.tolist() for part in parts] == [[[2, 0, 2], [0, 0, 2]], [[2, 2, 2], [0, 2, 2]]]
+
+
+def joined(name: str, *parts: Image) -> list[list[int]] | None:
+    made = next(joiner for joiner in groups.joiners() if joiner.name == name).apply(parts)
+    return made.cells.tolist() if made else None
+
+
+def test_joiners_by_hand() -> None:
+    low, high = Image(cells("3"), 5, 0), Image(cells("2"), 1, 2)
+    assert joined("colours in order", low, high) == [[2], [3]]
+    assert joined("colours in order", Image(low.cells, 1, 7), high) == [[2, 3]]
+    assert joined("colours in order", Image(low.cells, 3, 4), high) is None
+    assert joined("product", image("1. .1"), image("23")) == [[2, 3, 0, 0], [0, 0, 2, 3]]
+    assert joined("product", image("23"), image("1. .1")) == [[2, 3, 0, 0], [0, 0, 2, 3]]
+    assert joined("product", image("1")) is None
+    assert joined("centred grow", Image(cells("4"), 6, 6), image("111 111 111")) == [[1, 1, 1], [1, 4, 1], [1, 1, 1]]
+    assert joined("centred shrink", Image(cells("4"), 6, 6), image("111 111 111")) == [[1, 1, 1]] * 3
+
+
+def test_parts_are_chosen_by_their_count_of_a_colour() -> None:
+    parts = groups.objects(image("133 ... 113 ... 222"), eight=True)
+    assert parts is not None
+    chosen = dict(zip(groups.SELECTION_NAMES, groups.selections(parts), strict=True))
+    assert chosen["the one with most colour 3"] == 0b001
+    assert chosen["the one with least colour 3"] == 0b100
+    assert chosen["all but those with most colour 1"] == 0b101
+
+
+def test_symmetric_about_a_colour() -> None:
+    before = image(".1... .4... ..3.. ..... .....")
+    assert patterns.symmetric_about(before, 3, "rows") == (pytest.approx(cells(".1... .4... ..3.. .4... .1...")), 0, 0)
+    whole = patterns.symmetric_about(before, 3, "all")
+    assert whole is not None
+    assert whole.cells.tolist() == cells(".1.1. 14.41 ..3.. 14.41 .1.1.").tolist()
+    assert patterns.symmetric_about(before, 5, "all") is None
+    assert patterns.symmetric_about(whole, 3, "all") is None
+
+
+def test_attract_to_a_colour_even_a_small_one() -> None:
+    before = image("..3.. ..... ..... 1.... .222.")
+    made = patterns.attract(before, single=True, colour=3)
+    assert made is not None
+    assert made.cells.tolist() == cells("..3.. .222. ..... ..... .....").tolist()
+    assert patterns.attract(before, single=True, colour=7) is None
+
+
+@settings(max_examples=50, deadline=None)
+@given(images())
+def test_grown_is_what_scipy_calls_dilation(before: Image) -> None:
+    full = before.cells != 0
+    for eight, structure in ((True, np.ones((3, 3))), (False, None)):
+        assert primitives.grown(full, eight=eight).tolist() == ndimage.binary_dilation(full, structure).tolist()
+    inner = primitives.inner(before)
+    eroded = ndimage.binary_erosion(full, np.ones((3, 3)))
+    assert (inner is not None) == eroded.any()
+    if inner is not None:
+        assert (inner.cells != 0).tolist() == eroded.tolist()
+
+
+def test_features_of_panels_blocks_and_objects() -> None:
+    grid = cells("1.5.1 ..5.. 55555 225.. 225..")
+    found = features.features(grid, {}, (), 0)
+    assert found.conditions["panel rank"].tolist()[0] == [2, 2, -1, 2, 2]
+    assert found.conditions["panel rank"].tolist()[4] == [1, 1, -1, 0, 0]
+    assert found.conditions["row in panel"][:, 0].tolist() == [0, 1, -1, 0, 1]
+    assert found.expressions["panel cell of any"].tolist()[0] == [2, 2, -1, 2, 2]
+    assert found.expressions["panel colour"].tolist()[4] == [2, 2, -1, -1, -1]
+    assert found.expressions["panel's own cell of fullest"].tolist()[0] == [2, 2, -1, 2, 2]
+    assert found.conditions["in block of 2"].tolist()[3:] == [[1, 1, 0, 1, 1]] * 2
+    assert found.conditions["in block of 3"].sum() == 0
+    turned = features.features(cells("12. 3.. ..."), {}, (), 0).expressions
+    assert turned["object mirrored columns"].tolist() == [[2, 1, -1], [0, 3, -1], [-1, -1, -1]]
+    assert turned["object transposed"].tolist() == [[1, 3, -1], [2, 0, -1], [-1, -1, -1]]
+
+
 def test_selections_name_the_largest_part() -> None:
     parts = groups.objects(image("11... 11..2 ....."), eight=True)
     assert parts is not None
@@ -340,3 +427,13 @@ def test_repair_by_period_and_by_symmetry() -> None:
     assert whole is not None
     assert whole.cells.tolist() == mirrored.tolist()
     assert repair.repair(Image(mirrored, 0, 0), 9, how="both") is None
+
+
+def test_a_period_is_found_from_few_cells() -> None:
+    pattern = np.fromfunction(lambda y, x: (y + x) % 3 + 1, (7, 7)).astype(np.int8)
+    sparse = np.where(np.fromfunction(lambda y, x: y + x >= 11, (7, 7)), pattern, 0).astype(np.int8)
+    whole = repair.by_period(np.where(sparse == 0, repair.HIDDEN, sparse).astype(np.int8))
+    assert (whole == repair.HIDDEN).any()  # three cells say too little
+    sparse = np.where(np.fromfunction(lambda y, x: y + x >= 9, (7, 7)), pattern, 0).astype(np.int8)
+    whole = repair.by_period(np.where(sparse == 0, repair.HIDDEN, sparse).astype(np.int8))
+    assert whole.tolist() == pattern.tolist()

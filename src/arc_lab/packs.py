@@ -203,3 +203,9 @@ def _grid_at(content: bytes, start: int) -> tuple[Grid, int]:
     height, width = content[start], content[start + 1]
     cells = np.frombuffer(content, np.uint8, height * width, start + 2)
     return cells.reshape(height, width), start + 2 + height * width
+
+
+def stream(seed: int, purpose: str, number: int) -> np.random.Generator:
+    """A random stream that depends on these three alone."""
+    digest = hashlib.sha256(f"{seed}\0{purpose}\0{number}".encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))

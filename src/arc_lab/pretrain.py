@@ -42,13 +42,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from arc_lab.packs import read_pack
 from arc_lab.pretrain_data import DataSettings, Feed, measuring_sequences
 from arc_lab.pretrain_loop import Trainer, join_processes
-from arc_lab.pretrain_model import PRESETS, ROPES
+from arc_lab.pretrain_model import PRESETS, ROPES, can_pack
 from arc_lab.rearc import evaluation_pairs
 from arc_ttt.deadline import parse_duration
 from arc_ttt.errors import ArcError, InputError, SettingsError
+from arc_ttt.model import compute_dtype
 
 GPU_LENGTHS = (512, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 
@@ -60,7 +63,7 @@ class PretrainSettings:
     preset: str = "XS"
     rope: str = "longrope"
     init: str = ""
-    """Folder of a checkpoint to start from, or "embedded"; empty for a fresh model of the preset."""
+    """Folder of a checkpoint to start from, or embedded-XS or embedded-M; empty for a fresh model of the preset."""
     seed: int = 0
     seconds: float = 0.0
     """Training time; 0 when `steps` is given."""
@@ -100,10 +103,13 @@ class PretrainSettings:
             "windows-ahead": (self.data.windows_ahead, 0, 1000),
             "upscale": (self.data.upscale, 0.0, 1.0),
             "tasks-weight": (self.data.tasks_weight, 0.0, 1.0),
+            "compose": (self.data.compose, 0.0, 1.0),
         }
         for name, (value, least, most) in limits.items():
             if not least <= value <= most:
                 raise SettingsError(f"--{name} is {value:g}; it must be from {least:g} to {most:g}")
+        if self.data.packed and self.data.batch_tokens < self.data.max_tokens:
+            raise SettingsError("--batch-tokens must be at least --max-tokens where rows are packed")
 
     def limit_tokens(self, progress: float) -> int:
         """Longest sequence of windows requested when this share of the training is done."""
@@ -174,7 +180,7 @@ def _nothing(pair: bytes) -> str | None:
     return None
 
 
-def make_settings(options: argparse.Namespace, *, cuda: bool) -> PretrainSettings:
+def make_settings(options: argparse.Namespace, device: torch.device) -> PretrainSettings:
     """Settings from the command line; what is not given comes from the preset.
 
     Raises:
@@ -187,7 +193,11 @@ def make_settings(options: argparse.Namespace, *, cuda: bool) -> PretrainSetting
         name: getattr(preset, name) if getattr(options, name) is None else getattr(options, name)
         for name in ("max_tokens", "batch_tokens", "muon_lr", "adam_lr", "window_sequences", "windows_ahead")
     }
-    fixed = cuda or options.compile
+    if options.rows == "auto":
+        packed = can_pack(device, compute_dtype(options.dtype, device))
+    else:
+        packed = options.rows == "packed"
+    fixed = not packed and (device.type == "cuda" or options.compile)
     lengths = (*(length for length in GPU_LENGTHS if length < chosen["max_tokens"]), chosen["max_tokens"])
     data = DataSettings(
         seed=options.seed,
@@ -198,6 +208,8 @@ def make_settings(options: argparse.Namespace, *, cuda: bool) -> PretrainSetting
         lengths=lengths if fixed else (),
         upscale=options.upscale,
         tasks_weight=options.tasks_weight,
+        compose=options.compose,
+        packed=packed,
     )
     return PretrainSettings(
         preset=options.preset,
@@ -221,8 +233,6 @@ def make_settings(options: argparse.Namespace, *, cuda: bool) -> PretrainSetting
 
 def main(argv: Sequence[str]) -> int:
     """Run the pretrain command; 130 when it was interrupted and can go on."""
-    import torch
-
     options = _parser().parse_args(argv)
     torch.set_num_threads(options.threads)
     asked = False
@@ -233,7 +243,7 @@ def main(argv: Sequence[str]) -> int:
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        settings = make_settings(options, cuda=torch.cuda.is_available())
+        settings = make_settings(options, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         names = {field.name for field in dataclasses.fields(RunOptions)} - {"peak", "checkpoints", "stop_after_steps"}
         given = {name: getattr(options, name) for name in names}
         run = RunOptions(**given, checkpoints=options.checkpoints or options.out / "checkpoint")
@@ -257,7 +267,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, metavar="DIR")
     add("--checkpoints", type=Path, metavar="DIR", help="where the training's own state is kept (OUT/checkpoint)")
     add("--preset", default="XS", help=f"size: {', '.join(PRESETS)}")
-    add("--init", default="", metavar="DIR|embedded", help="start from these weights; their size replaces the preset's")
+    add(
+        "--init",
+        default="",
+        metavar="DIR|embedded-M",
+        help="start from these weights; their size replaces the preset's",
+    )
     add("--for", dest="seconds", default="", metavar="TIME", help="train so long, as in 150m")
     add("--steps", type=int, default=0, help="train so many steps")
     add("--rope", default=base.rope, help=f"rotary positions of a fresh model: {', '.join(ROPES)}")
@@ -273,6 +288,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--clip-norm", type=float, default=base.clip_norm)
     add("--upscale", type=float, default=base.data.upscale, help="share of enlarged sequences")
     add("--tasks-weight", type=float, default=base.data.tasks_weight, help="share of tasks' own pairs")
+    add("--compose", type=float, default=base.data.compose, help="share of sequences of tasks made from two rules")
+    add(
+        "--rows",
+        default="auto",
+        choices=("auto", "packed", "padded"),
+        help="batches of whole sequences in one row, or of one sequence a row; auto packs where the GPU is fast at it",
+    )
     add("--no-curriculum", action="store_true", help="sequences of full length from the start")
     add("--dtype", default=base.dtype, choices=("auto", "float32", "bfloat16", "float16"))
     add("--compile", action="store_true", help="torch.compile the layers; batches then have a few fixed shapes")

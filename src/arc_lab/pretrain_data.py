@@ -7,7 +7,6 @@ interrupted training goes on with exactly the batches that it would have had.
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import random
@@ -22,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arc_lab.generators import Generators, attempt, load_generators
-from arc_lab.packs import Group, Pack, Pair, pair_bytes, pair_tokens
+from arc_lab.packs import Group, Pack, Pair, pair_bytes, pair_tokens, stream
 from arc_ttt.errors import InputError
 from arc_ttt.formats import CompactFormat, TokenSequence
-from arc_ttt.grids import MAX_SIDE, Example, freeze
+from arc_ttt.grids import MAX_SIDE, Example, Grid, freeze
 from arc_ttt.training import micro_batches, padded
-from arc_ttt.views import View, random_colours
+from arc_ttt.views import View, dihedral, random_colours
 
 PAIRS = (2, 3, 3, 4, 4, 4, 5, 6)  # pairs of a sequence, drawn uniformly from this list
 TRIES = 24
@@ -54,18 +53,30 @@ class DataSettings:
     """Share of sequences whose grids are enlarged 2 or 3 times, where they stay within 30 x 30."""
     tasks_weight: float = 0.05
     """Share of sequences from tasks' own pairs instead of generated ones, where the pack has both."""
+    compose: float = 0.0
+    """Share of sequences whose outputs (or inputs) pass through one more rule, the same for all pairs: new tasks from
+    the same generators."""
+    packed: bool = False
+    """Batches of one row of exactly batch_tokens, filled with whole sequences; needs attention that knows of it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """ids: (B, T) uint8. positions: (B, T) int32. places: (N,) int64, targets in the flat ids. tokens, sequences: how
-    many real ones there are."""
+    many real ones there are. starts: (K,) int32 for a packed row (B = 1), where its sequences start, then T until K."""
 
     ids: NDArray[np.uint8]
     positions: NDArray[np.int32]
     places: NDArray[np.int64]
     tokens: int
     sequences: int
+    starts: NDArray[np.int32] | None = None
+
+    def row_of_targets(self) -> NDArray[np.int64]:
+        """(N,) the number of the sequence, from 0, that each target belongs to."""
+        if self.starts is None:
+            return self.places // self.ids.shape[1]
+        return np.searchsorted(self.starts, self.places, side="right").astype(np.int64) - 1
 
 
 def batch_of(sequences: Sequence[TokenSequence], rows: int, length: int) -> Batch:
@@ -76,10 +87,38 @@ def batch_of(sequences: Sequence[TokenSequence], rows: int, length: int) -> Batc
     return Batch(ids.astype(np.uint8), positions.astype(np.int32), places, tokens, len(sequences))
 
 
-def stream(seed: int, purpose: str, number: int) -> np.random.Generator:
-    """A random stream that depends on these three alone."""
-    digest = hashlib.sha256(f"{seed}\0{purpose}\0{number}".encode()).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+def packed_row(sequences: Sequence[TokenSequence], length: int) -> Batch:
+    """Whole sequences one after the other in one row of `length` tokens, padding at its end."""
+    ids = np.full((1, length), CompactFormat.PAD, dtype=np.uint8)
+    positions = np.zeros((1, length), dtype=np.int32)
+    targets = np.zeros(length, dtype=np.bool_)
+    starts = np.full(most_packed(length) + 2, length, dtype=np.int32)
+    at = 0
+    for number, sequence in enumerate(sequences):
+        stop = at + len(sequence)
+        ids[0, at:stop], positions[0, at:stop] = sequence.ids, sequence.positions
+        targets[at:stop], targets[at] = sequence.loss_mask, False
+        starts[number : number + 2] = at, stop
+        at = stop
+    return Batch(ids, positions, np.flatnonzero(targets).astype(np.int64), at, len(sequences), starts)
+
+
+def most_packed(length: int) -> int:
+    """Most sequences of a packed row: fixed, so that every row has the same shapes."""
+    return max(1, length // 64)
+
+
+def packed_rows(sequences: Sequence[TokenSequence], length: int) -> list[list[TokenSequence]]:
+    """Sequences, in their order, cut into rows that each hold at most `length` tokens."""
+    rows: list[list[TokenSequence]] = []
+    free = 0
+    for sequence in sequences:
+        if not rows or len(sequence) > free or len(rows[-1]) >= most_packed(length):
+            rows.append([])
+            free = length
+        rows[-1].append(sequence)
+        free -= len(sequence)
+    return rows
 
 
 class LivePairs:
@@ -119,6 +158,9 @@ class WindowMaker:
     def __call__(self, number: int, limit: int) -> list[Batch]:
         rng = stream(self.settings.seed, "window", number)
         sequences = [self.sequence(rng, limit) for _ in range(self.settings.window_sequences)]
+        if self.settings.packed:  # the last row is not full: it would be a smaller step
+            rows = packed_rows(sequences, self.settings.batch_tokens)
+            return [packed_row(row, self.settings.batch_tokens) for row in (rows[:-1] or rows)]
         batches = [batch_of(rows, *shape) for rows, shape in self._batches(sequences)]
         return [batches[int(i)] for i in rng.permutation(len(batches))]
 
@@ -132,6 +174,10 @@ class WindowMaker:
             examples = self._examples(group, rng, limit)
             if examples is None:
                 continue
+            if rng.random() < self.settings.compose:
+                sequence = encode(self.form, augmented(composed(examples, rng), rng, 0.0))
+                if len(sequence) <= limit:
+                    return sequence
             sequence = encode(self.form, augmented(examples, rng, self.settings.upscale))
             if len(sequence) <= limit:
                 return sequence
@@ -208,6 +254,45 @@ def augmented(examples: Sequence[Example], rng: np.random.Generator, upscale: fl
     if factor == 1 or largest * factor > MAX_SIDE:
         return seen
     return [Example(*(freeze(g.repeat(factor, 0).repeat(factor, 1)) for g in (e.input, e.output))) for e in seen]
+
+
+def composed(examples: Sequence[Example], rng: np.random.Generator) -> list[Example]:
+    """A new task: every output, or every input, of the examples passes through one more rule, the same for all.
+
+    The rule is a symmetry of the square, a mirrored copy beside the grid, a frame, an enlargement, or an exchange of
+    two colours, one of which the first output holds. Examples stay as they were where a grid would grow beyond 30 x 30.
+    """
+    change, colours_only = _another_rule(np.unique(examples[0].output), rng)
+    of_input = not colours_only and rng.random() < 0.3
+    changed = [
+        Example(freeze(change(e.input)), e.output) if of_input else Example(e.input, freeze(change(e.output)))
+        for e in examples
+    ]
+    largest = max(max(e.input.shape + e.output.shape) for e in changed)
+    return changed if largest <= MAX_SIDE else list(examples)
+
+
+def _another_rule(
+    colours: NDArray[np.uint8], rng: np.random.Generator
+) -> tuple[Callable[[Grid], NDArray[np.uint8]], bool]:
+    """A change of grids, and whether it changes colours alone. colours: those of which it exchanges one."""
+    kind = int(rng.integers(6))
+    if kind < 2:
+        symmetry = int(rng.integers(1, 8))
+        return lambda g: dihedral(g, symmetry), False
+    if kind == 2:
+        axis, order = int(rng.integers(2)), int(rng.choice((-1, 1)))
+        return lambda g: np.concatenate((g, np.flip(g, axis))[::order], axis), False
+    if kind == 3:
+        colour = int(rng.integers(10))
+        return lambda g: np.pad(g, 1, constant_values=colour), False
+    if kind == 4:
+        factor = int(rng.integers(2, 4))
+        return lambda g: g.repeat(factor, 0).repeat(factor, 1), False
+    table = np.arange(10, dtype=np.uint8)
+    first, second = int(rng.choice(colours)), int(rng.integers(10))
+    table[[first, second]] = second, first
+    return lambda g: table[g], True
 
 
 def encode(form: CompactFormat, examples: Sequence[Example]) -> TokenSequence:

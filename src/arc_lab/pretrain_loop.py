@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from arc_lab.benchmark import flops_per_token, matmul_peak
 from arc_lab.pretrain_card import write_card
-from arc_lab.pretrain_data import Batch, Feed, batch_of, fixed_shapes
+from arc_lab.pretrain_data import Batch, Feed, batch_of
 from arc_lab.pretrain_model import PRESETS, Muon, compile_layers, matrices, others, save_model, training_model
 from arc_lab.pretrain_state import Trained, check_same, load, save
 from arc_ttt.deadline import REAL_CLOCK, format_duration
@@ -184,21 +185,15 @@ class Trainer:
     def _loss(self, batch: Batch) -> torch.Tensor:
         """Summed cross-entropy of a batch, nats."""
         with self._autocast():
-            logits, wanted = target_logits(self.base.llama, *self._move(batch))
+            ids, positions, places, attention = self._move(batch)
+            logits, wanted = target_logits(self.base.llama, ids, positions, places, **attention)
             return torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
 
     def _autocast(self) -> Any:
         return torch.autocast(self.group.device.type, dtype=self.base.dtype, enabled=self.base.autocast)
 
-    def _move(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Ids and positions (B, T) and places (N,) as int64 on the device, copied without waiting."""
-        moved = []
-        for array in (batch.ids, batch.positions, batch.places):
-            tensor = torch.from_numpy(array)
-            if self.group.device.type == "cuda":
-                tensor = tensor.pin_memory().to(self.group.device, non_blocking=True)
-            moved.append(tensor.long())
-        return moved[0], moved[1], moved[2]
+    def _move(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
+        return moved(batch, self.group.device, self.settings.data.max_tokens)
 
     def _sum_gradients(self) -> None:
         if self.group.size == 1:
@@ -252,10 +247,10 @@ class Trainer:
         """Exact match on both kinds of held pairs; recorded and said."""
         figures = {}
         for name, sequences in self.measured.items():
-            right = exact_match(self.base, sequences, self.settings.data.lengths, self.settings.data.batch_tokens)
-            figures[name] = {"exact": int(sum(right)), "n": len(right)}
+            found = measured_match(self.base, sequences, min(65_536, self.settings.data.batch_tokens))
+            figures[name] = {"exact": sum(found.right), "n": len(found.right), "loss": round(found.loss, 5)}
         self._record({"exact_match": figures})
-        text = ", ".join(f"{name} {f['exact']} of {f['n']}" for name, f in figures.items())
+        text = ", ".join(f"{name} {f['exact']} of {f['n']} (loss {f['loss']:.4f})" for name, f in figures.items())
         self.say(f"step {self.state['step']}  exact match: {text}")
         return figures
 
@@ -316,34 +311,54 @@ class Trainer:
         return self._card(finished)
 
 
-@torch.no_grad()
-def exact_match(
-    base: LoadedModel, sequences: Sequence[TokenSequence], lengths: Sequence[int] = (), batch_tokens: int = 8192
-) -> list[bool]:
-    """For each sequence whether the most likely token is right at every target: what greedy decoding would answer.
+def moved(
+    batch: Batch, device: torch.device, longest: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """Ids and positions (B, T) and places (N,) as int64 on the device, and what its attention is told; copied without
+    waiting. longest: tokens that no sequence of a packed row exceeds."""
 
-    Waits for the device; used between steps only.
-    """
+    def on_device(array: NDArray[Any]) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+    ids, positions, places = (on_device(array).long() for array in (batch.ids, batch.positions, batch.places))
+    attention = {} if batch.starts is None else {"starts": on_device(batch.starts), "longest": longest}
+    return ids, positions, places, attention
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Sequences measured. right: for each, whether the most likely token is right at every target, which is what greedy
+    decoding would answer. loss: mean negative log-likelihood of all their targets, nats."""
+
+    right: list[bool]
+    loss: float
+
+
+@torch.no_grad()
+def measured_match(base: LoadedModel, sequences: Sequence[TokenSequence], batch_tokens: int = 8192) -> Measured:
+    """Exact match and loss of sequences. Waits for the device; used between steps only, without compiled layers."""
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    in_order = [sequences[i] for i in order]
-    if lengths:
-        padding = in_order + [in_order[-1]] * (max(1, batch_tokens // lengths[0]) if in_order else 0)
-        shapes = fixed_shapes(padding, lengths, batch_tokens)
-        batches = [batch_of(rows, *shape) for rows, shape in shapes]
-    else:
-        lists = micro_batches(in_order, batch_tokens)
-        batches = [batch_of(rows, len(rows), max(map(len, rows))) for rows in lists]
+    lists = micro_batches([sequences[i] for i in order], batch_tokens)
     training = base.llama.training
     base.llama.eval()
     right: list[bool] = []
-    for batch in batches:
-        ids, positions, places = (
-            torch.from_numpy(a).long().to(base.device) for a in (batch.ids, batch.positions, batch.places)
-        )
-        with torch.autocast(base.device.type, dtype=base.dtype, enabled=base.autocast):
-            logits, wanted = target_logits(base.llama, ids, positions, places)
-        wrong = (logits.argmax(-1) != wanted).cpu().numpy()
-        rows = batch.places // batch.ids.shape[1]
-        right += [not bool(wrong[rows == row].any()) for row in range(batch.sequences)]
+    total, targets = 0.0, 0
+    with torch.compiler.set_stance("force_eager"):
+        for rows in lists:
+            batch = batch_of(rows, len(rows), max(map(len, rows)))
+            ids, positions, places, _ = moved(batch, base.device, 0)
+            with torch.autocast(base.device.type, dtype=base.dtype, enabled=base.autocast):
+                logits, wanted = target_logits(base.llama, ids, positions, places)
+            wrong = (logits.argmax(-1) != wanted).cpu().numpy()
+            total += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
+            targets += len(wrong)
+            owners = batch.row_of_targets()
+            right += [not bool(wrong[owners == row].any()) for row in range(batch.sequences)]
     base.llama.train(training)
-    return [right[int(place)] for place in np.argsort(order)]
+    return Measured([right[int(place)] for place in np.argsort(order)], total / max(1, targets))
+
+
+def exact_match(base: LoadedModel, sequences: Sequence[TokenSequence], batch_tokens: int = 8192) -> list[bool]:
+    """`Measured.right` of sequences."""
+    return measured_match(base, sequences, batch_tokens).right

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from arc_lab.packs import Group, Pack, read_pack
-from arc_lab.pretrain_data import measuring_sequences, stream
+from arc_lab.datasets import held_out_tasks
+from arc_lab.packs import Pack, read_pack
+from arc_lab.pretrain_data import measuring_sequences
 from arc_lab.pretrain_loop import exact_match
 from arc_ttt.deadline import Deadline
 from arc_ttt.errors import ArcError, InputError, ModelError
-from arc_ttt.formats import CompactFormat
 from arc_ttt.grids import Grid, Task, same_grid
 from arc_ttt.model import LoadedModel, load_model
 from arc_ttt.settings import ModelSettings, Settings, parse_overrides
@@ -127,26 +127,6 @@ def cost_before(plain: LoadedModel, four_bit: LoadedModel, pack: Pack, split: st
     """What four bits cost on held pairs (split: as `measuring_sequences`), without test-time training."""
     sequences = measuring_sequences([pack], split, count, max_tokens)
     return Cost(tuple(exact_match(plain, sequences)), tuple(exact_match(four_bit, sequences)))
-
-
-def held_out_tasks(pack: Pack, count: int, max_tokens: int) -> list[tuple[Task, Grid]]:
-    """About `count` tasks of held-out groups with their answers: three demonstrations and one test input each."""
-    tasks = []
-    groups = [group for group in pack.groups if group.split == "held-out" and len(group) >= 4]
-    for turn in range(-(-count // max(1, len(groups)))):
-        for number, group in enumerate(groups):
-            task = _task_of(group, turn, number, max_tokens)
-            if task is not None:
-                tasks.append(task)
-    return tasks[:count]
-
-
-def _task_of(group: Group, turn: int, number: int, max_tokens: int) -> tuple[Task, Grid] | None:
-    drawn = stream(turn, f"task {group.name}", number).choice(len(group), size=4, replace=False)
-    examples = [group.example(int(index)) for index in drawn]
-    length = len(CompactFormat().encode(examples[:-1], examples[-1].input, examples[-1].output))
-    task = Task(f"{group.name.replace('/', '-')}-{turn}", tuple(examples[:3]), (examples[3].input,))
-    return (task, examples[3].output) if length <= max_tokens else None
 
 
 def cost_after(model: Path, nf4: Path, tasks: Sequence[tuple[Task, Grid]], settings: Settings) -> Cost:

@@ -82,7 +82,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = _Parser(prog="python -m arc_lab synthesize", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--tasks", default="evaluation", help="evaluation, training, ttt80, or a path")
+    parser.add_argument(
+        "--tasks", default="evaluation", help="evaluation, training, ttt80, or a path (tasks or a pack)"
+    )
     parser.add_argument("--ids", default="", help="only these task ids, separated by commas")
     parser.add_argument("--first", type=int, default=0, help="only the N cheapest tasks (0: all)")
     parser.add_argument("--out", type=Path, required=True, help="folder for results; made if missing")

@@ -8,12 +8,17 @@ from typing import Any
 
 from arc_ttt.errors import ModelError
 
-EMBEDDED = Path(__file__).parent / "embedded"
+EMBEDDED = Path(__file__).parent / "embedded"  # size XS, 2.7 million parameters
+EMBEDDED_M = Path(__file__).parent / "embedded_m"  # 26 million
+SIZES = {"embedded-XS": EMBEDDED, "embedded-M": EMBEDDED_M}
 
 
-def model_folder(path: str) -> Path:
-    """The folder that `model.path` names; the embedded model for an empty one."""
-    return Path(path).expanduser() if path else EMBEDDED
+def model_folder(path: str, *, gpu: bool = False) -> Path:
+    """The folder that `model.path` names: an embedded model by name, or for an empty path the one that suits the
+    device, size M on a GPU and XS on a CPU; else a folder."""
+    if not path:
+        return EMBEDDED_M if gpu else EMBEDDED
+    return SIZES.get(path) or Path(path).expanduser()
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -33,7 +33,8 @@ class Deadman:
     """
 
     def __init__(self, at: Deadline, reserve_s: float) -> None:
-        stop_at, kill_at = at.minus(reserve_s), at.minus(reserve_s / 2)
+        stop_at = at.minus(reserve_s)
+        kill_at = Deadline(max(at.at_s - reserve_s / 2, REAL_CLOCK.now() + reserve_s / 2))  # a late run may still write
         source = str(Path(__file__).resolve().parent.parent)
         command = [sys.executable, "-S", "-m", "arc_ttt.deadman", str(os.getpid())]
         self._process: subprocess.Popen[bytes] | None = None
@@ -98,16 +99,17 @@ def main(argv: list[str]) -> int:
 
 
 def kill_run(pid: int, born: int) -> None:
-    """SIGKILL to the process groups of a process's children, then to itself."""
+    """SIGKILL to the process groups of a process's children, then to itself, if it is the one that was `born` then."""
+    if start_ticks(pid) != born:
+        return
     for child in children(pid):
         if child != os.getpid():
             with contextlib.suppress(OSError):
                 os.killpg(child, signal.SIGKILL)  # every worker leads a group
             with contextlib.suppress(OSError):
                 os.kill(child, signal.SIGKILL)
-    if start_ticks(pid) == born:  # the number has not gone to another process
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def children(pid: int) -> list[int]:

@@ -29,7 +29,7 @@ from arc_ttt.deadline import REAL_CLOCK, Clock
 MAX_LINE_BYTES = 16 * 1024 * 1024
 READ_BYTES = 1 << 16
 READS_A_POLL = 8
-FLOOD_BYTES, FLOOD_S = 64 * 1024 * 1024, 10.0  # more than so many bytes in so many seconds is a flood, not an answer
+FLOOD_BYTES, FLOOD_LINES, FLOOD_S = 64 * 1024 * 1024, 10_000, 10.0  # more of either in so many seconds is no answer
 LOG_BYTES, LOG_EVERY_S = 8 * 1024 * 1024, 1.0  # a longer log is emptied; how often that is looked at
 PARENT = "ARC_TTT_COORDINATOR"  # its process id, in the environment of its workers
 EXIT_DEVICE_LOST = 10  # the device's context is broken and only a new process gets another
@@ -63,6 +63,8 @@ class Patience:
     """From the end of its output until its own end."""
     gone_s: float = 30.0
     """From SIGKILL until a slot whose process will not go (stuck in the kernel) is given up with its device."""
+    stop_s: float = 0.8
+    """From the SIGKILL for all workers at the end of a run until they are left to themselves."""
     deaths: int = 5
     """So many deaths within `window_s`, none of its jobs finished in between, retire a slot."""
     window_s: float = 600.0
@@ -112,6 +114,7 @@ class _Worker:
     outgoing: bytearray = field(default_factory=bytearray)
     counted_s: float = 0.0
     counted_bytes: int = 0
+    counted_lines: int = 0
     open: bool = True  # its output has not ended
 
 
@@ -242,7 +245,7 @@ class Fleet:
         """Kill all workers and everything they started. Waits a moment for all of them together, never longer."""
         for slot in list(self._workers):
             self._bury(slot, "stopped")
-        until_s = self._clock.now() + self.patience.close_s
+        until_s = self._clock.now() + self.patience.stop_s
         while any(slot.leaving is not None for slot in self._slots) and self._clock.now() < until_s:
             self._clock.sleep(0.01)
             self._let_go()
@@ -327,6 +330,9 @@ class Fleet:
                 worker.incoming.clear()
                 if body is None:
                     return [*events, self._bury(slot, "a line that is no message")]
+                worker.counted_lines += 1
+                if worker.counted_lines > FLOOD_LINES:
+                    return [*events, self._bury(slot, "a flood of output")]
                 self._note(worker, body)
                 events.append(Message(slot, body))
             worker.incoming += rest
@@ -355,7 +361,7 @@ class Fleet:
             events = self._read(slot) if worker.open else []  # a child of its own may hold its pipe open
             return [*events, self._bury(slot, worker.cause)] if slot in self._workers else events
         if now - worker.counted_s > FLOOD_S:
-            worker.counted_s, worker.counted_bytes = now, 0
+            worker.counted_s, worker.counted_bytes, worker.counted_lines = now, 0, 0
         if worker.counted_bytes > FLOOD_BYTES:
             return [self._bury(slot, "a flood of output")]
         if now >= worker.until_s:

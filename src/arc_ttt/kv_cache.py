@@ -7,14 +7,15 @@ adapter's change added in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from arc_ttt.adapter import effective_weight
-from arc_ttt.model import LoadedModel
+from arc_ttt.model import LoadedModel, rotary_is_fixed
 
 Tensor = torch.Tensor
 LOGITS_AT_ONCE = 1 << 25  # numbers of one piece of logits
@@ -76,8 +77,11 @@ class Decoder:
         self.heads_kv = self.config.num_key_value_heads
         self.width = getattr(self.config, "head_dim", None) or self.config.hidden_size // self.heads
         self.dtype = base.dtype if base.device.type == "cuda" else torch.float32
-        self.layers = [_fused(layer, self.dtype) or _called(layer) for layer in body.layers]
+        fused = [_fused(layer, self.dtype) for layer in body.layers]
+        self.layers = [quick or _called(layer) for quick, layer in zip(fused, body.layers, strict=True)]
+        self.can_record = base.device.type == "cuda" and all(fused)
         self.eps = self.config.rms_norm_eps
+        self.fixed_rotary = rotary_is_fixed(base.llama)
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         return KVCache(self.config, rows, capacity, self.base.device, self.dtype)
@@ -89,14 +93,25 @@ class Decoder:
         ids, positions: (B, S), padded to the right. counts: (B,), how many of the S are real. longest: an upper bound
         of the rows' new lengths. A padded place writes garbage behind the row's length, where the next token goes.
         """
+        reach = min(cache.longest + ids.shape[1], cache.capacity)
+        with _any_kernel():
+            hidden = self.hidden(ids, positions, cache.lengths, cache, reach, fresh=cache.longest == 0)
+        cache.lengths = cache.lengths + counts
+        cache.longest = longest
+        return hidden
+
+    def hidden(
+        self, ids: Tensor, positions: Tensor, lengths: Tensor, cache: KVCache, reach: int, *, fresh: bool
+    ) -> Tensor:
+        """The forward pass alone: tokens go behind `lengths` (B,) into the cache, whose own lengths stay.
+
+        reach: places of the cache that may hold tokens after it. fresh: the cache is empty.
+        """
         rows, steps = ids.shape
         body = self.llama.model
         hidden = body.embed_tokens(ids).to(self.dtype)
-        cos, sin = body.rotary_emb(hidden, positions)
-        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-        slots = cache.lengths[:, None] + torch.arange(steps, device=ids.device)  # (B, S)
-        reach = min(cache.longest + steps, cache.capacity)
-        fresh = cache.longest == 0
+        cos, sin = self._rotary(hidden, positions)
+        slots = lengths[:, None] + torch.arange(steps, device=ids.device)  # (B, S)
         mask = None
         if not fresh:
             mask = torch.arange(reach, device=ids.device)[None, None, None, :] <= slots[:, None, :, None]
@@ -125,9 +140,19 @@ class Decoder:
                 )
             hidden = hidden + layer.output(seen.transpose(1, 2).reshape(rows, steps, -1))
             hidden = hidden + layer.feed_forward(_rms_norm(hidden, layer.norm_out, self.eps))
-        cache.lengths = cache.lengths + counts
-        cache.longest = longest
         return _rms_norm(hidden, body.norm.weight, self.eps)
+
+    def _rotary(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine (B, 1, S, D) of the rotary angles. Where the frequencies never change, without the library's
+        look at the largest position, which waits for the device."""
+        rotary = self.llama.model.rotary_emb
+        if not self.fixed_rotary:
+            cos, sin = rotary(hidden, positions)
+            return cos.unsqueeze(1), sin.unsqueeze(1)
+        angles = positions[:, None, :, None].float() * rotary.inv_freq.float()
+        angles = torch.cat((angles, angles), dim=-1)
+        scale = rotary.attention_scaling
+        return (angles.cos() * scale).to(self.dtype), (angles.sin() * scale).to(self.dtype)
 
     def log_probabilities(self, hidden: Tensor) -> Tensor:
         """Log-probabilities (..., V), float32, of the token after each hidden state."""
@@ -151,6 +176,57 @@ class Decoder:
             for i in range(0, len(flat), rows)
         ]
         return torch.cat(pieces).view(tokens.shape)
+
+
+class Recorded:
+    """One-token steps of all rows of a cache, recorded once on the GPU: a replay launches in one go what would
+    otherwise be hundreds of kernels, each of which takes longer to launch than to run.
+
+    Needs `decoder.can_record`. Starts from the lengths that the cache has now. The cache must have room for every step.
+    """
+
+    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
+        device, rows = decoder.base.device, len(cache.lengths)
+        self.cache = cache
+        self.ids = torch.zeros((rows, 1), dtype=torch.long, device=device)
+        self.positions = torch.zeros_like(self.ids)
+        self.lengths = cache.lengths.clone()
+
+        def step() -> Tensor:
+            hidden = decoder.hidden(self.ids, self.positions, self.lengths, cache, cache.capacity, fresh=False)
+            return decoder.log_probabilities(hidden[:, 0])
+
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.no_grad(), _any_kernel():
+            side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(side):  # what libraries set up at their first call must not be recorded
+                step()
+            torch.cuda.current_stream(device).wait_stream(side)
+            with torch.cuda.graph(self.graph):
+                self.log_probabilities = step()
+                self.lengths += 1
+
+    def step(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Append one token to every row. ids, positions: (B, 1) on the host. Returns log-probabilities (B, V), good
+        until the next step."""
+        self.ids.copy_(ids)
+        self.positions.copy_(positions)
+        self.graph.replay()
+        self.cache.longest += 1
+        return self.log_probabilities
+
+
+@contextmanager
+def _any_kernel() -> Iterator[None]:
+    """Let the device use its usual kernels although deterministic ones are asked for: every place of the cache is
+    written once, so that the order of writes cannot matter, and the deterministic kernels sort them first."""
+    asked, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(asked, warn_only=warns)
 
 
 class _Layer:

@@ -27,6 +27,7 @@ from arc_ttt.settings import ModelSettings
 from arc_ttt.text_formats import ArchitectsFormat, BarcFormat, MarcFormat
 
 SMALL_PARAMETERS = 200_000_000
+SMALL_VOCABULARY = 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +50,12 @@ class LoadedModel:
         """Whether training computes in a 16-bit type while adapters stay in float32."""
         return self.dtype != torch.float32
 
+    @property
+    def can_record(self) -> bool:
+        """Whether whole training steps may be recorded as CUDA graphs: a small plain model with a small vocabulary."""
+        small = self.parameters < SMALL_PARAMETERS and self.llama.config.vocab_size <= SMALL_VOCABULARY
+        return self.device.type == "cuda" and not self.four_bit and small and rotary_is_fixed(self.llama)
+
 
 def load_model(settings: ModelSettings, device: torch.device, *, seed: int = 0) -> LoadedModel:
     """Load the checkpoint that `settings` name onto `device`, in eval mode, without gradients.
@@ -56,7 +63,7 @@ def load_model(settings: ModelSettings, device: torch.device, *, seed: int = 0) 
     Raises:
         ModelError: the folder is missing or no Llama, weights are missing, or its tokenizer cannot write the format.
     """
-    folder = model_folder(settings.path)
+    folder = model_folder(settings.path, gpu=device.type == "cuda")
     config = read_config(folder)
     dtype = compute_dtype(settings.dtype, device)
     _quiet()
@@ -103,15 +110,48 @@ def cpu_has_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def hidden_states(llama: Any, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def hidden_states(llama: Any, ids: torch.Tensor, positions: torch.Tensor, **attention: Any) -> torch.Tensor:
     """Last hidden states (B, T, D) of right-padded sequences. ids, positions: (B, T).
 
     The mask of ones is not idle: without it, transformers would cut sequences at every jump of the positions. Padding
-    stands to the right, where no real token sees it.
+    stands to the right, where no real token sees it. attention: what an attention function of one's own is told.
     """
-    output = llama.model(input_ids=ids, position_ids=positions, attention_mask=torch.ones_like(ids), use_cache=False)
+    output = llama.model(
+        input_ids=ids, position_ids=positions, attention_mask=torch.ones_like(ids), use_cache=False, **attention
+    )
     hidden: torch.Tensor = output[0]
     return hidden
+
+
+def attend_without_mask(llama: Any) -> None:
+    """Let the forward pass ask the GPU nothing: plain causal attention, and rotary tables that do not look for the
+    largest position. The stock code reads the mask (all ones) and the positions back to the host in every forward.
+
+    Only for right-padded rows and for rotary frequencies that are the same for every length.
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import AttentionMaskInterface
+
+    def causal(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
+        return sdpa_attention_forward(module, query, key, value, None, **kwargs)
+
+    AttentionInterface.register(CAUSAL, causal)
+    AttentionMaskInterface.register(CAUSAL, lambda *_, **__: None)
+    llama.set_attn_implementation(CAUSAL)
+    llama.model.rotary_emb.rope_type = "default"  # the tables are built; this only skips their update by length
+
+
+CAUSAL = "causal_without_mask"
+
+
+def rotary_is_fixed(llama: Any) -> bool:
+    """Whether the frequencies are the same for every length: not those that grow with it, nor two different tables."""
+    kind = getattr(llama.model.rotary_emb, "rope_type", "")
+    tables = getattr(llama.config, "rope_parameters", None) or {}
+    if kind == "longrope":
+        return bool(tables.get("short_factor") == tables.get("long_factor"))
+    return kind in ("default", "linear", "llama3", "yarn")
 
 
 class HubTokenizer:

@@ -36,7 +36,7 @@ from arc_ttt.submission import Submission
 POLL_S = 0.2
 WRITE_EVERY_S, WRITE_MOST_S = 0.5, 60.0
 MEMORY_EVERY_S, LOW_MEMORY = 1.0, 512 * 1024**2  # how often memory is looked at, and what is too little of it
-WRITE_SHARE = 0.05  # of the coordinator's time at most goes into writing, however slow the disk is
+WRITE_SHARE = 0.2  # of the coordinator's time at most goes into writing, however slow the disk is
 
 
 class Workers(Protocol):

@@ -17,9 +17,10 @@ from arc_ttt.deadline import Deadline
 from arc_ttt.errors import SequenceTooLong
 from arc_ttt.formats import AnswerCursor, TokenSequence
 from arc_ttt.grids import MAX_SIDE, Grid
-from arc_ttt.kv_cache import Decoder, KVCache
+from arc_ttt.kv_cache import Decoder, KVCache, Recorded
 
 ROOM = 32  # new places a cache grows by while answers are read
+RECORDED_ROOM = 256  # places made at once where steps are recorded: a larger cache needs another recording
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,14 +82,14 @@ class PromptBatch:
 
 
 def greedy(batch: PromptBatch, deadline: Deadline) -> list[Answer]:
-    """The greedy answer of every row. Rows that end leave the batch. Cut rows have no grid and a reason."""
-    decoder, form = batch.decoder, batch.decoder.base.form
-    device = decoder.base.device
+    """The greedy answer of every row. Cut rows have no grid and a reason."""
+    form = batch.decoder.base.form
+    device = batch.decoder.base.device
     rows = list(range(len(batch.prompts)))
     cursors = [form.cursor(prompt, limits) for prompt, limits in zip(batch.prompts, batch.limits, strict=True)]
     nll = [0.0] * len(rows)
     answers: dict[int, Answer] = {}
-    cache = batch.rewind()
+    steps = _RecordedSteps(batch) if batch.decoder.can_record else _PlainSteps(batch)
     logp = batch.first
     while rows:
         allowed = torch.from_numpy(np.stack([cursors[row].allowed() for row in rows])).to(device)
@@ -101,27 +102,67 @@ def greedy(batch: PromptBatch, deadline: Deadline) -> list[Answer]:
             if cursors[row].done:
                 answers[row] = Answer(row, cursors[row].reader.grid(), nll[row])
         going = [place for place, row in enumerate(rows) if row not in answers]
-        if not going:
-            break
-        if deadline.passed():
+        if going and deadline.passed():
             for place in going:
                 answers[rows[place]] = Answer(rows[place], None, nll[rows[place]], "the deadline came first")
             break
-        if len(going) < len(rows) or cache.longest + 1 > cache.capacity:
-            room = cache.capacity if cache.longest + 1 <= cache.capacity else cache.capacity * 3 // 2
-            cache = cache.select(going, room)
-            rows = [rows[place] for place in going]
-            tokens = [tokens[place] for place in going]
-            positions = [positions[place] for place in going]
-        hidden = decoder.forward(
+        rows = [rows[place] for place in going]
+        if rows:
+            logp = steps.step(going, [tokens[place] for place in going], [positions[place] for place in going])
+    return [answers[row] for row in range(len(batch.prompts))]
+
+
+class _PlainSteps:
+    """One-token steps of a batch's rows. Rows that end leave the cache."""
+
+    def __init__(self, batch: PromptBatch) -> None:
+        self.decoder, self.cache = batch.decoder, batch.rewind()
+
+    def step(self, going: Sequence[int], tokens: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        """Log-probabilities (G, V) behind one more token of each row in `going`: places among those of the last
+        step."""
+        cache, device = self.cache, self.decoder.base.device
+        full = cache.longest + 1 > cache.capacity
+        if len(going) < len(cache.lengths) or full:
+            cache = self.cache = cache.select(going, cache.capacity * 3 // 2 if full else cache.capacity)
+        hidden = self.decoder.forward(
             torch.tensor(tokens, device=device)[:, None],
             torch.tensor(positions, device=device)[:, None],
-            torch.ones(len(rows), dtype=torch.long, device=device),
+            torch.ones(len(going), dtype=torch.long, device=device),
             cache,
             cache.longest + 1,
         )
-        logp = decoder.log_probabilities(hidden[:, 0])
-    return [answers[row] for row in range(len(batch.prompts))]
+        return self.decoder.log_probabilities(hidden[:, 0])
+
+
+class _RecordedSteps:
+    """The same on a GPU by a recording. Rows that have ended stay, and write on behind their answers."""
+
+    def __init__(self, batch: PromptBatch) -> None:
+        longest = max(rows * (columns + 1) + 2 for rows, columns in batch.limits)
+        self.decoder, self.cache = batch.decoder, batch.ensure(min(longest, RECORDED_ROOM))
+        self.places = list(range(len(batch.prompts)))
+        self.recorded: Recorded | None = None
+
+    def step(self, going: Sequence[int], tokens: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        """As `_PlainSteps.step`."""
+        self.places = [self.places[place] for place in going]
+        if self.recorded is None or self.cache.longest + 1 > self.cache.capacity:
+            self._record()
+        assert self.recorded is not None
+        ids = torch.zeros((len(self.cache.lengths), 2), dtype=torch.long)
+        ids[self.places, 0] = torch.tensor(tokens)
+        ids[self.places, 1] = torch.tensor(positions)
+        logp = self.recorded.step(ids[:, :1], ids[:, 1:])
+        return logp if len(self.places) == len(logp) else logp[self.places]
+
+    def _record(self) -> None:
+        """Record the steps, in a larger copy of the cache where it is full."""
+        if self.recorded is not None:
+            self.cache.lengths = self.recorded.lengths
+        if self.cache.longest + 1 > self.cache.capacity:
+            self.cache = self.cache.select(range(len(self.cache.lengths)), self.cache.capacity * 3 // 2)
+        self.recorded = Recorded(self.decoder, self.cache)
 
 
 @dataclass(slots=True)

@@ -34,7 +34,8 @@ class ModelSettings:
     """Which Llama, and how its weights are held."""
 
     path: str = ""
-    """Folder of the checkpoint; empty means the embedded model."""
+    """Folder of the checkpoint; embedded-XS or embedded-M for an embedded model; empty for the embedded one that suits
+    the device: M on a GPU, XS on a CPU."""
     format: str = "compact"
     """How a task becomes tokens: compact, architects, marc or barc. Must be the one the checkpoint was trained with."""
     backend: str = "transformers"

@@ -28,6 +28,7 @@ from arc_ttt.formats import TokenSequence
 from arc_ttt.grids import MAX_SIDE, Grid, Task, grid_bytes
 from arc_ttt.kv_cache import Decoder
 from arc_ttt.model import LoadedModel
+from arc_ttt.recording import RecordedGradients
 from arc_ttt.scoring import score
 from arc_ttt.search import Answer, PromptBatch, greedy, search
 from arc_ttt.sequences import joint_sequences, ttt_sequences
@@ -79,6 +80,9 @@ class TaskSolver:
         self.base = base
         self.settings = settings
         self.adapter = None if settings.ttt.scope == "none" else Adapter(base, settings.ttt, seed=settings.run.seed)
+        self.recorded = None
+        if self.adapter is not None and base.device.type == "cuda" and base.can_record:
+            self.recorded = RecordedGradients(base, self.adapter.parameters())
 
     def answer(self, task: Task, deadline: Deadline, progress: Progress = lambda *_: None) -> Answers:
         """Candidates of the base model under `decode.base_views` views."""
@@ -209,6 +213,8 @@ class TaskSolver:
         message = ""
         for name, ttt in memory_ladder(self.settings.ttt, sequences):
             if name:
+                if self.recorded is not None:
+                    self.recorded.forget()
                 free_memory(self.base.device)
                 self.adapter.reset()
                 degraded.append(name)
@@ -243,6 +249,7 @@ class TaskSolver:
             ttt,
             deadline,
             lambda step, loss: progress("train", step, len(steps)),
+            self.recorded,
         )
 
     def _answer(

@@ -10,7 +10,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -82,14 +82,14 @@ def cross_entropy_sum(llama: Any, batch: Batch) -> torch.Tensor:
 
 
 def target_logits(
-    llama: Any, ids: torch.Tensor, positions: torch.Tensor, places: torch.Tensor
+    llama: Any, ids: torch.Tensor, positions: torch.Tensor, places: torch.Tensor, **attention: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (N, V) in float32 at some targets, and the targets themselves (N,).
 
     places: (N,) int64, where the targets stand in `ids` (B, T) laid out flat; none is first in its row. With places
-    that the host has counted, nothing here waits for a GPU.
+    that the host has counted, nothing here waits for a GPU. attention: as for `hidden_states`.
     """
-    hidden = hidden_states(llama, ids, positions).flatten(0, 1)[places - 1]
+    hidden = hidden_states(llama, ids, positions, **attention).flatten(0, 1)[places - 1]
     return llama.lm_head(hidden).float(), ids.flatten()[places]
 
 
@@ -116,6 +116,19 @@ def learning_rate_factor(step: int, total: int, settings: TttSettings) -> float:
     return 1.0 - 0.9 * progress
 
 
+class StepGradients(Protocol):
+    """What computes gradients of a micro-batch faster than the plain pass (`recording.RecordedGradients`)."""
+
+    def clear(self) -> None:
+        """Set all gradients to 0."""
+
+    def add(self, rows: Sequence[TokenSequence], count: int, scale: float) -> torch.Tensor | None:
+        """Add the gradients of `rows`, their loss summed over targets, times `scale`, divided by `count`.
+
+        Returns the loss over `count` (without the scale), good until the next call; None where it cannot.
+        """
+
+
 MOST_RESTORES = 2  # after so many the training has diverged
 KEEP_EVERY = 8  # steps between copies of the weights to go back to
 MOST_SKIPPED = 10  # steps in a row that a loss scaler may pass over
@@ -128,11 +141,14 @@ def train(
     settings: TttSettings,
     deadline: Deadline,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
+    recorded: StepGradients | None = None,
 ) -> TrainingReport:
     """Train `parameters` over `steps` with AdamW; one report, also when the deadline cuts it short.
 
     A step whose loss or gradients are not finite, or whose loss is far above the first one, does not count: the weights
     go back to those of the last copy, the learning rate is halved, and training goes on with the next step.
+
+    recorded: what computes the gradients of the same parameters on a GPU, where that is faster.
 
     Raises:
         TrainingDiverged: that happened more than `MOST_RESTORES` times or at every step. The caller resets the adapter.
@@ -144,6 +160,8 @@ def train(
     kept = _copies(parameters)
     skipped, fault = 0, ""
     base.llama.train()
+    recorded = None if settings.checkpointing else recorded
+    _clear(parameters, recorded)
     try:
         with _checkpointing(base, settings.checkpointing):
             for number, step in enumerate(steps):
@@ -152,7 +170,7 @@ def train(
                     break
                 for group in optimizer.param_groups:
                     group["lr"] = rate * learning_rate_factor(number, len(steps), settings)
-                loss = accumulate(base, step, settings.micro_batch_tokens, scaler)
+                loss = accumulate(base, step, settings.micro_batch_tokens, scaler, recorded)
                 scaler.unscale_(optimizer)
                 norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm))
                 skipped = skipped + 1 if scaler.is_enabled() and not math.isfinite(norm) else 0
@@ -163,13 +181,14 @@ def train(
                     report.restores += 1
                     rate, skipped = rate / 2, 0
                     _restore(parameters, kept)
+                    _clear(parameters, recorded)
                     optimizer, scaler = _optimizer(base, parameters, settings)
                     continue
                 if number % KEEP_EVERY == 0:  # the loss has just shown that these weights are good
                     kept = _copies(parameters)
                 scaler.step(optimizer)
                 scaler.update()
-                optimizer.zero_grad(set_to_none=True)
+                _clear(parameters, recorded)
                 report.steps += 1
                 report.tokens += sum(len(sequence) for sequence in step)
                 report.losses.append(loss)
@@ -215,6 +234,13 @@ def _copies(parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
 def _restore(parameters: Sequence[torch.nn.Parameter], kept: Sequence[torch.Tensor]) -> None:
     for weight, copy in zip(parameters, kept, strict=True):
         weight.copy_(copy)
+
+
+def _clear(parameters: Sequence[torch.nn.Parameter], recorded: StepGradients | None) -> None:
+    if recorded is not None:
+        recorded.clear()
+        return
+    for weight in parameters:
         weight.grad = None
 
 
@@ -232,13 +258,22 @@ def _checkpointing(base: LoadedModel, wanted: bool) -> Iterator[None]:
 
 
 def accumulate(
-    base: LoadedModel, step: Iterable[TokenSequence], budget_tokens: int, scaler: torch.amp.GradScaler
+    base: LoadedModel,
+    step: Iterable[TokenSequence],
+    budget_tokens: int,
+    scaler: torch.amp.GradScaler,
+    recorded: StepGradients | None = None,
 ) -> float:
     """Add the gradients of one step; returns its mean loss in nats a target."""
     sequences = list(step)
     count = sum(int(sequence.loss_mask[1:].sum()) for sequence in sequences)
     total = torch.zeros((), device=base.device)
+    scale = scaler.get_scale() if recorded is not None else 1.0
     for rows in micro_batches(sequences, budget_tokens):
+        done = recorded.add(rows, count, scale) if recorded is not None else None
+        if done is not None:
+            total += done
+            continue
         batch = collate(rows, base.form.pad, base.device)
         with torch.autocast(base.device.type, dtype=base.dtype, enabled=base.autocast):
             loss = cross_entropy_sum(base.llama, batch) / max(1, count)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import io
 import json
 import os
 import resource
@@ -53,6 +54,8 @@ def main() -> int:
     faulthandler.register(signal.SIGTERM, chain=True)  # a worker that hangs leaves in its log where
     channel = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # from here on, prints go to the log
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # also those of a process that is killed
     send: Send = lambda body: _write(channel, body)  # noqa: E731
     inbox = Inbox(0)
     hello = inbox.next() or {}

@@ -168,12 +168,14 @@ def build_table(
     known = len(target)
     columns: dict[bytes, tuple[NDArray[np.bool_], str, float]] = {}
     limit = MAX_TABLE // expressions.shape[1]
-    for column, name, cost in _conditions(expression_names, expressions, number_names, numbers, known):
-        if budget.spent():
+    for block in _conditions(expression_names, expressions, number_names, numbers, known):
+        if budget.spent() or len(columns) >= limit:
             break
-        count = int(np.count_nonzero(column[:known]))
-        if 0 < count < known and len(columns) < limit:
-            columns.setdefault(np.packbits(column[:known]).tobytes(), (column, name, cost))
+        counts = np.count_nonzero(block.truths[:, :known], axis=1).tolist()
+        keys = np.packbits(block.truths[:, :known], axis=1)
+        for row, (value, count) in enumerate(zip(block.values, counts, strict=True)):
+            if 0 < count < known and (key := keys[row].tobytes()) not in columns:
+                columns[key] = block.truths[row], block.text.format(value), block.cost
     if not columns:
         columns[b""] = np.zeros(expressions.shape[1], dtype=bool), "never", 1.0
     constants = np.unique(target)
@@ -191,27 +193,41 @@ def build_table(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Conditions:
+    """Conditions of one kind. truths: (values, cells). text: has a place for the value."""
+
+    truths: NDArray[np.bool_]
+    values: list[int]
+    text: str
+    cost: float
+
+
 def _conditions(
     expression_names: list[str],
     expressions: NDArray[np.int8],
     number_names: list[str],
     numbers: list[NDArray[np.int16]],
     known: int,
-) -> Iterator[tuple[NDArray[np.bool_], str, float]]:
+) -> Iterator[_Conditions]:
     for name, colours in zip(expression_names, expressions, strict=True):
-        for colour in (np.bincount(colours[:known] + 1, minlength=11).nonzero()[0] - 1).tolist():
-            yield colours == colour, f"{name} = {colour}", expression_cost(name)
+        shown = np.bincount(colours[:known] + 1, minlength=11).nonzero()[0] - 1
+        yield _Conditions(colours == shown[:, None], shown.tolist(), f"{name} = {{}}", expression_cost(name))
     for name, values in zip(number_names, numbers, strict=True):
-        levels, counts = np.unique(values[:known], return_counts=True)
-        for value in levels[np.argsort(-counts, kind="stable")[:VALUES_OF_ONE_FEATURE]].tolist():
-            yield values == value, f"{name} = {value}", 1.0
-        if 3 <= len(levels) <= 12:
-            for value in levels[1:].tolist():
-                yield values >= value, f"{name} >= {value}", 1.2
-    own = expressions[0]
+        lowest = int(values.min())
+        counts = np.bincount(values[:known] - lowest)
+        present = counts.nonzero()[0]
+        levels = present[np.argsort(-counts[present], kind="stable")[:VALUES_OF_ONE_FEATURE]] + lowest
+        yield _Conditions(values == levels[:, None], levels.tolist(), f"{name} = {{}}", 1.0)
+        if 3 <= len(present) <= 12:
+            ordered = present[1:] + lowest
+            yield _Conditions(values >= ordered[:, None], ordered.tolist(), f"{name} >= {{}}", 1.2)
+    own = expressions[:1]
     for name, colours in zip(expression_names[1:], expressions[1:], strict=True):
         if not name.startswith(("neighbour", "second", "fallen")):
-            yield own == colours, f"own = {name}", 1.0
+            yield _Conditions(own == colours, [0], f"own = {name}", 1.0)
+            if name.startswith(("layer", "piece")):
+                yield _Conditions((own != 0) == (colours != 0), [0], f"own as full as {name}", 1.0)
 
 
 def expression_cost(name: str) -> float:

@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from arc_ttt.synthesis.groups import panels
 from arc_ttt.synthesis.images import (
     DIRECTIONS,
     Cells,
+    Image,
     Labels,
     Mask,
     bounding_box,
@@ -25,6 +27,7 @@ from arc_ttt.synthesis.images import (
     fill_towards,
     label,
     majority,
+    padded,
     shifted,
 )
 from arc_ttt.synthesis.repair import HIDDEN, by_period, by_symmetry
@@ -66,6 +69,7 @@ def _features(raw: bytes, shape: tuple[int, int], colours: tuple[int, ...], hidd
     for colour in colours:
         _by_colour(found, grid, colour)
     _background(found, grid)
+    _panels(found, grid)
     for name, eight, single in (("object", True, False), ("part", True, True), ("part4", False, True)):
         _objects(found, grid, name, *_labelled(grid, eight=eight, single=single))
     return found
@@ -93,6 +97,24 @@ def _neighbours(found: Features, grid: Cells) -> None:
             diagonal += shifted(full, -dy, -dx)
     found.conditions |= {"straight neighbours": straight, "diagonal neighbours": diagonal, "equal neighbours": equal}
     found.conditions["neighbours"] = straight + diagonal
+    _blocks(found, grid)
+
+
+def _blocks(found: Features, grid: Cells) -> None:
+    """Whether a cell lies in a square of one colour, 2 or 3 cells wide."""
+    rows, columns = grid.shape
+    for side in (2, 3):
+        if min(rows, columns) < side:
+            found.conditions[f"in block of {side}"] = _constant(grid, 0)
+            continue
+        corner = grid[: rows - side + 1, : columns - side + 1]
+        steps = [(y, x) for y in range(side) for x in range(side)]
+        parts = [(slice(y, rows - side + 1 + y), slice(x, columns - side + 1 + x)) for y, x in steps]
+        equal = np.logical_and.reduce([grid[part] == corner for part in parts])
+        covered = _constant(grid, 0)
+        for part in parts:
+            covered[part] |= equal
+        found.conditions[f"in block of {side}"] = covered
 
 
 def _rays(found: Features, grid: Cells) -> None:
@@ -270,6 +292,51 @@ def _dense_rank(values: Numbers) -> Numbers:
     return np.where(values > 0, ranks, 0).astype(np.int16)
 
 
+def _panels(found: Features, grid: Cells) -> None:
+    """By panel, where separators divide the grid into panels of one size; else nothing."""
+    parts = panels(Image(grid, 0, 0))
+    if parts is None or len({part.cells.shape for part in parts}) > 1:
+        return
+    tall, wide = parts[0].cells.shape
+    tops, lefts = sorted({part.y for part in parts}), sorted({part.x for part in parts})
+    layers = np.stack([part.cells for part in parts])
+    numbers = (layers != 0).sum(axis=(1, 2))
+    colours = np.array([len(np.unique(layer[layer != 0])) for layer in layers])
+    looks = [layer.tobytes() for layer in layers]
+    values = {
+        "row": [tops.index(part.y) for part in parts],
+        "column": [lefts.index(part.x) for part in parts],
+        "cells": numbers,
+        "rank": _dense_rank(numbers.astype(np.int16)),
+        "rank from below": _dense_rank((numbers.max() + 1 - numbers).astype(np.int16)),
+        "colours": colours,
+        "copies": [looks.count(look) for look in looks],
+    }
+    pictures = {
+        "of fullest": layers[int(numbers.argmax())],
+        "of most coloured": layers[int(colours.argmax())],
+        "of any": layers.max(axis=0),
+    }
+    order = np.arange(len(parts)).reshape(len(tops), len(lefts))
+    at, row_in, column_in = (_constant(grid, NONE) for _ in range(3))
+    for number, part in enumerate(parts):
+        window = slice(part.y, part.y + tall), slice(part.x, part.x + wide)
+        at[window] = number
+        row_in[window], column_in[window] = np.mgrid[:tall, :wide]
+    inside = at >= 0
+    for name, of_panel in values.items():
+        found.conditions[f"panel {name}"] = np.where(inside, np.asarray(of_panel)[at], NONE).astype(np.int16)
+    found.conditions |= {"row in panel": row_in, "column in panel": column_in}
+    main = np.array([majority(layer) or NONE for layer in layers])
+    found.expressions["panel colour"] = np.where(inside, main[at], NONE).astype(np.int8)
+    for name, picture in pictures.items():
+        shown = np.where(inside, picture[row_in, column_in], NONE)
+        found.expressions[f"panel cell {name}"] = shown.astype(np.int8)
+        if picture.shape == order.shape:
+            shown = np.where(inside, picture.ravel()[at], NONE)
+            found.expressions[f"panel's own cell {name}"] = shown.astype(np.int8)
+
+
 def _labelled(grid: Cells, *, eight: bool, single: bool) -> tuple[Labels, int]:
     if not single:
         return label(grid != 0, eight=eight)
@@ -303,6 +370,8 @@ _OBJECT_NUMBERS = (
 def _objects(found: Features, grid: Cells, name: str, labels: Labels, count: int) -> None:
     table = np.full((count + 1, len(_OBJECT_NUMBERS)), NONE, dtype=np.int16)
     most, least = (np.full(count + 1, NONE, dtype=np.int8) for _ in range(2))
+    if name == "object":
+        found.expressions |= {f"{name} {how}": np.full(grid.shape, NONE, dtype=np.int8) for how in _TURNS}
     from_edge, order, in_box = _constant(grid, NONE), _constant(grid, NONE), _constant(grid, 0)
     box_colour = _colour_everywhere(grid, NONE)
     if 0 < count <= MAX_OBJECTS:
@@ -313,6 +382,9 @@ def _objects(found: Features, grid: Cells, name: str, labels: Labels, count: int
             most[number], least[number] = _most(np.where(mask, cells, 0).astype(np.int8))
             _inside_object(window, mask, from_edge, order)
             in_box[window] += 1
+            if name == "object":
+                for how, turned in _turned(cells):
+                    found.expressions[f"{name} {how}"][window] = turned
             box_colour[window] = most[number]
         table[1:] = _object_table(grid, windows, masks, most[1:])
     for column, number_name in enumerate(_OBJECT_NUMBERS):
@@ -327,6 +399,14 @@ def _objects(found: Features, grid: Cells, name: str, labels: Labels, count: int
     smallest = int(most[int(sizes.argmin()) + 1]) if count else NONE
     found.expressions[f"colour of largest {name}"] = _colour_everywhere(grid, largest)
     found.expressions[f"colour of smallest {name}"] = _colour_everywhere(grid, smallest)
+
+
+_TURNS = ("mirrored columns", "mirrored rows", "turned by half", "transposed")
+
+
+def _turned(cells: Cells) -> list[tuple[str, Cells]]:
+    turned = [cells[:, ::-1], cells[::-1], cells[::-1, ::-1]]
+    return list(zip(_TURNS, [*turned, cells.T] if cells.shape[0] == cells.shape[1] else turned, strict=False))
 
 
 def _inside_object(window: tuple[slice, slice], mask: Mask, from_edge: Numbers, order: Numbers) -> None:
@@ -356,7 +436,7 @@ def _object_table(
                 len(levels) - 1 - rank,
                 rank,
                 edge,
-                label(np.pad(~mask, 1, constant_values=True), eight=False)[1] - 1,
+                0 if min(mask.shape) < 3 else label(padded(~mask, True), eight=False)[1] - 1,
                 height,
                 width,
                 int(size == height * width) + 2 * int(height == width),

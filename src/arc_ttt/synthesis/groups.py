@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from arc_ttt.synthesis.images import Image, Mask, colour_counts, compose, enclosed, label, majority
+from arc_ttt.synthesis.images import MAX_CELLS, Image, Mask, colour_counts, compose, enclosed, label, majority, padded
 
 MAX_PARTS = 40  # an image that falls into more parts is not cut: such programs rarely generalize
 Parts = tuple[Image, ...]
@@ -111,20 +111,25 @@ def _segments(separator: NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 
 def panels(image: Image) -> Parts | None:
-    """Parts between separators: full rows and columns of one colour that is not background."""
+    """Parts between separators: full rows and columns of one colour that is not background.
+
+    Of several such colours the one that divides the image into panels of one size counts, else the most frequent.
+    """
     cells = image.cells
     rows = (cells[:, 0] != 0) & (cells == cells[:, :1]).all(axis=1)
     columns = (cells[0] != 0) & (cells == cells[:1]).all(axis=0)
-    if not rows.any() and not columns.any():
+    lines_of = np.bincount(np.concatenate((cells[rows, 0], cells[0, columns])), minlength=10)
+    best: tuple[tuple[bool, int, int], list[tuple[int, int, int, int]]] | None = None
+    for colour in lines_of.nonzero()[0].tolist():
+        across, down = rows & (cells[:, 0] == colour), columns & (cells[0] == colour)
+        spans = [(a, b, c, d) for a, b in _segments(across) for c, d in _segments(down)]
+        alike = len({(b - a, d - c) for a, b, c, d in spans}) == 1
+        score = alike, int(lines_of[colour]), -colour
+        if 2 <= len(spans) <= MAX_PARTS and (best is None or score > best[0]):
+            best = score, spans
+    if best is None:
         return None
-    colours = np.concatenate((cells[rows, 0], cells[0, columns]))
-    colour = int(np.bincount(colours).argmax())
-    rows &= cells[:, 0] == colour
-    columns &= cells[0] == colour
-    spans = [(a, b, c, d) for a, b in _segments(rows) for c, d in _segments(columns)]
-    if not 2 <= len(spans) <= MAX_PARTS:
-        return None
-    return tuple(Image(np.ascontiguousarray(cells[a:b, c:d]), image.y + a, image.x + c) for a, b, c, d in spans)
+    return tuple(Image(np.ascontiguousarray(cells[a:b, c:d]), image.y + a, image.x + c) for a, b, c, d in best[1])
 
 
 def equal_panels(image: Image, rows: int, columns: int) -> Parts | None:
@@ -170,6 +175,7 @@ KEYS = (
     "solid",
     "colour",
     "neighbours",
+    *(f"colour {colour}" for colour in range(1, 10)),
 )
 
 
@@ -183,7 +189,7 @@ def part_keys(parts: Parts) -> NDArray[np.float64]:
         cells = part.cells
         full = cells != 0
         counts = colour_counts(cells)
-        number = int(full.sum())
+        number = int(np.count_nonzero(full))
         across, down = bool((cells == cells[:, ::-1]).all()), bool((cells == cells[::-1]).all())
         table[row] = (
             number,
@@ -194,7 +200,7 @@ def part_keys(parts: Parts) -> NDArray[np.float64]:
             -part.x,
             part.x + cells.shape[1],
             across + down,
-            label(np.pad(~full, 1, constant_values=True), eight=False)[1],
+            1 if min(cells.shape) < 3 or number == cells.size else label(padded(~full, True), eight=False)[1],
             cells.size - number,
             looks.count(looks[row]),
             shapes.count(shapes[row]),
@@ -207,6 +213,7 @@ def part_keys(parts: Parts) -> NDArray[np.float64]:
             number == cells.size,
             -colours[row],
             number - 2 * min(number, int((full[1:] & full[:-1]).sum() + (full[:, 1:] & full[:, :-1]).sum())),
+            *counts[1:],
         )
     return table
 
@@ -238,7 +245,7 @@ SELECTION_NAMES = tuple(
 def stack(parts: Parts, axis: int, *, by: str = "order") -> Image | None:
     """Parts side by side (axis 1) or on top of each other (axis 0), in reading order or by falling size."""
     if by == "size":
-        parts = tuple(sorted(parts, key=lambda part: -int((part.cells != 0).sum())))
+        parts = tuple(sorted(parts, key=lambda part: -int(np.count_nonzero(part.cells))))
     if len(parts) < 2 or len({part.cells.shape[1 - axis] for part in parts}) > 1:
         return None
     if sum(part.cells.size for part in parts) > 900:
@@ -249,16 +256,44 @@ def stack(parts: Parts, axis: int, *, by: str = "order") -> Image | None:
 def colours_in_line(parts: Parts, axis: int, *, by: str) -> Image:
     """One cell for each part, in its majority colour: in reading order, along an axis, or by falling size."""
     if by == "size":
-        parts = tuple(sorted(parts, key=lambda part: -int((part.cells != 0).sum())))
+        parts = tuple(sorted(parts, key=lambda part: -int(np.count_nonzero(part.cells))))
     elif by == "axis":
         parts = tuple(sorted(parts, key=lambda part: part.x if axis else part.y))
     cells = np.array([[int(colour_counts(part.cells)[1:].argmax()) + 1 for part in parts]], dtype=np.int8)
     return Image(cells if axis else np.ascontiguousarray(cells.T), 0, 0)
 
 
+def colours_in_order(parts: Parts) -> Image | None:
+    """One cell for each part, in its majority colour, along the direction in which the parts' middles spread most."""
+    middles = np.array([(2 * p.y + p.cells.shape[0], 2 * p.x + p.cells.shape[1]) for p in parts])
+    spread = np.ptp(middles, axis=0)
+    if spread[0] == spread[1]:
+        return None
+    axis = int(spread[1] > spread[0])
+    ordered = tuple(parts[number] for number in np.argsort(middles[:, axis], kind="stable"))
+    return colours_in_line(ordered, axis, by="order")
+
+
+def product(parts: Parts) -> Image | None:
+    """Of two parts: a copy of the one with more colours at every coloured cell of the other."""
+    if len(parts) != 2 or parts[0].cells.size * parts[1].cells.size > MAX_CELLS:
+        return None
+    first, second = sorted(parts, key=lambda part: int((colour_counts(part.cells)[1:] > 0).sum()))
+    return Image(np.kron(first.cells != 0, second.cells).astype(np.int8), 0, 0)
+
+
+def centred(parts: Parts, *, largest_first: bool) -> Image:
+    """Parts laid over each other with their middles together, larger ones below smaller ones or the other way round."""
+    rows, columns = (max(part.cells.shape[axis] for part in parts) for axis in (0, 1))
+    return grow(
+        tuple(Image(p.cells, (rows - p.cells.shape[0]) // 2, (columns - p.cells.shape[1]) // 2) for p in parts),
+        largest_first=largest_first,
+    )
+
+
 def grow(parts: Parts, *, largest_first: bool) -> Image:
     """Parts in their places, larger ones below smaller ones or the other way round."""
-    return compose(sorted(parts, key=lambda part: int((part.cells != 0).sum()) * (-1 if largest_first else 1)))
+    return compose(sorted(parts, key=lambda part: int(np.count_nonzero(part.cells)) * (-1 if largest_first else 1)))
 
 
 def lay_over(parts: Parts, *, how: str) -> Image | None:
@@ -287,7 +322,7 @@ def summary(parts: Parts, *, how: str) -> Image | None:
     if len(parts) < 2 or len(rows) * len(columns) != len(parts):
         return None
     cells = np.zeros((len(rows), len(columns)), dtype=np.int8)
-    numbers = [int((part.cells != 0).sum()) for part in parts]
+    numbers = [int(np.count_nonzero(part.cells)) for part in parts]
     for part, number in zip(parts, numbers, strict=True):
         if how == "all" or (number == max(numbers) if how == "fullest" else number == part.cells.size):
             cells[rows.index(part.y), columns.index(part.x)] = majority(part.cells)
@@ -315,6 +350,8 @@ def joiners() -> list[Joiner]:
         for by in ("order", "axis", "size"):
             found.append(Joiner(f"colours {name} by {by}", partial(colours_in_line, axis=axis, by=by)))
     found += [Joiner(f"lay_over {how}", partial(lay_over, how=how)) for how in ("first", "last", "and", "nor", "xor")]
+    found += [Joiner("colours in order", colours_in_order), Joiner("product", product)]
+    found += [Joiner(f"centred {'grow' if f else 'shrink'}", partial(centred, largest_first=f)) for f in (True, False)]
     found += [Joiner(f"summary {how}", partial(summary, how=how)) for how in ("all", "fullest", "whole")]
     return found
 

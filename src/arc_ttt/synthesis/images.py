@@ -125,13 +125,21 @@ def majority(cells: NDArray[np.generic]) -> int:
     return best if counts[best] else 0
 
 
+def padded(mask: Mask, outside: bool) -> Mask:
+    """`mask` with one more row and column on each side; (H + 2, W + 2)."""
+    made = np.full((mask.shape[0] + 2, mask.shape[1] + 2), outside, dtype=bool)
+    made[1:-1, 1:-1] = mask
+    return made
+
+
 def enclosed(mask: Mask, *, eight: bool) -> Mask:
     """Cells outside `mask` that no path of free cells joins to the edge of the grid.
 
     `eight` lets paths also go diagonally, so that fewer cells are enclosed.
     """
-    free = np.ones((mask.shape[0] + 2, mask.shape[1] + 2), dtype=bool)
-    free[1:-1, 1:-1] = ~mask
+    if min(mask.shape) < 3:
+        return np.zeros(mask.shape, dtype=bool)
+    free = padded(~mask, True)
     labels, _ = label(free, eight=eight)
     inside: Mask = (free & (labels != labels[0, 0]))[1:-1, 1:-1]
     return inside

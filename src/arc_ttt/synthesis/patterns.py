@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from arc_ttt.synthesis.images import Cells, Image, Labels, Mask, colour_counts, label, like
+from arc_ttt.synthesis.images import Cells, Image, Labels, Mask, bounding_box, colour_counts, label, like
 from arc_ttt.synthesis.primitives import Primitive
 
 MAX_OBJECTS = 30
@@ -159,20 +159,26 @@ def _free_rows(mask: Mask, taken: Mask) -> int:
     return drop
 
 
-def attract(image: Image, *, single: bool) -> Image | None:
-    """Objects move straight towards the largest object until they touch it. single: objects are of one colour."""
+def attract(image: Image, *, single: bool, colour: int | None = None) -> Image | None:
+    """Objects move straight towards the largest object until they touch it. single: objects are of one colour.
+
+    colour: they move towards the cells of this colour instead. Objects that are in no line with it vanish.
+    """
     cells = image.cells
-    layers = [cells == c for c in colour_counts(cells)[1:].nonzero()[0] + 1] if single else [cells != 0]
+    anchor = cells == colour
+    free = np.where(anchor, 0, cells) if colour else cells
+    layers = [free == c for c in colour_counts(free)[1:].nonzero()[0] + 1] if single else [free != 0]
     masks = [
         labels == number for labels, count in (label(m, eight=True) for m in layers) for number in range(1, count + 1)
     ]
-    if not 1 < len(masks) <= MAX_OBJECTS:
+    if not 0 < len(masks) <= MAX_OBJECTS or (colour is not None and not anchor.any()):
         return None
     masks.sort(key=lambda mask: -int(mask.sum()))
-    anchor = masks[0]
+    if colour is None:
+        anchor = masks.pop(0)
     result = np.where(anchor, cells, 0).astype(np.int8)
     rows, columns = anchor.any(axis=1), anchor.any(axis=0)
-    for mask in masks[1:]:
+    for mask in masks:
         y, x = int(np.argwhere(mask).mean(axis=0)[0]), int(np.argwhere(mask).mean(axis=0)[1])
         if columns[x] and not rows[y]:
             direction = "down" if y < rows.nonzero()[0][0] else "up"
@@ -206,6 +212,22 @@ def complete_symmetry(image: Image, how: str) -> Image | None:
         cells = _overlay(cells, _reflect(cells, totals[1], 1))
     if how == "all":
         cells = _overlay(cells, _transpose_about(cells, totals[0], totals[1]))
+    return like(image, cells) if (cells != image.cells).any() else None
+
+
+def symmetric_about(image: Image, colour: int, how: str) -> Image | None:
+    """Add the mirror image about the middle of the cells of one colour; see `complete_symmetry`."""
+    box = bounding_box(image.cells == colour)
+    if box is None:
+        return None
+    cells = image.cells
+    row_total, column_total = box[0] + box[1] - 1, box[2] + box[3] - 1
+    if how in ("rows", "both", "all"):
+        cells = _overlay(cells, _reflect(cells, row_total, 0))
+    if how in ("columns", "both", "all"):
+        cells = _overlay(cells, _reflect(cells, column_total, 1))
+    if how == "all":
+        cells = _overlay(cells, _transpose_about(cells, row_total, column_total))
     return like(image, cells) if (cells != image.cells).any() else None
 
 

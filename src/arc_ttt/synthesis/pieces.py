@@ -27,7 +27,7 @@ from arc_ttt.synthesis.groups import (
     selections,
 )
 from arc_ttt.synthesis.images import MAX_CELLS, Image, Size, State, colour_counts, state_bytes, state_key
-from arc_ttt.synthesis.patterns import pattern_primitives
+from arc_ttt.synthesis.patterns import attract, pattern_primitives, symmetric_about
 from arc_ttt.synthesis.primitives import (
     Primitive,
     fill,
@@ -41,6 +41,7 @@ from arc_ttt.synthesis.repair import repair, repaired_part
 from arc_ttt.synthesis.sized import SizedPrimitive, sized_primitives
 
 CUT_COST = 10  # cutting and choosing together count as one step
+PLACED = 2  # cost of an input that was only placed on the output
 MEMORY_FOR_OTHERS = 0.35  # share of the memory that the search leaves to stacks and cell rules
 
 
@@ -69,7 +70,7 @@ class Search:
         self.seen: set[bytes] = set()
         self.queue: list[tuple[int, int, int]] = []  # cost of what it will make, order of entry, piece or ~piece
         self.primitives = unary_primitives(shared_colours(problem))
-        self.on_inputs = pattern_primitives() + repairs(problem)
+        self.on_inputs = pattern_primitives() + repairs(problem) + about_colours(problem)
         self.sized: list[SizedPrimitive] = sized_primitives() if sizes else []
         self.cutters: list[Cutter] = cutters()
         self.joiners: list[Joiner] = joiners()
@@ -118,7 +119,7 @@ class Search:
 
     def step(self, piece: Piece) -> Iterator[tuple[State, int, str]]:
         """All primitives of one piece."""
-        for primitive in self.primitives + (self.on_inputs if piece.cost == 0 else []):
+        for primitive in self.primitives + (self.on_inputs if piece.cost <= PLACED else []):
             if piece.cost + primitive.cost <= self.max_cost:
                 state = apply_to_all(primitive.apply, piece.state)
                 if state is not None:
@@ -184,6 +185,20 @@ def repairs(problem: Problem) -> list[Primitive]:
     return found
 
 
+def about_colours(problem: Problem) -> list[Primitive]:
+    """Symmetry about, and attraction towards, the cells of every colour that all inputs show."""
+    found = []
+    for colour in shared_colours(problem):
+        for how in ("rows", "columns", "both", "all"):
+            mirror = partial(symmetric_about, colour=colour, how=how)
+            found.append(Primitive(f"symmetric_about {colour} {how}", mirror))
+        for single in (False, True):
+            what = "colour objects" if single else "objects"
+            towards = partial(attract, single=single, colour=colour)
+            found.append(Primitive(f"attract {what} to {colour}", towards))
+    return found
+
+
 def part_primitives() -> list[Primitive]:
     """What may be done to every part before the parts are put back."""
     found = [Primitive("hull", hull), Primitive("fill 4", partial(fill, eight=False))]
@@ -222,10 +237,14 @@ def choose(groups: list[Parts]) -> Iterator[tuple[State, str]]:
     """Every different choice of parts by one key, made alike in all groups."""
     tables = [selections(parts) for parts in groups]
     seen: set[tuple[int, ...]] = set()
+    known: list[dict[int, Image]] = [{} for _ in groups]
     for name, chosen in zip(SELECTION_NAMES, zip(*tables, strict=True), strict=True):
         if all(chosen) and chosen not in seen:
             seen.add(chosen)
-            yield tuple(compose_chosen(parts, which) for parts, which in zip(groups, chosen, strict=True)), name
+            for parts, which, images in zip(groups, chosen, known, strict=True):
+                if which not in images:
+                    images[which] = compose_chosen(parts, which)
+            yield tuple(images[which] for images, which in zip(known, chosen, strict=True)), name
 
 
 def join(groups: list[Parts], how: list[Joiner]) -> Iterator[tuple[State, str]]:

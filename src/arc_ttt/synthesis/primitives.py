@@ -14,15 +14,16 @@ import numpy as np
 from scipy import ndimage
 
 from arc_ttt.synthesis.images import (
-    EIGHT,
     MAX_CELLS,
     Image,
+    Mask,
     colour_counts,
     crop_to,
     enclosed,
     fill_towards,
     like,
     majority,
+    padded,
 )
 
 
@@ -105,29 +106,38 @@ def outside(image: Image) -> Image | None:
 def border(image: Image) -> Image | None:
     """Cells that touch the background around the image, or the image's edge."""
     full = image.cells != 0
-    free = np.pad(~full & ~enclosed(full, eight=True), 1, constant_values=True)
+    free = padded(~full & ~enclosed(full, eight=True), True)
     near = free[:-2, 1:-1] | free[2:, 1:-1] | free[1:-1, :-2] | free[1:-1, 2:]
     return like(image, np.where(near, image.cells, 0))
 
 
 def inner(image: Image) -> Image | None:
     """Cells all of whose eight neighbours are not background."""
-    deep = ndimage.binary_erosion(image.cells != 0, EIGHT)
+    deep = ~grown(padded(image.cells == 0, True), eight=True)[1:-1, 1:-1]
     return like(image, np.where(deep, image.cells, 0)) if deep.any() else None
+
+
+def grown(mask: Mask, *, eight: bool) -> Mask:
+    """`mask` and all cells next to it, over four or eight neighbours; same shape."""
+    wide = padded(mask, False)
+    rows = wide[:-2] | wide[1:-1] | wide[2:]
+    if eight:
+        return rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:]
+    return rows[:, 1:-1] | wide[1:-1, :-2] | wide[1:-1, 2:]
 
 
 def outline(image: Image) -> Image | None:
     """A one-cell line in colour 1 around all that is not background, on a grid larger by one on each side."""
     if (image.cells.shape[0] + 2) * (image.cells.shape[1] + 2) > MAX_CELLS:
         return None
-    full = np.pad(image.cells != 0, 1)
-    return Image((ndimage.binary_dilation(full, EIGHT) & ~full).astype(np.int8), image.y - 1, image.x - 1)
+    full = padded(image.cells != 0, False)
+    return Image((grown(full, eight=True) & ~full).astype(np.int8), image.y - 1, image.x - 1)
 
 
 def halo(image: Image, *, eight: bool) -> Image | None:
     """Background next to something takes colour 1, all else is background; same grid."""
     full = image.cells != 0
-    ring = ndimage.binary_dilation(full, EIGHT if eight else None) & ~full
+    ring = grown(full, eight=eight) & ~full
     return like(image, ring) if ring.any() else None
 
 
@@ -191,8 +201,10 @@ def spread(image: Image) -> Image | None:
 
 
 def half(image: Image, side: str) -> Image | None:
-    """The left, right, top or bottom half; a middle line belongs to neither."""
+    """The left, right, top or bottom half, or the first along the longer side; a middle line belongs to neither."""
     rows, columns = image.cells.shape
+    if side == "first":
+        side = "left" if columns > rows else "top"
     if (columns if side in ("left", "right") else rows) < 2:
         return None
     if side == "left":
@@ -304,8 +316,9 @@ def move(image: Image, dy: int, dx: int) -> Image:
 def drop_noise(image: Image) -> Image | None:
     """Remove single cells (eight neighbours, any colour)."""
     full = image.cells != 0
-    around = ndimage.convolve(full.astype(np.int8), EIGHT.astype(np.int8), mode="constant")
-    kept = np.where(around > 1, image.cells, 0)
+    wide = padded(full, False).astype(np.int8)
+    rows = wide[:-2] + wide[1:-1] + wide[2:]
+    kept = np.where(rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] > 1, image.cells, 0)
     return like(image, kept) if kept.any() else None
 
 
@@ -409,7 +422,9 @@ def unary_primitives(colours: tuple[int, ...]) -> list[Primitive]:
     for name, function in (("fill", fill), ("interior", interior), ("halo", halo)):
         for eight in (False, True):
             found.append(Primitive(f"{name} {8 if eight else 4}", partial(function, eight=eight)))
-    found += [Primitive(f"half {side}", partial(half, side=side)) for side in ("left", "right", "top", "bottom")]
+    found += [
+        Primitive(f"half {side}", partial(half, side=side)) for side in ("left", "right", "top", "bottom", "first")
+    ]
     found += [Primitive(f"edge_line {s}", partial(edge_line, side=s)) for s in ("left", "right", "top", "bottom")]
     found += [Primitive(f"gravity {way}", partial(gravity, direction=way)) for way in STRAIGHT]
     found += [

@@ -21,7 +21,7 @@ def repair(image: Image, colour: int, *, how: str) -> Image | None:
     how: "period", "symmetry", or "both" (symmetry first, then what is left by period).
     """
     hidden = image.cells == colour
-    if not hidden.any() or hidden.mean() > 0.6:
+    if not hidden.any() or hidden.mean() > 0.8:
         return None
     cells = np.where(hidden, HIDDEN, image.cells).astype(np.int8)
     if how in ("symmetry", "both"):
@@ -49,11 +49,15 @@ def by_period(cells: Cells) -> Cells:
     """Fill hidden cells (-1) by the smallest period that no visible cell contradicts; (H, W)."""
     rows, columns = cells.shape
     visible = cells != HIDDEN
-    if visible.all() or visible.sum() * 3 < cells.size or len(np.unique(cells)) < 3:
+    number = int(visible.sum())
+    if visible.all() or len(np.unique(cells)) < 3:
         return cells
+    largest = cells.size if number * 3 >= cells.size else number // 2
     down = [_same_when_moved(cells, rows_moved, 0) for rows_moved in range(rows + 1)]
     across = [_same_when_moved(cells, 0, columns_moved) for columns_moved in range(columns + 1)]
     for row_period, column_period, slant in _periods(rows, columns):
+        if row_period * column_period > largest:
+            break
         if not across[column_period] or not (slant or down[row_period]):
             continue
         if slant and not _same_when_moved(cells, row_period, slant):

@@ -10,6 +10,8 @@ import numpy as np
 
 from arc_ttt.synthesis.images import Image, Size, colour_counts, embed, label, majority
 
+WINDOWS = ("top left", "top right", "bottom left", "bottom right", "middle")
+
 
 @dataclass(frozen=True, slots=True)
 class SizedPrimitive:
@@ -80,6 +82,40 @@ def reading_order(image: Image, size: Size, *, column_major: bool = False) -> Im
     return Image(line.reshape(size), 0, 0)
 
 
+def window(image: Image, size: Size, *, at: str) -> Image | None:
+    """The part of the output's size at a corner or in the middle of a larger image."""
+    rows, columns = image.cells.shape
+    spare_y, spare_x = rows - size[0], columns - size[1]
+    if min(spare_y, spare_x) < 0 or max(spare_y, spare_x) == 0:
+        return None
+    y = {"top": 0, "bottom": spare_y, "middle": spare_y // 2}[at.split()[0]]
+    x = {"left": 0, "right": spare_x, "middle": spare_x // 2}[at.split()[-1]]
+    return Image(np.ascontiguousarray(image.cells[y : y + size[0], x : x + size[1]]), image.y + y, image.x + x)
+
+
+def colour_everywhere(image: Image, size: Size) -> Image | None:
+    """The majority colour in all of the output."""
+    colour = majority(image.cells)
+    return Image(np.full(size, colour, dtype=np.int8), 0, 0) if colour else None
+
+
+def histogram(image: Image, size: Size, *, side: str) -> Image | None:
+    """A bar for each colour, as long as the colour has cells, longest bar first; bars stand on a side of the output."""
+    counts = colour_counts(image.cells)
+    counts[0] = 0
+    order = [int(colour) for colour in np.argsort(-counts, kind="stable") if counts[colour]]
+    across = side in ("top", "bottom")
+    bars, length = (size[1], size[0]) if across else size
+    if not 0 < len(order) <= bars or counts[order[0]] > length:
+        return None
+    cells = np.zeros((bars, length), dtype=np.int8)
+    for bar, colour in enumerate(order):
+        cells[bar, : counts[colour]] = colour
+    if side in ("bottom", "right"):
+        cells = cells[:, ::-1]
+    return Image(np.ascontiguousarray(cells.T if across else cells), 0, 0)
+
+
 def sized_primitives() -> list[SizedPrimitive]:
     """All primitives that need the size of the output."""
     return [
@@ -88,6 +124,9 @@ def sized_primitives() -> list[SizedPrimitive]:
         SizedPrimitive("tile", tile),
         SizedPrimitive("tile anchored", partial(tile, anchored=True)),
         SizedPrimitive("tile mirrored", partial(tile, how="mirrored")),
+        *(SizedPrimitive(f"window {at}", partial(window, at=at)) for at in WINDOWS),
+        SizedPrimitive("colour_everywhere", colour_everywhere, 5),
+        *(SizedPrimitive(f"histogram {side}", partial(histogram, side=side)) for side in ("top", "left")),
         SizedPrimitive("colour_bar", colour_bar),
         SizedPrimitive("count cells", partial(count_cells, what="cells")),
         SizedPrimitive("count components", partial(count_cells, what="components")),

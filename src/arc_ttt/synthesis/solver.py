@@ -19,6 +19,7 @@ from arc_ttt.synthesis.cells import Rule, View, learn
 from arc_ttt.synthesis.frames import Problem, by_rank, output_sizes, plain
 from arc_ttt.synthesis.gate import Evidence, confidence
 from arc_ttt.synthesis.images import Cells, Size
+from arc_ttt.synthesis.invariants import broken
 from arc_ttt.synthesis.panels import panel_views
 from arc_ttt.synthesis.pieces import Piece, Search
 from arc_ttt.synthesis.stacker import Pieces, Stack, stacks
@@ -84,10 +85,12 @@ class _Answer:
     stack_held_out: float = 0.0
     cells_held_out: float = 0.0
     fits: float = 0.0
+    broken: int = 0
 
 
 @dataclass(slots=True)
 class _Pool:
+    task: Task
     answers: dict[bytes, _Answer] = field(default_factory=dict)
 
     def at(self, problem: Problem, parts: Sequence[NDArray[np.int8]]) -> _Answer | None:
@@ -97,7 +100,9 @@ class _Pool:
             return None
         grids = tuple(problem.undo(cells, first + number) for number, cells in enumerate(parts))
         key = b"".join(bytes(grid.shape) + grid.tobytes() for grid in grids)
-        return self.answers.setdefault(key, _Answer(grids))
+        if key not in self.answers:
+            self.answers[key] = _Answer(grids, broken=broken(self.task, grids))
+        return self.answers[key]
 
 
 def well_formed(cells: NDArray[np.int8] | Grid) -> bool:
@@ -124,7 +129,7 @@ def solve(
     if not task.train:
         return ()
     budget = Budget(cpu_limit_s, deadline or Deadline.never(), max_memory_bytes or DEFAULT_MEMORY)
-    pool = _Pool()
+    pool = _Pool(task)
     ranked = by_rank(task)
     _solve_framed(plain(task), pool, budget, 1.0 if ranked is None else SHARE_OF_PLAIN)
     if ranked is not None and not budget.spent() and not _settled(pool):
@@ -247,6 +252,7 @@ def _judged(pool: _Pool) -> list[tuple[_Answer, Evidence]]:
     """Every answer with its evidence."""
     weights = [_weight(answer) for answer in pool.answers.values()]
     total = sum(weights) or 1.0
+    least = min((answer.broken for answer in pool.answers.values()), default=0)
     return [
         (
             answer,
@@ -258,6 +264,8 @@ def _judged(pool: _Pool) -> list[tuple[_Answer, Evidence]]:
                 answer.votes,
                 answer.cells_held_out,
                 weight / total,
+                answer.broken,
+                answer.broken - least,
             ),
         )
         for answer, weight in zip(pool.answers.values(), weights, strict=True)

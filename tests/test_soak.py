@@ -1,0 +1,84 @@
+"""Runs under real clocks with everything going wrong at once: each ends before its limit with a complete submission."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from arc_ttt.events import read_journal
+from fake_run import Process, worker_script
+
+TROUBLE = """
+import random
+mood = random.SystemRandom().random()
+if mood < 0.02: os.kill(os.getpid(), signal.SIGKILL)
+elif mood < 0.03: os.kill(os.getpid(), signal.SIGSEGV)
+elif mood < 0.04: os.kill(os.getpid(), signal.SIGSTOP)
+elif mood < 0.05: signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)
+elif mood < 0.06:
+    while True: say(type="tick", more="x" * 5000)
+elif mood < 0.07:
+    while True: sys.stderr.write("x" * 5000); progress(job)
+elif mood < 0.08: os.write(1, b"Traceback: whatever a library prints\\n"); time.sleep(600)
+elif mood < 0.09: os.write(1, b'{"type": "done", "job"'); os._exit(0)
+elif mood < 0.10: candidates(job, 0, [[[99]], [], None]); done(job, outcome="failed")
+elif mood < 0.11: sys.exit(10)
+elif mood < 0.12:
+    if os.fork() == 0: time.sleep(600)
+    os._exit(7)
+elif mood < 0.13: candidates(job, 0, [mine(job, 0)]); os.abort()
+for _ in range(random.SystemRandom().randrange(1, 5)): time.sleep(0.1); progress(job, "decode")
+answer(job)
+"""
+
+
+def soak(folder: Path, *, runs: int, at_once: int, limits_s: tuple[float, float], seed: int) -> list[dict[str, float]]:
+    """Seconds to spare, deaths and passes of each run. Some runs have a disk that is full after a few kilobytes."""
+    draws, figures, waiting = random.Random(seed), [], list(range(runs))
+    running: list[tuple[Process, float]] = []
+    folder.mkdir(exist_ok=True)
+    worker = folder / "worker.py"
+    worker_script(worker, TROUBLE)
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            out, limit_s = folder / str(waiting.pop()), draws.uniform(*limits_s)
+            full = draws.choice([0, 0, 0, 60_000])
+            running.append((Process(out, worker, limit_s, tasks=400, file_bytes=full), limit_s))
+        for process, limit_s in list(running):
+            if process.process.poll() is None:
+                if time.monotonic() - process.began_s >= limit_s:
+                    for late, _ in running:
+                        late.process.kill()
+                        late.end()
+                    raise AssertionError(f"a run is past its limit of {limit_s:.1f} s")
+                continue
+            seconds = time.monotonic() - process.began_s
+            assert process.end() == (0, "")
+            assert seconds < limit_s
+            process.valid()
+            assert process.nothing_left()
+            events = read_journal(process.out / "events.jsonl")
+            names = [event["event"] for event in events]
+            figures.append(
+                {"spare_s": limit_s - seconds, "deaths": names.count("death"), "passes": names.count("done")}
+            )
+            running.remove((process, limit_s))
+        time.sleep(0.02)
+    return figures
+
+
+def test_a_few_short_runs_under_all_faults(tmp_path: Path) -> None:
+    figures = soak(tmp_path, runs=2, at_once=2, limits_s=(12.0, 14.0), seed=0)  # importing is slow on a busy machine
+    assert len(figures) == 2
+
+
+@pytest.mark.slow
+def test_two_hundred_runs_under_all_faults(tmp_path: Path) -> None:
+    figures = soak(tmp_path, runs=200, at_once=8, limits_s=(20.0, 60.0), seed=1)
+    spare = sorted(run["spare_s"] for run in figures)
+    deaths, passes = (sum(run[name] for run in figures) for name in ("deaths", "passes"))
+    print(f"{len(figures)} runs, {deaths} deaths, {passes} passes, to spare {spare[0]:.2f} s at least")
+    assert len(figures) == 200
