@@ -31,6 +31,7 @@ GROUND = (
 MODEL = (
     "checkpoints",
     "memory",
+    "nf4",
     "unsloth_backend",
     "model",
     "adapter",

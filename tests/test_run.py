@@ -675,6 +675,17 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 
 # Kaggle
 
+RERUN = "KAGGLE_IS_COMPETITION_RERUN"
+
+
+@pytest.fixture(autouse=True)
+def environment_as_before() -> Iterator[None]:
+    """A run on Kaggle sets variables for its workers; other tests must not see them."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
 
 def mount(root: Path, layout: str, **files: str) -> Path:
     folder = root / "input" / layout
@@ -715,7 +726,7 @@ def test_without_readable_challenges_the_ids_of_the_sample_are_answered(
     if challenges_text is not None:
         files["arc_test_challenges"] = challenges_text
     mount(tmp_path, "competitions/arc", **files)
-    env = {**os.environ, "ARC_KAGGLE_ROOT": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    env = {**os.environ, "ARC_KAGGLE_ROOT": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", RERUN: "1"}
     command = [sys.executable, str(ROOT / "kernel.py")]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=100, check=False)
     assert done.returncode == 0, done.stderr

@@ -3,83 +3,155 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
+import platform
 import signal
 import traceback
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from arc_ttt import bootstrap
-from arc_ttt.checkpoints import model_folder, read_config
+from arc_ttt.checkpoints import model_folder, parameter_count, read_config
 from arc_ttt.cost import TTT, work
 from arc_ttt.deadline import REAL_CLOCK
-from arc_ttt.errors import ModelError, SettingsError, TaskFileError
+from arc_ttt.errors import ModelError, SettingsError, SubmissionError, TaskFileError
+from arc_ttt.events import read_journal
 from arc_ttt.grids import LoadedTasks, load_tasks, read_json
+from arc_ttt.host import free_memory
+from arc_ttt.launch import count_gpus
 from arc_ttt.report import report_lines, run_report
 from arc_ttt.run import Status, start_run
 from arc_ttt.settings import Settings
-from arc_ttt.submission import Submission, write_atomically
+from arc_ttt.submission import Submission, check_submission, write_atomically
+
+RECORD = "setup.json"
+PACKAGES_SHARE = 0.2  # of the limit, at most MOST_PACKAGES_S: for installing and trying out packages
+MOST_PACKAGES_S = 1200.0
+HEADROOM = 1.25  # memory for adapters and activations, as a factor of the weights
 
 
 class _Signalled(BaseException):
     """SIGTERM or SIGINT came while there was nothing to save and nobody to look at a flag."""
 
 
+@dataclass(slots=True)
+class Setup:
+    """What the run found and decided, line by line; `fallbacks` are those that gave it less than was asked for."""
+
+    notes: list[str] = field(default_factory=list)
+    fallbacks: list[str] = field(default_factory=list)
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+        print(line, flush=True)
+
+    def fall_back(self, line: str) -> None:
+        self.fallbacks.append(line)
+        print(f"FALLBACK: {line}", flush=True)
+
+    def write(self, path: Path, settings: Settings) -> None:
+        """Leave a record beside the submission. It names packages and folders, and no value of the environment."""
+        packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+        record = {
+            "build": build_stamp(),
+            "python": platform.python_version(),
+            "glibc": platform.libc_ver()[1],
+            "notes": self.notes,
+            "fallbacks": self.fallbacks,
+            "settings": json.loads(settings.to_json()),
+            "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
+        }
+        with contextlib.suppress(OSError):
+            write_atomically(path, json.dumps(record, indent=1) + "\n")
+
+
+def build_stamp() -> dict[str, str]:
+    """Version and commit that the project's wheel was built from; empty in a source tree."""
+    try:
+        stamp = json.loads((Path(__file__).parent / "build.json").read_text(encoding="utf-8"))
+        return {str(name): str(value) for name, value in stamp.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
 def kaggle_run(
-    root: Path, chosen: Mapping[str, Any], commit_tasks: int, start_s: float, signals: list[int] | None = None
+    root: Path,
+    chosen: Mapping[str, Any],
+    commit_tasks: int,
+    start_s: float,
+    signals: list[int] | None = None,
+    *,
+    strict: bool = False,
 ) -> int:
-    """The whole of a Kaggle run. Always leaves a submission and returns 0: an exception would lose the day.
+    """The whole of a Kaggle run. Leaves a submission if any can be written; never raises.
 
     root: /kaggle, or where a rehearsal has its mounts. chosen: settings by dotted name, and `preset`. commit_tasks:
     how many tasks, the cheapest ones, the public commit run works on; the scoring rerun takes all. signals: SIGTERM
-    and SIGINT that have come already; they end the run, with its submission, as soon as it can end.
+    and SIGINT that have come already; they end the run, with its submission, as soon as it can end. strict: the commit
+    run returns 1 if it could not do what `chosen` asks for. The scoring rerun always returns 0: an error would lose the
+    day.
     """
     out = root / "working"
+    setup = Setup()
     try:
-        return _kaggle_run(root, out, dict(chosen), commit_tasks, start_s, signals if signals is not None else [])
+        _kaggle_run(root, out, dict(chosen), commit_tasks, start_s, signals if signals is not None else [], setup)
     except _Signalled as error:
         print(f"ended by signal {error}; the first submission stands", flush=True)
         return 0
     except Exception as error:  # the last line of defence, and the only place that catches everything
         traceback.print_exc()
-        print(f"the run failed: {type(error).__name__}: {error}", flush=True)
+        setup.fall_back(f"the run failed: {type(error).__name__}: {error}")
         if not (out / "submission.json").exists():
-            write_atomically(out / "submission.json", "{}\n")
+            with contextlib.suppress(OSError):
+                write_atomically(out / "submission.json", "{}\n")
+    if bootstrap.is_rerun() or not strict or not setup.fallbacks:
         return 0
+    print(f"this commit run is not what was asked for, and ends as an error: {'; '.join(setup.fallbacks)}", flush=True)
+    return 1
 
 
 def _kaggle_run(
-    root: Path, out: Path, chosen: dict[str, Any], commit_tasks: int, start_s: float, signals: list[int]
-) -> int:
+    root: Path,
+    out: Path,
+    chosen: dict[str, Any],
+    commit_tasks: int,
+    start_s: float,
+    signals: list[int],
+    setup: Setup,
+) -> None:
+    if stamp := build_stamp():
+        setup.note(f"arc_ttt {stamp.get('version', '')} of commit {stamp.get('commit', '')}")
     mounts = bootstrap.find_mounts(root)
-    loaded = _load_mounted(mounts)
-    submission = Submission(out / "submission.json", loaded)
-    submission.write()
-    print(f"{len(loaded.test_counts)} tasks, {len(loaded.problems)} of them unusable; submission.json is complete")
-    for problem in loaded.problems[:20]:
-        print(f"  {problem}")
-    try:
-        settings = Settings.of(str(chosen.pop("preset", "embedded"))).override(chosen.items())
-    except SettingsError as error:
-        print(f"SETTINGS: {error}\nusing the embedded model and its defaults instead")
-        limits = [(name, value) for name, value in chosen.items() if name == "run.limit_s"]
-        settings, chosen = Settings.of("embedded").override(limits), dict(limits)
+    loaded = _load_mounted(mounts, setup)
+    if not _write_first(out / "submission.json", loaded, setup):
+        return
+    scratch = bootstrap.scratch_folder(root)
+    bootstrap.set_environment(scratch)
+    settings, chosen = _settings(chosen, setup)
+    seconds = min(MOST_PACKAGES_S, PACKAGES_SHARE * settings.run.limit_s)
+    unsloth = settings.model.backend == "unsloth"
     with _ended_by_signals(signals):
-        notes = bootstrap.install_missing(mounts.wheels, ("bitsandbytes",), root / "temp" / "site")
-    print("\n".join(notes))
+        packages = bootstrap.prepare_packages(mounts, scratch, unsloth=unsloth, seconds=seconds)
+    for line in (*mounts.problems, *packages.notes):
+        setup.note(line)
+    for line in packages.fallbacks:
+        setup.fall_back(line)
     embedded = Settings.of("embedded").override((name, value) for name, value in chosen.items() if _of_run(name))
-    try:
-        read_config(model_folder(settings.model.path))
-    except ModelError as error:
-        print(f"{error}\nusing the embedded model instead")
-        settings = embedded
+    if not packages.four_bit:
+        embedded = embedded.override([("model.quantize", "none")])
+    settings = _usable(settings, embedded, mounts, packages, setup)
     if settings.run.reserve_raised:
-        print(settings.run.reserve_raised)
+        setup.note(settings.run.reserve_raised)
+    asked = dict(loaded.test_counts)
     if not bootstrap.is_rerun():
         few = sorted(loaded.tasks, key=lambda task: work(task, TTT, settings))[:commit_tasks]
         loaded = LoadedTasks(tuple(few), (), loaded.test_counts)
+        setup.note(f"commit run: {len(few)} of {len(asked)} tasks")
+    setup.write(out / RECORD, settings)
     shown = start_s
 
     def show(status: Status) -> None:
@@ -94,7 +166,8 @@ def _kaggle_run(
     print("\n".join([f"{adapted} tasks adapted", *report_lines(report)]), flush=True)
     with contextlib.suppress(OSError):
         write_atomically(out / "report.json", json.dumps(report, indent=1) + "\n")
-    return 0
+    _look_back(out, asked, result.fatal, setup)
+    setup.write(out / RECORD, settings)
 
 
 @contextlib.contextmanager
@@ -118,19 +191,69 @@ def _ended_by_signals(signals: list[int]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _settings(chosen: dict[str, Any], setup: Setup) -> tuple[Settings, dict[str, Any]]:
+    """The settings chosen, or of wrong ones only the limit; and what they were made from, without the preset."""
+    try:
+        return Settings.of(str(chosen.pop("preset", "embedded"))).override(chosen.items()), chosen
+    except SettingsError as error:
+        setup.fall_back(f"SETTINGS: {error}; the embedded model and its defaults instead")
+    limits = {name: value for name, value in chosen.items() if name == "run.limit_s"}
+    return Settings.of("embedded").override(limits.items()), limits
+
+
+def _usable(
+    settings: Settings, embedded: Settings, mounts: bootstrap.Mounts, packages: bootstrap.Packages, setup: Setup
+) -> Settings:
+    """The settings with what this machine has: the model where it is mounted, 16-bit weights where 4-bit ones do not
+    work and memory allows, transformers where unsloth does not work; `embedded` where the model cannot be used."""
+    changes: list[tuple[str, Any]] = []
+    if settings.model.backend == "unsloth" and not packages.unsloth:
+        changes.append(("model.backend", "transformers"))
+    try:
+        folder = model_folder(settings.model.path)
+        if settings.model.path:
+            found = bootstrap.find_model(settings.model.path, mounts)
+            if found is not None and found != folder:
+                setup.note(f"model: {settings.model.path} is mounted as {found}")
+            folder = found or folder
+            changes.append(("model.path", str(folder)))
+        config = read_config(folder)
+        if not packages.four_bit and settings.model.quantize != "none":
+            _check_memory(config, settings)
+            setup.note("the model's weights are held in 16 bits (32 on a CPU)")
+            changes.append(("model.quantize", "none"))
+    except ModelError as error:
+        setup.fall_back(f"{error}; using the embedded model instead")
+        return embedded
+    return settings.override(changes)
+
+
+def _check_memory(config: dict[str, Any], settings: Settings) -> None:
+    """Raises ModelError if the weights do not fit without 4 bits: on a GPU in 16, else for each process in 32."""
+    on_gpu = bootstrap.gpu_memory_bytes() if count_gpus() else 0
+    held = on_gpu or (free_memory() or 0) // (settings.run.workers or 2)
+    needed = parameter_count(config) * (2 if on_gpu else 4) * HEADROOM
+    if held and needed > held:
+        raise ModelError(f"without 4-bit weights the model needs {needed / 2**30:.1f} GiB of {held / 2**30:.1f}")
+
+
 def _of_run(name: str) -> bool:
     """Whether a setting is about the run and not about a particular model."""
     return name.partition(".")[0] in ("run", "synthesis", "vote")
 
 
-def _load_mounted(mounts: bootstrap.Mounts) -> LoadedTasks:
+def _load_mounted(mounts: bootstrap.Mounts, setup: Setup) -> LoadedTasks:
     """Tasks of the competition's file. If it cannot be read, the ids of the sample submission still get an answer."""
     try:
         if mounts.challenges is None:
             raise TaskFileError(f"no {bootstrap.CHALLENGES} among the inputs")
-        return load_tasks(mounts.challenges)
+        loaded = load_tasks(mounts.challenges)
+        setup.note(f"{len(loaded.test_counts)} tasks of {mounts.challenges}, {len(loaded.problems)} of them unusable")
+        for problem in loaded.problems[:20]:
+            setup.note(f"  {problem}")
+        return loaded
     except TaskFileError as error:
-        print(f"{error}")
+        setup.fall_back(str(error))
     counts: dict[str, int] = {}
     if mounts.sample is not None:
         with contextlib.suppress(TaskFileError):
@@ -138,3 +261,39 @@ def _load_mounted(mounts: bootstrap.Mounts) -> LoadedTasks:
             if isinstance(document, dict):
                 counts = {i: max(1, len(a)) if isinstance(a, list) else 1 for i, a in document.items()}
     return LoadedTasks((), (), counts)
+
+
+def _write_first(path: Path, loaded: LoadedTasks, setup: Setup) -> bool:
+    """Write a complete submission before anything else; on a disk with little room one of the smallest answers.
+
+    Returns whether there is one. Without it there is nothing that a run could be for.
+    """
+    try:
+        Submission(path, loaded).write()
+        setup.note("submission.json is complete")
+        return True
+    except OSError as error:
+        why = error.strerror or str(error)
+    answer = {"attempt_1": [[0]], "attempt_2": [[0]]}
+    smallest = {task_id: [answer] * count for task_id, count in loaded.test_counts.items()}
+    try:
+        write_atomically(path, json.dumps(smallest, separators=(",", ":")))
+        setup.fall_back(f"{path.parent}: {why}; submission.json holds only the smallest answers so far")
+        return True
+    except OSError as error:
+        setup.fall_back(f"no submission can be written into {path.parent}: {error.strerror or error}")
+        return False
+
+
+def _look_back(out: Path, asked: Mapping[str, int], fatal: str, setup: Setup) -> None:
+    """Whether the run ended with the model it began with and with a valid file."""
+    events: list[dict[str, Any]] = []
+    with contextlib.suppress(OSError):
+        events = [event for event in read_journal(out / "events.jsonl") if event.get("event") == "fallback"]
+    if events or fatal:
+        setup.fall_back(f"the model could not be loaded: {fatal or 'see the logs; the embedded model answered'}")
+    try:
+        check_submission(json.loads((out / "submission.json").read_text(encoding="utf-8")), asked)
+        setup.note("submission.json is valid")
+    except (OSError, ValueError, SubmissionError) as error:
+        setup.fall_back(f"submission.json is not valid: {error}")

@@ -79,7 +79,9 @@ def make_fleet(settings: Settings, out: Path, deadline: Deadline) -> tuple[Fleet
     environments = []
     for slot in range(workers):
         threads = str(settings.run.threads)
-        cache = (out / "caches" / str(slot)).absolute()  # two writers of one cache have been seen to break it
+        cache = (
+            Path(os.environ.get("ARC_TTT_SCRATCH", out)) / "caches" / str(slot)
+        ).absolute()  # two writers of one cache have been seen to break it
         environment = {
             "PYTHONPATH": path,
             "OMP_NUM_THREADS": threads,

@@ -23,6 +23,7 @@ from arc_ttt.checkpoints import model_folder, read_config
 from arc_ttt.errors import ModelError
 from arc_ttt.formats import CompactFormat, Format
 from arc_ttt.memory import SMALL_PARAMETERS
+from arc_ttt.nf4 import read_expanded
 from arc_ttt.settings import DEVICE_PRESETS, ModelSettings, device_preset
 from arc_ttt.text_formats import ArchitectsFormat, BarcFormat, MarcFormat
 from arc_ttt.unsloth_backend import Unsloth
@@ -243,6 +244,8 @@ def _from_folder(
 ) -> Any:
     """The checkpoint with weights as stored (4-bit) or quantized while loading."""
     stored = config.get("quantization_config")
+    if stored and settings.quantize == "none":
+        return _from_expanded(folder, dtype).to(device=device)
     quantization: Any = None
     if stored or settings.quantize == "nf4":
         from transformers import BitsAndBytesConfig
@@ -270,6 +273,22 @@ def _from_folder(
             )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"{folder}: cannot be loaded: {error}") from error
+    if report.get("missing_keys"):
+        missing = sorted(report["missing_keys"])
+        raise ModelError(f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}")
+    return llama
+
+
+def _from_expanded(folder: Path, dtype: torch.dtype) -> Any:
+    """A checkpoint stored in 4 bits, with its weights expanded to `dtype` by our own reader: needs no bitsandbytes."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig.from_pretrained(folder, local_files_only=True)
+    del config.quantization_config
+    weights = read_expanded(folder, dtype)
+    llama, report = LlamaForCausalLM.from_pretrained(
+        None, config=config, state_dict=weights, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+    )
     if report.get("missing_keys"):
         missing = sorted(report["missing_keys"])
         raise ModelError(f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}")

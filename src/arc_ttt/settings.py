@@ -41,7 +41,8 @@ class ModelSettings:
     backend: str = "transformers"
     """transformers (with bitsandbytes) anywhere, or unsloth on CUDA."""
     quantize: str = "nf4"
-    """nf4: linear weights in 4 bits, double quantized. none: 16-bit weights; the paper's ablation the other way."""
+    """nf4: linear weights in 4 bits, double quantized. none: 16-bit weights, stored 4-bit ones expanded while loading
+    without bitsandbytes; the paper's ablation the other way."""
     dequantize: str = "auto"
     """Expand 4-bit weights after loading: always, never, or auto (models below 200M parameters, where 4 bits save
     no memory that matters and cost speed)."""

@@ -1,0 +1,329 @@
+"""`python -m arc_lab rehearse`: run kernel.py as Kaggle would, on this machine.
+
+The script lies alone in a read-only /kaggle/src, tasks and bundle in a read-only /kaggle/input in either layout, and
+answers go to /kaggle/working. It runs in a clean interpreter that has those of the image's packages that are installed
+here and nothing else, without arguments, without a network, and with few variables. Where the machine lets users make
+namespaces, these are real mounts in a mount namespace and there is no network but a dead one; elsewhere the folders
+stand below a scratch folder that ARC_KAGGLE_ROOT names, with write permission taken away. The first line says which.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from packaging.utils import canonicalize_name
+
+from arc_lab.bundle import BUNDLE, METADATA
+from arc_lab.datasets import load_dataset
+from arc_lab.metadata import read_metadata
+from arc_lab.wheels import ROOT, Image, read_image
+from arc_ttt.bootstrap import CHALLENGES
+from arc_ttt.deadline import format_duration, parse_duration
+from arc_ttt.errors import InputError, SubmissionError, TaskFileError
+from arc_ttt.grids import load_tasks
+from arc_ttt.submission import check_submission
+
+GRACE_S = 30.0  # after the limit: a run that is still going then has failed, and is killed
+OWN = ["unshare", "-rmnpf", "--mount-proc"]  # users, mounts, network and processes: its container starts with it
+LAYOUTS = ("new", "old")
+ALSO = ("pip", "setuptools")
+# Inside the namespaces: a root that is this machine's but for /kaggle, the read-only mounts, then the script.
+INSIDE = """
+import os, subprocess, sys
+root, fresh, disk_kib, command = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:]
+def mount(*words):
+    subprocess.run(["mount", *words], check=True)
+mount("--make-rprivate", "/")
+mount("-t", "tmpfs", "tmpfs", fresh)
+for name in os.listdir("/"):
+    here, there = f"/{name}", f"{fresh}/{name}"
+    if os.path.islink(here):
+        os.symlink(os.readlink(here), there)
+    elif os.path.isdir(here) and name != "kaggle":
+        os.mkdir(there)
+        mount("--rbind", here, there)
+kaggle = f"{fresh}/kaggle"
+os.mkdir(kaggle)
+mount("--bind", root, kaggle)
+for name in ("src", "input"):
+    mount("--bind", f"{kaggle}/{name}", f"{kaggle}/{name}")
+    mount("-o", "remount,bind,ro", f"{kaggle}/{name}")
+if disk_kib >= 0:
+    mount("-t", "tmpfs", "-o", f"size={disk_kib or 4}k", "tmpfs", f"{kaggle}/working")
+if disk_kib == 0:
+    mount("-o", "remount,ro", f"{kaggle}/working")
+os.chroot(fresh)
+os.chdir("/kaggle/working")
+code = subprocess.run(command).returncode
+if disk_kib > 0:
+    subprocess.run(["cp", "-r", "/kaggle/working", "/kaggle/temp/kept"])
+sys.exit(code if code >= 0 else 128 - code)
+"""
+
+
+@dataclass(slots=True)
+class Stage:
+    """The folders of a rehearsal. root: what becomes /kaggle. isolated: by namespaces, else by overrides."""
+
+    root: Path
+    isolated: bool
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def working(self) -> Path:
+        return self.root / "working"
+
+
+@dataclass(slots=True)
+class Rehearsal:
+    """How it went. problems: empty if Kaggle would have taken the submission."""
+
+    seconds: float
+    limit_s: float
+    returncode: int
+    log: str
+    problems: list[str]
+
+    @property
+    def slack_s(self) -> float:
+        return self.limit_s - self.seconds
+
+
+def can_isolate() -> bool:
+    """Whether this machine lets us make namespaces of all kinds that a rehearsal uses, and mount in them."""
+    try:
+        probe = [*OWN, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+        return subprocess.run(probe, capture_output=True, check=False, timeout=20).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def clean_interpreter(folder: Path, image: Image) -> tuple[Path, list[str]]:
+    """An interpreter with those of the image's packages that this one has, and nothing else.
+
+    Returns its path and a note on each important package of another version.
+    """
+    venv.create(folder, with_pip=True, symlinks=True)
+    site = next((folder / "lib").glob("python3*")) / "site-packages"
+    notes = []
+    for item in importlib.metadata.distributions():
+        name = canonicalize_name(item.metadata["Name"] or "")
+        if name not in image.packages or name in ALSO:
+            continue
+        if image.packages[name] != item.version.split("+")[0] and name in IMPORTANT:
+            notes.append(f"{name} {item.version}, {image.packages[name]} in the image")
+        for top in sorted({path.parts[0] for path in item.files or [] if path.parts and path.parts[0] != ".."}):
+            source, link = Path(str(item.locate_file(top))), site / top
+            if source.exists() and not link.exists() and top != "__pycache__":
+                link.symlink_to(source.resolve())
+    return folder / "bin" / "python", notes
+
+
+IMPORTANT = ("torch", "transformers", "tokenizers", "peft", "accelerate", "safetensors", "numpy", "scipy")
+
+
+def set_stage(
+    root: Path, *, bundle: Path, tasks: dict[str, Any], layout: str, kernel: Path, model: Path | None = None
+) -> None:
+    """Make the folders of /kaggle below `root`: src, input, working, temp."""
+    slug, owner = "arc-ttt-wheels", "owner"
+    if (bundle / METADATA).is_file():
+        owner, _, slug = str(read_metadata(bundle / METADATA)["id"]).partition("/")
+    new = layout == "new"
+    competition = root / "input" / ("competitions/arc-prize-2026-arc-agi-2" if new else "arc-prize-2026-arc-agi-2")
+    dataset = root / "input" / (f"datasets/{owner}/{slug}" if new else slug)
+    for folder in (root / "src", root / "working", root / "temp", competition, dataset):
+        folder.mkdir(parents=True)
+    shutil.copyfile(kernel, root / "src" / "script.py")
+    (competition / CHALLENGES).write_text(json.dumps(tasks), encoding="utf-8")
+    for path in sorted(bundle.iterdir()):
+        if path.is_file() and path.name != METADATA:  # kaggle keeps that one for itself
+            shutil.copyfile(path, dataset / path.name)
+    if model is not None:
+        end = f"{model.name}/transformers/default/1"
+        shutil.copytree(model, root / "input" / (f"models/{owner}/{end}" if new else end))
+
+
+def perform(stage: Stage, python: Path, *, limit_s: float, rerun: bool, disk_kib: int = -1) -> Rehearsal:
+    """Run the script and judge what it leaves. disk_kib: size of /kaggle/working; -1 for this disk's own,
+    0 for one that cannot be written (both need namespaces)."""
+    environment = {
+        "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+        "HOME": str(stage.root / "temp"),
+        "LANG": "C.UTF-8",
+        "KAGGLE_KERNEL_RUN_TYPE": "Batch",
+        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        **({"KAGGLE_IS_COMPETITION_RERUN": "1"} if rerun else {}),
+    }
+    if stage.isolated:
+        fresh = stage.root.with_name("root")
+        fresh.mkdir(exist_ok=True)
+        words = [*OWN, "--kill-child", sys.executable, "-c", INSIDE, str(stage.root), str(fresh)]
+        words.append(str(disk_kib))
+        command = [*words, str(python), "/kaggle/src/script.py"]
+    else:
+        environment["ARC_KAGGLE_ROOT"] = str(stage.root)
+        for name in ("src", "input"):
+            _take_write_permission(stage.root / name)
+        command = [*offline(), str(python), str(stage.root / "src" / "script.py")]
+    start_s = time.monotonic()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=stage.working,
+        start_new_session=True,
+    )  # fmt: skip
+    problems = []
+    try:
+        log, _ = process.communicate(timeout=limit_s + GRACE_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        log, _ = process.communicate()
+        problems.append(f"it was still running {GRACE_S:.0f} s after its limit")
+    seconds = time.monotonic() - start_s
+    if seconds > limit_s and not problems:
+        problems.append(f"it took {seconds:.0f} s of {limit_s:.0f}")
+    if process.returncode:
+        problems.append(f"the script ended with {process.returncode}: Kaggle counts that as an error")
+    kept = stage.root / "temp" / "kept" if disk_kib > 0 and stage.isolated else stage.working
+    problems += judge(kept / "submission.json", stage.root)
+    return Rehearsal(seconds, limit_s, process.returncode, log, problems)
+
+
+def judge(submission: Path, root: Path) -> list[str]:
+    """What Kaggle would refuse in a submission for the tasks mounted below `root`."""
+    try:
+        counts = load_tasks(next((root / "input").rglob(CHALLENGES))).test_counts
+        check_submission(json.loads(submission.read_text(encoding="utf-8")), counts)
+    except StopIteration:
+        return ["no tasks are mounted"]
+    except OSError as error:
+        return [f"no submission.json: {error.strerror}"]
+    except (ValueError, SubmissionError, TaskFileError) as error:
+        return [f"submission.json: {error}"]
+    return []
+
+
+def offline() -> list[str]:
+    """The start of a command line whose process shall have no network; empty where this machine does not permit it."""
+    for words in (OWN, ["unshare", "-rn"]):
+        try:
+            if subprocess.run([*words, "true"], capture_output=True, check=False).returncode == 0:
+                return words
+        except OSError:
+            break
+    return []
+
+
+def offline_words() -> str:
+    return "without a network" if offline() else "WITH a network: this machine permits no namespaces"
+
+
+def _take_write_permission(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+
+def kernel_with(text: str, changes: dict[str, object]) -> str:
+    """kernel.py with values of SETTINGS added after its own: the last of two equal names counts."""
+    lines = "".join(f"    {name!r}: {value!r},\n" for name, value in changes.items())
+    head, found, tail = text.partition("SETTINGS: dict[str, object] = {\n")
+    end = tail.find("\n}\n")
+    if not found or end < 0:
+        raise InputError("kernel.py: SETTINGS is not where it should be")
+    return f"{head}{found}{tail[: end + 1]}{lines}{tail[end + 1 :]}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line. Returns 0 if Kaggle would have taken the submission, 1 if not, 2 for wrong use."""
+    parser = argparse.ArgumentParser(prog="python -m arc_lab rehearse", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--bundle", type=Path, default=BUNDLE, metavar="DIR", help="folder of the bundle (default: build/bundle)")
+    add("--tasks", default="training", metavar="SET|PATH", help="tasks to mount (default: training)")
+    add("--count", type=int, default=240, metavar="N", help="how many of them (default: 240)")
+    add("--layout", choices=LAYOUTS, default="new", help="how inputs are mounted: by kind, or all in one folder")
+    add("--limit", default="10m", metavar="TIME", help="instead of the limit in kernel.py (default: 10m)")
+    add("--commit", action="store_true", help="the public commit run instead of the scoring rerun")
+    add("--model", type=Path, metavar="DIR", help="a model folder to mount")
+    add("--overrides", action="store_true", help="use path overrides even where namespaces are possible")
+    options = parser.parse_args(argv)
+    try:
+        limit_s = parse_duration(options.limit)
+        text = kernel_with((ROOT / "kernel.py").read_text(encoding="utf-8"), {"run.limit_s": limit_s})
+        if not options.bundle.is_dir():
+            raise InputError(f"{options.bundle}: no bundle; run python -m arc_lab bundle first")
+        tasks = some_tasks(options.tasks, options.count)
+        with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
+            base = Path(folder)
+            (base / "kernel.py").write_text(text, encoding="utf-8")
+            python, notes = clean_interpreter(base / "python", read_image())
+            stage = Stage(base / "kaggle", not options.overrides and can_isolate())
+            set_stage(
+                stage.root,
+                bundle=options.bundle,
+                tasks=tasks,
+                layout=options.layout,
+                kernel=base / "kernel.py",
+                model=options.model,
+            )
+            how = (
+                "namespaces (users, mounts, network, processes)"
+                if stage.isolated
+                else f"path overrides, {offline_words()}"
+            )
+            kind = "commit run" if options.commit else "scoring rerun"
+            print(f"rehearsal of the {kind}: {len(tasks)} tasks, {options.layout} layout, by {how}", flush=True)
+            for note in notes:
+                print(f"  not as on Kaggle: {note}")
+            result = perform(stage, python, limit_s=limit_s, rerun=not options.commit)
+            for line in result.log.splitlines():
+                print(f"  | {line}")
+            if not stage.isolated:
+                _give_write_permission(stage.root)
+    except InputError as error:
+        print(f"rehearse: {error}", file=sys.stderr)
+        return 2
+    return report(result)
+
+
+def report(result: Rehearsal) -> int:
+    """Print the outcome; returns the exit status."""
+    used, limit = format_duration(result.seconds), format_duration(result.limit_s)
+    print(f"{used} of {limit}, slack {max(0.0, result.slack_s):.0f} s, exit status {result.returncode}")
+    for problem in result.problems:
+        print(f"PROBLEM: {problem}")
+    if not result.problems:
+        print("submission.json is complete and valid")
+    return 1 if result.problems else 0
+
+
+def _give_write_permission(folder: Path) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def some_tasks(name: str, count: int) -> dict[str, Any]:
+    """Challenges as the competition's file has them. Raises InputError."""
+    loaded = load_dataset(name).loaded
+    if not loaded.tasks:
+        raise InputError(f"{name}: no tasks")
+    return {
+        task.task_id: {
+            "train": [{"input": pair.input.tolist(), "output": pair.output.tolist()} for pair in task.train],
+            "test": [{"input": grid.tolist()} for grid in task.tests],
+        }
+        for task in loaded.tasks[:count]
+    }

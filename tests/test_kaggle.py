@@ -1,0 +1,134 @@
+"""Which settings a run on Kaggle goes on with when the machine has less than they ask for. No worker is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arc_ttt import bootstrap, kaggle
+from arc_ttt.bootstrap import CHALLENGES, Packages, scratch_folder
+from arc_ttt.checkpoints import parameter_count
+from arc_ttt.settings import Settings
+
+GIB = 2**30
+LLAMA_1B = {
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "num_hidden_layers": 16,
+    "vocab_size": 128256,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "intermediate_size": 8192,
+    "tie_word_embeddings": True,
+}
+MODEL = "/kaggle/input/models/me/llama/transformers/4bit/1"
+
+
+@pytest.fixture(autouse=True)
+def environment_as_before() -> Iterator[None]:
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+Decide = Callable[..., Settings]
+
+
+@pytest.fixture
+def decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decide:
+    """Run up to the moment when workers would start; the settings they would have got."""
+    competition, model = tmp_path / "input" / "arc", tmp_path / "input" / "llama" / "transformers" / "4bit" / "1"
+    for folder in (competition, model, tmp_path / "working"):
+        folder.mkdir(parents=True)
+    pair = {"input": [[1]], "output": [[1]]}
+    (competition / CHALLENGES).write_text(json.dumps({"a": {"train": [pair] * 2, "test": [{"input": [[1]]}]}}))
+    (model / "config.json").write_text(json.dumps(LLAMA_1B))
+
+    def run(packages: Packages, *, gpu: float = 0.0, free: float = 0.0, **chosen: Any) -> Settings:
+        started: list[Settings] = []
+        monkeypatch.setattr(bootstrap, "prepare_packages", lambda *_, **__: packages)
+        monkeypatch.setattr(bootstrap, "gpu_memory_bytes", lambda: int(gpu * GIB))
+        monkeypatch.setattr(kaggle, "count_gpus", lambda: 2 if gpu else 0)
+        monkeypatch.setattr(kaggle, "free_memory", lambda: int(free * GIB))
+        monkeypatch.setattr(kaggle, "start_run", lambda loaded, settings, *_, **__: started.append(settings))
+        assert kaggle.kaggle_run(tmp_path, {"run.limit_s": 600.0, **chosen}, 1, time.monotonic()) == 0
+        assert len(started) == 1
+        return started[0]
+
+    return run
+
+
+def chosen(**changes: Any) -> dict[str, Any]:
+    return {"preset": "llama-1b-3b", "model.path": MODEL, **changes}
+
+
+def test_what_works_is_left_as_it_was_chosen_but_for_the_path_of_the_mount(decide: Decide, tmp_path: Path) -> None:
+    settings = decide(Packages(unsloth=True), gpu=15, **chosen(**{"model.backend": "unsloth"}))
+    assert settings.model.path == str(tmp_path / "input" / "llama" / "transformers" / "4bit" / "1")
+    assert (settings.model.backend, settings.model.quantize) == ("unsloth", "nf4")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "free", "fits"),
+    [(15, 0, True), (3.5, 0, True), (2.5, 0, False), (0, 24, True), (0, 9, False)],
+    ids=["T4", "just", "small GPU", "CPU", "two workers on little"],
+)
+def test_without_four_bits_the_model_runs_in_sixteen_where_memory_allows(
+    decide: Decide, gpu: float, free: float, fits: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = decide(Packages(four_bit=False), gpu=gpu, free=free, **chosen())
+    assert settings.model.quantize == "none"
+    assert bool(settings.model.path) == fits
+    assert ("FALLBACK: without 4-bit weights the model needs" in capsys.readouterr().out) == (not fits)
+
+
+def test_without_unsloth_the_same_model_runs_with_transformers(decide: Decide) -> None:
+    settings = decide(Packages(fallbacks=["no"]), gpu=15, **chosen(**{"model.backend": "unsloth"}))
+    assert settings.model.backend == "transformers"
+    assert settings.model.path
+    assert settings.ttt == Settings.of("llama-1b-3b").ttt
+
+
+def test_a_model_of_another_kind_gives_way_to_the_embedded_one(decide: Decide, tmp_path: Path) -> None:
+    (tmp_path / "input/llama/transformers/4bit/1/config.json").write_text('{"model_type": "qwen3"}')
+    settings = decide(Packages(), gpu=15, **chosen(**{"vote.rule": "flattened"}))
+    assert settings.model == Settings.of("embedded").model
+    assert settings.vote.rule == "flattened"  # what is not about the model stays as chosen
+
+
+def test_the_count_of_weights_is_the_published_one() -> None:
+    assert parameter_count(LLAMA_1B) == pytest.approx(1_235_814_400, rel=1e-3)
+
+
+def test_scratch_goes_elsewhere_when_its_folder_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "temp").write_text("a file where the folder should be")
+    monkeypatch.setattr(bootstrap.tempfile, "gettempdir", lambda: str(tmp_path / "other"))
+    assert scratch_folder(tmp_path) == tmp_path / "other" / "arc_ttt"
+    (tmp_path / "other" / "arc_ttt" / ".written").unlink()
+    (tmp_path / "other" / "arc_ttt").rmdir()
+    (tmp_path / "other" / "arc_ttt").write_text("here too")
+    assert scratch_folder(tmp_path) == tmp_path / "working" / "arc_ttt"
+    (tmp_path / "working" / "arc_ttt" / ".written").unlink()
+    (tmp_path / "working" / "arc_ttt" / ".written").mkdir()
+    with pytest.raises(OSError, match="no folder for scratch"):
+        scratch_folder(tmp_path)
+
+
+def test_offline_variables_are_set_before_anything_could_look_at_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_HOME", "/chosen/by/the/user")
+    bootstrap.set_environment(tmp_path)
+    assert os.environ["HF_HUB_OFFLINE"] == os.environ["TRANSFORMERS_OFFLINE"] == "1"
+    assert os.environ["UNSLOTH_DISABLE_STATISTICS"] == "1"
+    assert os.environ["HF_HOME"] == "/chosen/by/the/user"
+    assert os.environ["TRITON_CACHE_DIR"].startswith(str(tmp_path))

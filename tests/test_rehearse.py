@@ -1,0 +1,203 @@
+"""kernel.py as Kaggle runs it, with everything that can be wrong there: each time a valid submission if one is
+possible, exit status 0 in the scoring rerun, and one line that says why.
+
+The limit is so short that the workers are still loading: what is looked at is everything around them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arc_lab.bundle import METADATA, Build, build_wheel
+from arc_lab.rehearse import Rehearsal, Stage, can_isolate, clean_interpreter, judge, kernel_with, perform, set_stage
+from arc_lab.wheels import WHEELS, members, read_image, read_lock, state
+from arc_ttt.bootstrap import CHALLENGES
+
+ROOT = Path(__file__).resolve().parents[1]
+PAIR = {"input": [[1, 2], [3, 4]], "output": [[4, 3], [2, 1]]}
+TASKS = {f"t{i}": {"train": [PAIR] * 3, "test": [{"input": [[1, i], [0, 3]]}] * (1 + i % 2)} for i in range(4)}
+LIMIT_S = 6.0
+
+namespaces = pytest.mark.skipif(not can_isolate(), reason="this machine does not permit namespaces with mounts")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's own wheel and no other: the interpreter of the tests has what the image lacks."""
+    folder = tmp_path_factory.mktemp("bundle")
+    build_wheel(folder, Build("0.1.0", "abc", False))
+    (folder / METADATA).write_text(json.dumps({"id": "me/arc-ttt-wheels"}))
+    return folder
+
+
+def stage_of(tmp_path: Path, bundle: Path, *, isolated: bool, layout: str = "new", **changes: Any) -> Stage:
+    text = kernel_with((ROOT / "kernel.py").read_text(), {"run.limit_s": LIMIT_S, **changes})
+    (tmp_path / "kernel.py").write_text(text)
+    stage = Stage(tmp_path / "kaggle", isolated)
+    set_stage(stage.root, bundle=bundle, tasks=TASKS, layout=layout, kernel=tmp_path / "kernel.py")
+    return stage
+
+
+def run(stage: Stage, *, rerun: bool = True, disk_kib: int = -1) -> Rehearsal:
+    return perform(stage, Path(sys.executable), limit_s=60.0, rerun=rerun, disk_kib=disk_kib)
+
+
+def told(result: Rehearsal, *words: str) -> bool:
+    """Whether one line of the log has all the words."""
+    return any(all(word in line for word in words) for line in result.log.splitlines())
+
+
+@namespaces
+@pytest.mark.parametrize("layout", ["new", "old"])
+def test_a_run_in_either_layout_leaves_a_valid_submission(tmp_path: Path, bundle: Path, layout: str) -> None:
+    stage = stage_of(tmp_path, bundle, isolated=True, layout=layout)
+    result = run(stage)
+    assert result.problems == [], result.log
+    assert "FALLBACK" not in result.log
+    assert told(result, "arc_ttt 0.1.0 of commit abc")
+    assert told(result, "4 tasks of /kaggle/input/")
+    record = json.loads((stage.working / "setup.json").read_text())
+    assert record["build"] == {"version": "0.1.0", "commit": "abc"}
+    assert record["fallbacks"] == []
+    assert "numpy" in record["packages"]
+
+
+@pytest.mark.parametrize("rerun", [True, False])
+def test_by_path_overrides_too_and_the_commit_run_takes_few_tasks(tmp_path: Path, bundle: Path, rerun: bool) -> None:
+    text = (ROOT / "kernel.py").read_text().replace("COMMIT_TASKS = 4", "COMMIT_TASKS = 2")
+    stage = stage_of(tmp_path, bundle, isolated=False)
+    (stage.root / "src" / "script.py").write_text(kernel_with(text, {"run.limit_s": LIMIT_S}))
+    result = run(stage, rerun=rerun)
+    assert result.problems == [], result.log
+    assert told(result, "commit run: 2 of 4 tasks") == (not rerun)
+
+
+@namespaces
+def test_tasks_in_an_unknown_layout_are_found_by_their_name(tmp_path: Path, bundle: Path) -> None:
+    stage = stage_of(tmp_path, bundle, isolated=True)
+    odd = stage.root / "input" / "somewhere" / "else" / "entirely"
+    shutil.move(stage.root / "input" / "competitions" / "arc-prize-2026-arc-agi-2", odd)
+    result = run(stage)
+    assert result.problems == [], result.log
+    assert told(result, "/kaggle/input/somewhere/else/entirely")
+
+
+@pytest.mark.parametrize("fault", ["missing", "damaged"])
+@pytest.mark.parametrize("rerun", [True, False])
+def test_without_the_wheel_of_the_project_the_script_writes_fillers(
+    tmp_path: Path, bundle: Path, fault: str, rerun: bool
+) -> None:
+    stage = stage_of(tmp_path, bundle, isolated=False)
+    (wheel,) = (stage.root / "input").rglob("arc_ttt-*.whl")
+    if fault == "missing":
+        wheel.unlink()
+    else:
+        wheel.write_bytes(wheel.read_bytes()[:1000])
+    result = run(stage, rerun=rerun)
+    assert result.returncode == (0 if rerun else 1)
+    assert judge(stage.working / "submission.json", stage.root) == []
+    assert told(result, "kernel.py:", "arc_ttt" if fault == "missing" else "cannot be unpacked", "no answers")
+
+
+@pytest.mark.parametrize("rerun", [True, False])
+def test_a_missing_model_gives_way_to_the_embedded_one_and_fails_the_commit_run(
+    tmp_path: Path, bundle: Path, rerun: bool
+) -> None:
+    changes = {"preset": "llama-1b-3b", "model.path": "/kaggle/input/models/me/llama/transformers/4bit/1"}
+    result = run(stage_of(tmp_path, bundle, isolated=False, **changes), rerun=rerun)
+    assert result.returncode == (0 if rerun else 1), result.log
+    assert told(result, "FALLBACK", "/kaggle/input/models/me/llama", "no readable config.json", "embedded")
+    assert rerun or told(result, "not what was asked for")
+
+
+@namespaces
+def test_a_working_folder_that_cannot_be_written_is_said_in_one_line(tmp_path: Path, bundle: Path) -> None:
+    result = run(stage_of(tmp_path, bundle, isolated=True), disk_kib=0)
+    assert result.returncode == 0, result.log
+    assert told(result, "no submission can be written into /kaggle/working", "Read-only")
+    assert "Traceback" not in result.log
+
+
+@namespaces
+def test_on_a_full_disk_the_smallest_answers_are_written_if_they_fit(tmp_path: Path, bundle: Path) -> None:
+    """A page of disk: too little for the usual first answers of these tasks, enough for the smallest ones."""
+    stage = stage_of(tmp_path, bundle, isolated=True)
+    wide, other = [[1] * 30] * 30, [[2] * 30] * 30
+    tasks = {"big": {"train": [{"input": wide, "output": other}] * 2, "test": [{"input": wide}] * 2}}
+    next((stage.root / "input").rglob(CHALLENGES)).write_text(json.dumps(tasks))
+    result = run(stage, disk_kib=4)
+    assert result.problems == [], result.log
+    assert told(result, "FALLBACK", "No space left", "smallest answers")
+    assert "Traceback" not in result.log
+
+
+@namespaces
+def test_on_a_disk_too_full_for_any_answer_the_script_still_ends_well(tmp_path: Path, bundle: Path) -> None:
+    stage = stage_of(tmp_path, bundle, isolated=True)
+    tasks = {f"task{i}": TASKS["t1"] for i in range(200)}
+    next((stage.root / "input").rglob(CHALLENGES)).write_text(json.dumps(tasks))
+    result = run(stage, disk_kib=4)
+    assert result.returncode == 0, result.log
+    assert told(result, "no submission can be written", "No space left")
+
+
+def test_no_variable_is_printed(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens stand in the environment on Kaggle, and logs may become public."""
+    stage = stage_of(tmp_path, bundle, isolated=False)
+    script = stage.root / "src" / "script.py"
+    script.write_text('import os\nos.environ["KAGGLE_USER_SECRETS_TOKEN"] = "s3cret"\n' + script.read_text())
+    result = run(stage)
+    assert "s3cret" not in result.log
+    for path in stage.working.rglob("*"):
+        assert not path.is_file() or b"s3cret" not in path.read_bytes()
+
+
+def test_a_rehearsal_that_takes_too_long_or_fails_is_a_problem(tmp_path: Path, bundle: Path) -> None:
+    stage = stage_of(tmp_path, bundle, isolated=False)
+    script = stage.root / "src" / "script.py"
+    script.write_text("raise SystemExit(3)")
+    result = run(stage)
+    assert any("ended with 3" in problem for problem in result.problems)
+    assert any("no submission.json" in problem for problem in result.problems)
+    script.chmod(0o644)
+    script.write_text("import time\ntime.sleep(1)")
+    assert "it took" in perform(stage, Path(sys.executable), limit_s=0.5, rerun=True).problems[0]
+
+
+def without_weights_library() -> Path | None:
+    """The locked wheel of bitsandbytes, if it has been fetched."""
+    wheel = next(w for w in members(read_lock(), "base", read_image().python) if w.name == "bitsandbytes")
+    return None if state(wheel, WHEELS) else WHEELS / wheel.file
+
+
+@pytest.mark.slow
+@namespaces
+@pytest.mark.parametrize("four_bit", [True, False])
+def test_two_tasks_run_offline_in_a_clean_interpreter_with_and_without_four_bits(
+    tmp_path: Path, bundle: Path, four_bit: bool
+) -> None:
+    """The base set installed without a network, the stored 4-bit model loaded, two tasks adapted; then the same without
+    the wheel, the weights read by our own reader."""
+    whole = tmp_path / "bundle"
+    shutil.copytree(bundle, whole)
+    wheel = without_weights_library()
+    if four_bit:
+        if wheel is None:
+            pytest.skip("python -m arc_lab wheels has not been run")
+        shutil.copyfile(wheel, whole / wheel.name)
+    python, _ = clean_interpreter(tmp_path / "python", read_image())
+    changes: dict[str, Any] = {"run.limit_s": 600.0, "ttt.max_sequences": 16, "synthesis.enabled": False}
+    stage = stage_of(tmp_path, whole, isolated=True, **changes)
+    tasks = {name: TASKS[name] for name in ("t0", "t1")}
+    next((stage.root / "input").rglob(CHALLENGES)).write_text(json.dumps(tasks))
+    result = perform(stage, python, limit_s=600.0, rerun=True)
+    assert result.problems == [], result.log
+    assert told(result, "2 tasks adapted")
+    assert told(result, "bitsandbytes: works") == four_bit
+    assert told(result, "FALLBACK: no 4-bit weights") == (not four_bit)
