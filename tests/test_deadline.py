@@ -5,12 +5,22 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arc_ttt.deadline import Deadline, MonotonicClock, VirtualClock, format_duration, parse_duration
+from arc_ttt import deadline as deadline_module
+from arc_ttt.deadline import (
+    Deadline,
+    MonotonicClock,
+    VirtualClock,
+    format_duration,
+    least_reserve,
+    parse_duration,
+    run_start,
+)
 from arc_ttt.errors import SettingsError
 
 fuzz = settings(max_examples=100, deadline=None, database=None)
@@ -117,3 +127,37 @@ def test_any_text_is_a_positive_duration_or_refused(text: str) -> None:
     except SettingsError:
         return
     assert 0 < seconds < 1e9
+
+
+# Where a limit starts and where a run must stop
+
+
+def test_the_limit_counts_from_the_start_of_the_process_not_from_its_first_look_at_the_clock() -> None:
+    clock = MonotonicClock()
+    before = clock.now()
+    code = "import time; time.sleep(0.5)\nfrom arc_ttt.deadline import *\nprint(repr(run_start(REAL_CLOCK.now())))"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=child_env())
+    start_s, after = float(child.stdout), clock.now()
+    assert before - 0.1 <= start_s <= after - 0.4  # the system counts in hundredths of a second
+
+
+@pytest.mark.parametrize(
+    ("container_s", "counts", "expected"),
+    [(850.0, True, 850.0), (850.0, False, 990.0), (-5000.0, True, 990.0), (math.inf, True, 990.0)],
+    ids=["container's start", "not for this run", "older than any run", "unknown"],
+)
+def test_on_kaggle_the_limit_counts_from_the_start_of_the_container(
+    container_s: float, counts: bool, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadline_module, "_started_s", {"self": 990.0, "1": container_s}.__getitem__)
+    assert run_start(1000.0, container=counts) == expected
+
+
+def test_where_the_system_does_not_tell_the_first_look_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadline_module, "Path", lambda name: Path("/no/such/folder"))
+    assert run_start(1000.0, container=True) == 1000.0
+
+
+@pytest.mark.parametrize(("limit_s", "reserve_s"), [(43200.0, 62.1), (3600.0, 62.1), (600.0, 12.1), (60.0, 2.3)])
+def test_the_reserve_covers_a_turn_a_write_the_kills_and_the_clock(limit_s: float, reserve_s: float) -> None:
+    assert least_reserve(limit_s) == pytest.approx(reserve_s)

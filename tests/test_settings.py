@@ -263,3 +263,11 @@ def test_the_paper_presets_mask_the_first_output_and_keep_its_caps() -> None:
     assert Settings.of("llama-1b-3b").ttt.learning_rate == 5e-5
     assert Settings.of("llama-8b").ttt.learning_rate == 1e-4
     assert math.isclose(TttSettings().learning_rate, Settings.of("embedded").ttt.learning_rate)
+
+
+def test_a_reserve_that_is_too_short_is_raised_and_said_so() -> None:
+    run = RunSettings(limit_s=43200, reserve_s=10)
+    assert run.reserve == pytest.approx(62.1)
+    assert "run.reserve_s=10" in run.reserve_raised
+    assert RunSettings(limit_s=43200, reserve_s=100).reserve_raised == ""
+    assert RunSettings(limit_s=300).reserve_raised == ""  # none was asked for

@@ -219,7 +219,8 @@ def test_a_device_that_is_lost_leaves_its_tasks_to_the_other() -> None:
 
 
 def test_a_start_that_takes_twenty_minutes_shrinks_the_first_rung() -> None:
-    scenario = dataclasses.replace(cruel(2), faults=Faults(), load=2.5, devices=2)
+    tasks = loaded_from(made_up_tasks(400)[:60])
+    scenario = dataclasses.replace(cruel(2), tasks=tasks, faults=Faults(), load=2.5, devices=2)
     shares = []
     for load_s in (10.0, 590.0):
         settings_ = scenario.settings.override([("run.limit_s", 3600.0)])

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arc_ttt.errors import SettingsError
+from arc_ttt.findings import PassResult
 from arc_ttt.grids import Example, Grid, Task, freeze, grid_bytes
-from arc_ttt.votes import Candidate, ScoredCandidate, attempts, fallback_grids, rank
+from arc_ttt.votes import Candidate, ScoredCandidate, attempts, fallback_grids, rank, rank_passes
 
 fuzz = settings(max_examples=150, deadline=None, database=None)
 BLACK = [[[0]], [[0, 0], [0, 0]]]
@@ -216,3 +217,38 @@ def test_the_fallback_without_demonstrations_or_without_a_task() -> None:
 def test_two_fallbacks_differ_even_where_the_input_is_one_black_cell() -> None:
     first, second = attempts([], fallback_grids(Task("t", (), (grid("0"),)), 0))
     assert first.tolist() != second.tolist()
+
+
+# Several trainings of one task
+
+
+def one_pass(weight: float, **nlls: float) -> PassResult:
+    """A training that scored the grids named A, B, ... and was right about none in particular."""
+    scored = [ScoredCandidate("t", 0, GRIDS[name], (nll,), "ttt") for name, nll in nlls.items()]
+    return PassResult(weight, [Candidate("t", 0, s.grid, "identity", 1.0, "ttt") for s in scored], scored)
+
+
+def test_likelihoods_of_different_trainings_are_compared_within_each_only() -> None:
+    """The second training is surer of everything; its third choice still does not beat the first one's first."""
+    passes = [one_pass(1.0, A=5.0, B=9.0), one_pass(1.0, C=0.1, A=0.2, D=4.0)]
+    assert names(rank_passes(passes, rule="product")) == "ACBD"
+
+
+def test_a_short_training_has_less_say_than_a_full_one() -> None:
+    assert names(rank_passes([one_pass(0.25, A=0.1), one_pass(1.0, B=1.0)], rule="product")) == "BA"
+
+
+def test_rules_that_count_pool_the_answers_of_all_trainings() -> None:
+    passes = [one_pass(0.25, A=1.0, B=1.0), one_pass(1.0, B=1.0)]
+    assert names(rank_passes(passes, rule="flattened")) == "BA"
+
+
+def test_scores_that_are_no_numbers_leave_the_count() -> None:
+    passes = [one_pass(1.0, A=float("nan")), one_pass(1.0, B=float("inf"), C=2.0)]
+    assert names(rank_passes(passes, rule="product"))[0] == "C"
+    assert sorted(names(rank_passes(passes, rule="product"))) == ["A", "B", "C"]
+
+
+def test_a_single_training_ranks_as_without_others() -> None:
+    one = one_pass(1.0, A=3.0, B=1.0, C=2.0)
+    assert names(rank_passes([one], rule="product")) == names(rank(one.candidates, one.scored, rule="product")) == "BCA"
