@@ -118,6 +118,7 @@ def test_a_run_killed_after_any_line_ends_as_if_unbroken_and_does_nothing_twice(
         assert valid(out, LOADED.test_counts) == expected(4), number
         assert not given & before
         assert len(given | before) == 8
+        assert result.resumed == len(before)
         assert all(found.outcome == "finished" for found in result.results.values())
         assert len(list(past_lines(read_journal(out / "events.jsonl")))) >= 18
 

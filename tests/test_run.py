@@ -586,6 +586,7 @@ def test_weights_that_cannot_be_loaded_are_named_and_leave_a_valid_submission(tm
     shutil.copytree(ROOT / "src" / "arc_ttt" / "embedded", folder)
     (folder / "model.safetensors").write_bytes(b"not weights")
     command = kernel("--tasks", challenges(tmp_path), "--out", out, "--model", folder, "--format", "compact")
+    command += ["--set", "synthesis.cpu_limits_s=1"]  # synthesis goes on without the model
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=ROOT, check=False)
     assert done.returncode == 3
     assert str(folder) in done.stderr
@@ -744,6 +745,6 @@ def test_wrong_settings_of_a_kaggle_run_still_leave_a_complete_file(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     mount(tmp_path, "arc", arc_test_challenges=json.dumps(DOCUMENT))
-    assert kaggle_run(tmp_path, {"ttt.rang": 3}, 2, time.monotonic()) == 0
+    assert kaggle_run(tmp_path, {"ttt.rang": 3, "run.limit_s": 10.0}, 2, time.monotonic()) == 0
     check_submission(json.loads((tmp_path / "working" / "submission.json").read_text()), COUNTS)
     assert "ttt.rang" in capfd.readouterr().out

@@ -54,6 +54,7 @@ class RunResult:
     train_tokens: int = 0
     train_s: float = 0.0
     write_errors: int = 0
+    resumed: int = 0  # passes of an interrupted run that this one went on from
     ratios: dict[str, list[float]] = field(default_factory=dict)  # actual by predicted seconds, by kind of job
     cut: list[str] = field(default_factory=list)
     degraded: list[str] = field(default_factory=list)
@@ -81,6 +82,7 @@ def run_report(result: RunResult) -> dict[str, Any]:
         "degraded": sorted(set(result.degraded)),
         "quarantined": sorted(set(result.quarantined)),
         "write_errors": result.write_errors,
+        "resumed": result.resumed,
     }
 
 
@@ -107,6 +109,8 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         if report[name]:
             few = ", ".join(ascii(task_id)[1:-1] for task_id in report[name][:5])
             lines.append(f"{name}: {len(report[name])} tasks ({few}{', ...' if len(report[name]) > 5 else ''})")
+    if report["resumed"]:
+        lines.append(f"went on from an interrupted run, which had ended {report['resumed']} passes in its own time")
     if report["write_errors"]:
         lines.append(f"submission.json could not be replaced {report['write_errors']} times; the last good one stands")
     return lines

@@ -221,7 +221,8 @@ class Coordinator:
                 self.plan.past(job)
                 self._conclude(job, body)
         if self.past:
-            self.journal.append("resumed", passes=sum(self._ended.values()))
+            self.result.resumed = sum(self._ended.values())
+            self.journal.append("resumed", passes=self.result.resumed)
 
     def _loop(self, on_status: Callable[[Status], None]) -> None:
         """No turn takes longer than a poll and a write: nothing here waits for a worker."""
