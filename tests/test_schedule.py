@@ -275,6 +275,19 @@ def test_a_task_that_worked_in_between_has_not_killed_twice() -> None:
     assert plan.quarantined == []
 
 
+def test_a_task_that_is_left_alone_stays_so_when_another_of_its_passes_ends_well() -> None:
+    plan = make_plan({"a": 10.0}, passes=5)
+    base, first, second = (plan.next_job(1e9) for _ in range(3))
+    assert base is not None
+    assert first is not None
+    assert second is not None
+    plan.lost(first)
+    plan.lost(second)
+    finish(plan, base)
+    assert plan.quarantined == ["a"]
+    assert plan.next_job(1e9) is None
+
+
 def test_a_task_whose_trainings_fail_is_not_trained_for_ever() -> None:
     plan = make_plan({"a": 10.0}, passes=8, base=False)
     for _ in range(FAILURES):

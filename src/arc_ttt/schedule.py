@@ -277,7 +277,9 @@ class Plan:
             self.joint_state = "done"
             return
         state = self._states[job.task_id]
-        state.kills, state.agreement = 0, agreement
+        state.agreement = agreement
+        if state.kills < KILLS:  # one that is left alone stays so when another of its passes ends well
+            state.kills = 0
         state.failures += failed and job.kind == TTT
         self._rank(job.task_id)
 
