@@ -41,10 +41,10 @@ def test_each_length_gets_a_row_and_the_adapter_stays_as_it_was(base: LoadedMode
 def test_it_ends_at_the_first_length_that_does_not_fit(base: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     real = calibrate_module.train
 
-    def small_device(base: LoadedModel, parameters: Any, steps: Any, *rest: Any) -> Any:
+    def small_device(base: LoadedModel, parameters: Any, steps: Any, *rest: Any, **more: Any) -> Any:
         if len(steps[0][0]) > 40:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(base, parameters, steps, *rest)
+        return real(base, parameters, steps, *rest, **more)
 
     monkeypatch.setattr(calibrate_module, "train", small_device)
     rows = calibrate(base, Adapter(base, SETTINGS.ttt, seed=0), SETTINGS.ttt, Deadline.never())
@@ -61,7 +61,7 @@ def test_it_keeps_to_its_deadline_and_passes_other_errors_on(
     clock = VirtualClock()
     assert calibrate(base, adapter, SETTINGS.ttt, Deadline(-1.0, clock)) == []
 
-    def lost(*_: Any) -> Any:
+    def lost(*_: Any, **__: Any) -> Any:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
     monkeypatch.setattr(calibrate_module, "train", lost)

@@ -166,7 +166,7 @@ def test_a_pack_gives_tasks_of_its_held_out_groups_with_answers(pack_file: Path)
         (answer,) = dataset.solutions.by_task[task.task_id]
         np.testing.assert_array_equal(answer, np.concatenate((task.tests[0], task.tests[0]), axis=1))
     with pytest.raises(SettingsError, match="no such file"):
-        load_dataset(f"{pack_file.parent}/other.pack")
+        load_dataset(f"{pack_file.parent}/other.pack:3")
 
 
 def test_what_never_fits_is_refused(pack: Pack) -> None:

@@ -267,7 +267,7 @@ def test_the_run_ends_before_its_limit_whatever_the_workers_do(bench: Bench, beh
     start_s = time.monotonic()
     result = bench.run(behaviour, start=ignore, limit_s=6.0)
     assert time.monotonic() - start_s < 6.0
-    assert result.stopped_by == "deadline"
+    assert result.stopped_by in ("deadline", "nothing left that fits the time")  # a flood costs the worker its life
 
 
 def test_what_was_found_before_the_deadline_counts(bench: Bench) -> None:
