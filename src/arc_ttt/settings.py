@@ -83,7 +83,7 @@ class TttSettings:
     """Copies of each augmented sequence with new colours and order. Source: the official code's default."""
     max_sequences: int = 320
     """Cap of sequences for one task (the paper: 250)."""
-    max_sequence_tokens: int = 2048
+    max_sequence_tokens: int = 4096
     """Longer sequences are left out of training (the paper: 8192)."""
     epochs: int = 1
     """Passes over the sequences (the paper: 2)."""
