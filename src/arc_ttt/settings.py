@@ -173,9 +173,9 @@ class SynthesisSettings:
     """CPU program synthesis beside the devices, and how its answers join the votes."""
 
     enabled: bool = True
-    cpu_limits_s: tuple[str, ...] = ("2", "10", "60")
+    cpu_limits_s: tuple[str, ...] = ("1", "5", "60")
     """CPU seconds for a task in the first, second, ... pass; later passes take tasks without a sure program."""
-    share: float = 0.5
+    share: float = 0.8
     """Where devices and synthesis use the same cores (no GPU): part of the CPU time that synthesis may have before
     adapters have had theirs."""
     workers: int = 0
