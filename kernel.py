@@ -22,6 +22,7 @@ SETTINGS: dict[str, object] = {
     # "model.path": "/kaggle/input/models/OWNER/MODEL/transformers/VARIATION/1",
     # "model.format": "architects",
     "run.limit_s": 11.5 * 3600,
+    "ttt.passes": 64,  # trainings of one task, as long as there is time
 }
 COMMIT_TASKS = 4  # tasks of the public commit run; the scoring rerun always takes all
 COMMIT_STRICT = True  # a commit run that had to do with less than SETTINGS ask for ends as an error, before it counts
@@ -44,7 +45,7 @@ def make_importable() -> str:
             try:
                 with zipfile.ZipFile(wheel) as archive:
                     archive.extractall(scratch / "arc_ttt_code")
-            except (OSError, zipfile.BadZipFile) as error:
+            except Exception as error:  # damage shows as many kinds of errors, zlib's own among them
                 why = f"{wheel.name} cannot be unpacked: {error}"
                 continue
             sys.path.insert(0, str(scratch / "arc_ttt_code"))
@@ -66,8 +67,8 @@ def write_fillers() -> None:
 
 def on_kaggle() -> int:
     """The run on Kaggle. In the scoring rerun nothing may end this script with an error: the day would be lost."""
-    why = make_importable()
     try:
+        why = make_importable()
         if not why:
             from arc_ttt import bootstrap
             from arc_ttt.deadline import run_start

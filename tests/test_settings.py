@@ -292,7 +292,7 @@ def test_the_device_preset_follows_the_capability(capability: tuple[int, int], p
     assert device_preset(capability) == preset
     settings = Settings.of("llama-3b").on_device(capability)
     assert settings.model.dtype == dtype
-    assert settings.ttt.loss_scale == (1024.0 if preset == "t4" else Settings().ttt.loss_scale)
+    assert settings.ttt.loss_scale == Settings().ttt.loss_scale == 1024.0
 
 
 def test_a_compute_type_of_ones_own_stays() -> None:

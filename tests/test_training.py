@@ -352,3 +352,31 @@ def test_the_base_model_answers_when_training_diverges(task: Task, monkeypatch: 
     solver.settings = settings
     again = solver.adapt(task, Deadline.never())  # and the next task is not harmed
     assert again.outcome == Outcome.FINISHED
+
+
+class _Scaled:
+    """Gradients as a recording gives them: scaled by what it is told, never by the scaler itself."""
+
+    def __init__(self, weights: list[torch.nn.Parameter]) -> None:
+        self.weights, self.scales = weights, []
+
+    def clear(self) -> None:
+        for weight in self.weights:
+            weight.grad = torch.zeros_like(weight)
+
+    def add(self, rows: Any, count: int, scale: float) -> torch.Tensor:
+        self.scales.append(scale)
+        for weight in self.weights:
+            assert weight.grad is not None
+            weight.grad += 0.01 * scale
+        return torch.tensor(1.0)
+
+
+def test_recorded_gradients_pass_through_the_loss_scaler(base: LoadedModel, sequences: list[TokenSequence]) -> None:
+    half = dataclasses.replace(base, dtype=torch.float16)
+    weights = [torch.nn.Parameter(torch.ones(3))]
+    recorded = _Scaled(weights)
+    report = train(half, weights, steps_of(sequences, 3), SMALL, Deadline.never(), recorded=recorded)
+    assert report.steps == 3
+    assert recorded.scales[0] == SMALL.loss_scale
+    assert float(weights[0].detach().max()) < 1.0

@@ -4,7 +4,7 @@
     python -m arc_lab ablate --tasks local/rearc.pack:100 --only full,no-augmentation --limit 20m --out local/ablations
 
 Every variant is one dry run under the same limit, without program synthesis. A variant whose report stands in OUT
-already, with the same settings and tasks, is not run again. A task counts as solved when all its test inputs are right
+already, of the same options and weights, is not run again. A task counts as solved when all its test inputs are right
 at two attempts. Differences are taken over the tasks that both the variant and the full method answered.
 """
 
@@ -20,9 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from arc_lab import dry_run
+from arc_ttt.checkpoints import model_folder
 from arc_ttt.cost import BASE, TTT
 from arc_ttt.deadline import REAL_CLOCK
 from arc_ttt.errors import SettingsError
+from arc_ttt.grids import LoadedTasks
+from arc_ttt.launch import count_gpus
+from arc_ttt.recovery import fingerprint
+from arc_ttt.settings import Settings
 from arc_ttt.submission import write_atomically
 
 FULL = "full"
@@ -45,6 +50,9 @@ VARIANTS = (
     Variant("direct", "each pair alone, not in context", ("ttt.in_context=false",), 18),
     Variant("shared", "one adapter for all tasks", ("ttt.scope=shared",), 22),
     Variant("no-demonstration-loss", "loss on the left-out pair alone", ("ttt.demonstration_loss=false",), 26),
+    Variant(
+        "16-bit", "16-bit weights (models below 200M parameters are expanded anyway)", ("model.quantize=none",), 26
+    ),
     Variant("random-start", "the base not trained on ReARC", ("model.random_start=true",), 9),
     Variant("joint", "a short stage over all tasks first (transductive)", ("ttt.scope=joint",), None),
 )
@@ -109,7 +117,7 @@ def run_variant(variant: Variant, options: argparse.Namespace) -> dict[str, Any]
     """The report of a variant's dry run: the one that stands in its folder if it is of the same run, else a new one.
 
     Raises:
-        SettingsError: the dry run refuses its arguments.
+        SettingsError: the dry run refused its arguments, was interrupted, or had no model.
     """
     out = options.out / variant.name
     argv = ["--tasks", options.tasks, "--limit", options.limit, "--out", str(out), "--seed", str(options.seed)]
@@ -120,13 +128,15 @@ def run_variant(variant: Variant, options: argparse.Namespace) -> dict[str, Any]
         argv += ["--set", change]
     asked = out / "asked.json"
     report = out / "report.json"
-    same = asked.is_file() and asked.read_text(encoding="utf-8") == json.dumps(argv)
+    weights = fingerprint(LoadedTasks((), (), {}), Settings(), model_folder(options.model or "", gpu=count_gpus() > 0))
+    question = json.dumps([argv, weights])
+    same = asked.is_file() and asked.read_text(encoding="utf-8") == question
     if not (same and report.is_file()):
         print(f"== {variant.name}: {variant.about}", flush=True)
-        code = dry_run.main(argv, REAL_CLOCK.now())
-        if code == 2 or not report.is_file():
-            raise SettingsError(f"{variant.name}: the dry run ended with status {code}")
-        write_atomically(asked, json.dumps(argv))
+        code = dry_run.main([*argv, "--set", "run.resume=false"], REAL_CLOCK.now())
+        if code != 0:
+            raise SettingsError(f"{variant.name}: the dry run ended with status {code}; the same command goes on here")
+        write_atomically(asked, question)
     document: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
     return document
 

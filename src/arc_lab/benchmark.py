@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 from arc_lab.datasets import load_dataset
 from arc_ttt.deadline import Deadline
+from arc_ttt.errors import ArcError
 from arc_ttt.grids import Task
 from arc_ttt.kv_cache import Decoder
 from arc_ttt.model import LoadedModel, load_model
@@ -37,10 +39,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    settings = Settings().override([*parse_overrides(options.set), ("ttt.stop_loss", 0.0)])
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    start_s = time.perf_counter()
-    base = load_model(settings.model, device)
+    try:
+        settings = Settings().override([*parse_overrides(options.set), ("ttt.stop_loss", 0.0)])
+        start_s = time.perf_counter()
+        base = load_model(settings.model, device)
+    except ArcError as error:
+        print(f"arc_lab benchmark: {error}", file=sys.stderr)
+        return 2
     load_s = time.perf_counter() - start_s
     peak = matmul_peak(device, base.dtype)
     tasks = {task.task_id: task for task in load_dataset("training").loaded.tasks}
@@ -105,8 +111,8 @@ def measure(solver: TaskSolver, settings: Settings, task: Task, steps: int, peak
     length = sum(len(s) for s in sequences) / len(sequences)
     assert solver.adapter is not None
     solver.adapter.reset()
-    train(base, solver.adapter.parameters(), batches[:1], settings.ttt, Deadline.never())
-    report = train(base, solver.adapter.parameters(), batches, settings.ttt, Deadline.never())
+    train(base, solver.adapter.parameters(), batches[:1], settings.ttt, Deadline.never(), recorded=solver.recorded)
+    report = train(base, solver.adapter.parameters(), batches, settings.ttt, Deadline.never(), recorded=solver.recorded)
     views = sample_views(settings.decode.views, len(task.train), task_rng(0, task.task_id, "views"))
     prompts = [fit_prompt(base, task, 0, view, settings.model.max_tokens) for view in views]
     rows_columns = answer_limits(task, 0)

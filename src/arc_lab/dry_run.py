@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import fcntl
 import json
 import resource
 import sys
@@ -22,6 +24,7 @@ from arc_ttt.deadline import REAL_CLOCK, format_duration, parse_duration
 from arc_ttt.errors import InputError, SettingsError, TaskFileError
 from arc_ttt.findings import rank_result
 from arc_ttt.grids import Grid, LoadedTasks, Solutions, freeze, read_json
+from arc_ttt.launch import count_gpus
 from arc_ttt.report import RunResult, report_lines, run_report
 from arc_ttt.run import Status, start_run
 from arc_ttt.settings import Settings, parse_overrides
@@ -75,7 +78,8 @@ def make_settings(options: argparse.Namespace) -> Settings:
         options.format = options.format or "compact"
     if bool(options.model) != bool(options.format):
         raise SettingsError("--model and --format go together: a checkpoint and the format it was trained with")
-    settings = Settings.of(PRESET_OF_FORMAT[options.format] if options.format else "embedded")
+    preset = PRESET_OF_FORMAT[options.format] if options.format else "embedded"
+    settings = Settings.of("embedded-gpu" if preset == "embedded" and count_gpus() else preset)
     changes: list[tuple[str, Any]] = [("run.limit_s", parse_duration(options.limit))]
     if options.model:
         changes += [("model.path", options.model), ("model.format", options.format)]
@@ -103,6 +107,7 @@ def main(argv: Sequence[str], start_s: float, signals: list[int] | None = None) 
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SettingsError(f"--out {out}: cannot be made or is no folder: {error.strerror}") from error
+        lock = _claim(out)
     except InputError as error:
         print(f"kernel.py: {error}", file=sys.stderr)
         return 2
@@ -110,12 +115,29 @@ def main(argv: Sequence[str], start_s: float, signals: list[int] | None = None) 
     (out / "report.json").unlink(missing_ok=True)  # of an earlier run
     _announce(dataset, settings, out)
     signals = signals if signals is not None else []
-    with _progress() as show:
+    with _progress() as show, lock:
         result = start_run(loaded, settings, out, start_s=start_s, on_status=show, signals=signals)
     report = make_report(dataset, settings, result, read_submission(out / "submission.json"))
     write_atomically(out / "report.json", json.dumps(report, indent=1) + "\n")
     _print_report(report, result, settings, out)
     return 128 + signals[0] if signals else 3 if result.fatal else 0
+
+
+def _claim(out: Path) -> contextlib.ExitStack:
+    """Hold the folder of a run until the stack is closed; the system lets go of it when this process dies.
+
+    Raises:
+        SettingsError: another run holds it.
+    """
+    stack = contextlib.ExitStack()
+    with contextlib.suppress(OSError):  # on file systems without locks there is none
+        file = stack.enter_context((out / ".lock").open("w"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            stack.close()
+            raise SettingsError(f"--out {out}: another run is using it") from error
+    return stack
 
 
 def _dataset(options: argparse.Namespace, settings: Settings) -> Dataset:
@@ -135,7 +157,7 @@ def _dataset(options: argparse.Namespace, settings: Settings) -> Dataset:
 
 
 def _announce(dataset: Dataset, settings: Settings, out: Path) -> None:
-    model = settings.model.path or "embedded model"
+    model = settings.model.path or ("embedded model M" if count_gpus() else "embedded model XS")
     print(
         f"dry run: {len(dataset.loaded.tasks)} tasks of {dataset.name}, {model}, "
         f"limit {format_duration(settings.run.limit_s)}, seed {settings.run.seed}, into {out}/",

@@ -157,7 +157,7 @@ def check_model(plan: Plan) -> Iterator[Finding]:
     if settings.model.path and plan.model is None:
         yield Finding(WARN, "model", "give --model the checkpoint's folder here, and it will be checked")
         return
-    folder = plan.model or model_folder("")
+    folder = plan.model or model_folder("", gpu=True)
     config = read_config(folder)
     if settings.model.format != "compact" and not (folder / "tokenizer.json").is_file():
         yield Finding(FAIL, "model", f"{folder}: no tokenizer.json, which the format {settings.model.format} needs")
@@ -223,7 +223,7 @@ def check_forecast(plan: Plan) -> Iterator[Finding]:
     settings = chosen_settings(plan)
     if settings.model.path and plan.model is None:
         return
-    model = Model.of(read_config(plan.model or model_folder("")))
+    model = Model.of(read_config(plan.model or model_folder("", gpu=True)))
     tasks = loaded_from(made_up_tasks(HIDDEN_TASKS))
     settings = settings.override([("synthesis.enabled", False)])
     outcome = simulate(Scenario(tasks=tasks, settings=settings, model=model, device_type=device_type, devices=devices))

@@ -414,7 +414,7 @@ def _model(options: argparse.Namespace, limit: str) -> tuple[Settings, Model]:
     preset, model = MODELS.get(options.model, ("llama-1b-3b", None))
     path = "" if options.model in MODELS else options.model
     with contextlib.suppress(KeyError):
-        model = model or Model.of(read_config(model_folder(path)))
+        model = model or Model.of(read_config(model_folder(path, gpu=options.device_type != "cpu")))
     changes = [("run.limit_s", str(parse_duration(limit))), ("synthesis.enabled", "false")]
     settings = Settings.of(preset).override([*changes, *parse_overrides(options.set)])
     return settings, model or Model()

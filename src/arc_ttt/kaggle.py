@@ -19,15 +19,17 @@ from arc_ttt.checkpoints import model_folder, parameter_count, read_config
 from arc_ttt.cost import TTT, work
 from arc_ttt.deadline import REAL_CLOCK
 from arc_ttt.errors import ModelError, SettingsError, SubmissionError, TaskFileError
-from arc_ttt.events import read_journal
+from arc_ttt.events import Outcome, read_journal
 from arc_ttt.grids import LoadedTasks, load_tasks, read_json
 from arc_ttt.host import free_memory
 from arc_ttt.launch import count_gpus
-from arc_ttt.report import report_lines, run_report
+from arc_ttt.report import RunResult, report_lines, run_report
 from arc_ttt.run import Status, start_run
 from arc_ttt.settings import Settings
 from arc_ttt.submission import Submission, check_submission, write_atomically
 
+_TRAINED = (Outcome.FINISHED, Outcome.CUT)
+COMMIT_PASSES = 2  # trainings of a task in the public commit run, to save quota
 RECORD = "setup.json"
 PACKAGES_SHARE = 0.2  # of the limit, at most MOST_PACKAGES_S: for installing and trying out packages
 MOST_PACKAGES_S = 1200.0
@@ -141,6 +143,8 @@ def _kaggle_run(
     for line in packages.fallbacks:
         setup.fall_back(line)
     embedded = Settings.of("embedded").override((name, value) for name, value in chosen.items() if _of_run(name))
+    if settings.model.path in ("", "embedded-M"):  # what has failed once would fail again
+        embedded = embedded.override([("model.path", "embedded-XS")])
     if not packages.four_bit:
         embedded = embedded.override([("model.quantize", "none")])
     settings = _usable(settings, embedded, mounts, packages, setup)
@@ -150,6 +154,8 @@ def _kaggle_run(
     if not bootstrap.is_rerun():
         few = sorted(loaded.tasks, key=lambda task: work(task, TTT, settings))[:commit_tasks]
         loaded = LoadedTasks(tuple(few), (), loaded.test_counts)
+        passes = min(COMMIT_PASSES, settings.ttt.passes)
+        settings = settings.override([("ttt.passes", passes)])
         setup.note(f"commit run: {len(few)} of {len(asked)} tasks")
     setup.write(out / RECORD, settings)
     shown = start_s
@@ -166,7 +172,7 @@ def _kaggle_run(
     print("\n".join([f"{adapted} tasks adapted", *report_lines(report)]), flush=True)
     with contextlib.suppress(OSError):
         write_atomically(out / "report.json", json.dumps(report, indent=1) + "\n")
-    _look_back(out, asked, result.fatal, setup)
+    _look_back(out, asked, result, settings, setup)
     setup.write(out / RECORD, settings)
 
 
@@ -194,7 +200,10 @@ def _ended_by_signals(signals: list[int]) -> Iterator[None]:
 def _settings(chosen: dict[str, Any], setup: Setup) -> tuple[Settings, dict[str, Any]]:
     """The settings chosen, or of wrong ones only the limit; and what they were made from, without the preset."""
     try:
-        return Settings.of(str(chosen.pop("preset", "embedded"))).override(chosen.items()), chosen
+        preset = str(chosen.pop("preset", "embedded"))
+        if preset == "embedded" and count_gpus():
+            preset = "embedded-gpu"
+        return Settings.of(preset).override(chosen.items()), chosen
     except SettingsError as error:
         setup.fall_back(f"SETTINGS: {error}; the embedded model and its defaults instead")
     limits = {name: value for name, value in chosen.items() if name == "run.limit_s"}
@@ -210,7 +219,7 @@ def _usable(
     if settings.model.backend == "unsloth" and not packages.unsloth:
         changes.append(("model.backend", "transformers"))
     try:
-        folder = model_folder(settings.model.path)
+        folder = model_folder(settings.model.path, gpu=count_gpus() > 0)
         if settings.model.path:
             found = bootstrap.find_model(settings.model.path, mounts)
             if found is not None and found != folder:
@@ -285,8 +294,12 @@ def _write_first(path: Path, loaded: LoadedTasks, setup: Setup) -> bool:
         return False
 
 
-def _look_back(out: Path, asked: Mapping[str, int], fatal: str, setup: Setup) -> None:
-    """Whether the run ended with the model it began with and with a valid file."""
+def _look_back(out: Path, asked: Mapping[str, int], result: RunResult, settings: Settings, setup: Setup) -> None:
+    """Whether the run ended with the model it began with, had tasks trained, and left a valid file."""
+    fatal = result.fatal
+    trained = [r for (kind, _), r in result.results.items() if kind == TTT and r.outcome in _TRAINED]
+    if asked and settings.ttt.scope != "none" and not trained:
+        setup.fall_back("no task was trained; logs/worker-0.log says why")
     events: list[dict[str, Any]] = []
     with contextlib.suppress(OSError):
         events = [event for event in read_journal(out / "events.jsonl") if event.get("event") == "fallback"]

@@ -79,7 +79,7 @@ class Decoder:
         self.dtype = base.dtype if base.device.type == "cuda" else torch.float32
         fused = [_fused(layer, self.dtype) for layer in body.layers]
         self.layers = [quick or _called(layer) for quick, layer in zip(fused, body.layers, strict=True)]
-        self.can_record = base.device.type == "cuda" and all(fused)
+        self.can_record = base.can_record and all(fused)
         self.eps = self.config.rms_norm_eps
         self.rotary = base.rotary or body.rotary_emb
         self.fixed_rotary = base.rotary is None and rotary_is_fixed(base.llama)

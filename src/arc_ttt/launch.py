@@ -47,8 +47,11 @@ def work_until(settings: Settings, deadline: Deadline) -> Deadline:
     return deadline.minus(settings.run.reserve + min(HEAD_START_S, settings.run.reserve / 2))
 
 
-def make_hello(settings: Settings, deadline: Deadline, *, calibrate: bool = True) -> dict[str, Any]:
-    """The first line to a worker. calibrate: whether it is to try out training steps first, where the run is long."""
+def make_hello(
+    settings: Settings, deadline: Deadline, *, calibrate: bool = True, generation: int = 0
+) -> dict[str, Any]:
+    """The first line to a worker. calibrate: whether it is to try out training steps first, where the run is long.
+    generation: how often the run has gone over to another model before."""
     gpu = 0 if count_gpus() else None
     return {
         "type": "hello",
@@ -56,6 +59,7 @@ def make_hello(settings: Settings, deadline: Deadline, *, calibrate: bool = True
         "deadline": work_until(settings, deadline).at_s,
         "gpu": gpu,
         "calibrate": calibrate and settings.run.limit_s >= CALIBRATE_FROM_S,
+        "generation": generation,
     }
 
 

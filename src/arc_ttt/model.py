@@ -39,6 +39,7 @@ class LoadedModel:
     llama: the transformers LlamaForCausalLM; adapters replace its layers in place. dtype: compute type. four_bit: its
     linear layers hold 4-bit weights now (False once expanded). parameters: number of weights. unsloth: the backend that
     loaded it, if not transformers. rotary: the rotary embedding for decoding where the model's own is another's.
+    record: whether CUDA graphs may be used; what fails to make one sets it to False.
     """
 
     llama: Any
@@ -49,6 +50,7 @@ class LoadedModel:
     parameters: int
     unsloth: Unsloth | None = None
     rotary: Any = None
+    record: bool = True
 
     @property
     def autocast(self) -> bool:
@@ -59,7 +61,8 @@ class LoadedModel:
     def can_record(self) -> bool:
         """Whether whole training steps may be recorded as CUDA graphs: a small plain model with a small vocabulary."""
         small = self.parameters < SMALL_PARAMETERS and self.llama.config.vocab_size <= SMALL_VOCABULARY
-        return self.device.type == "cuda" and not self.four_bit and small and rotary_is_fixed(self.llama)
+        able = self.device.type == "cuda" and not self.four_bit and self.unsloth is None
+        return self.record and able and small and rotary_is_fixed(self.llama)
 
     def training(self) -> None:
         """Switch to training mode."""
@@ -108,7 +111,7 @@ def load_model(settings: ModelSettings, device: torch.device, *, seed: int = 0) 
     _compute_in(llama, dtype)
     torch.set_float32_matmul_precision("highest")
     form = _format(settings.format, folder, llama.config)
-    return LoadedModel(llama, form, device, dtype, four_bit, parameters)
+    return LoadedModel(llama, form, device, dtype, four_bit, parameters, record=settings.record)
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:

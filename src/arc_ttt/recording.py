@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from arc_ttt.faults import out_of_memory
+from arc_ttt.faults import device_lost, out_of_memory
 from arc_ttt.formats import TokenSequence
 from arc_ttt.model import LoadedModel, attend_without_mask, hidden_states
 from arc_ttt.training import padded
 
 RECORDED_TOKENS = 16_384  # of a micro-batch
+MOST_RECORDINGS = 48  # kept at once
 
 
 class RecordedGradients:
@@ -42,10 +44,12 @@ class RecordedGradients:
     def add(self, rows: Sequence[TokenSequence], count: int, scale: float) -> torch.Tensor | None:
         """As `training.StepGradients.add`; None where the shape is too large."""
         shape = recorded_shape(len(rows), max(map(len, rows)))
-        if shape[0] * shape[1] > RECORDED_TOKENS:
+        if not self.base.record or shape[0] * shape[1] > RECORDED_TOKENS:
             return None
         self.scale.fill_(scale)
         if shape not in self._recordings:
+            if len(self._recordings) >= MOST_RECORDINGS:
+                self._recordings.pop(next(iter(self._recordings)))
             self._recordings[shape] = self._record(shape)
         recording = self._recordings[shape]
         return recording.replay(rows, count) if recording is not None else None
@@ -53,18 +57,33 @@ class RecordedGradients:
     def forget(self) -> None:
         """Give back the memory of all recordings."""
         self._recordings.clear()
+        self._pool = torch.cuda.graph_pool_handle()
 
     def _record(self, shape: tuple[int, int]) -> _Recording | None:
-        """A recording that leaves the gradients as they are; None, for good, where the device has no memory for it."""
+        """A recording that leaves the gradients as they are; None where it cannot be made: for this shape where memory
+        does not suffice, for all where a kernel cannot be recorded. The plain pass does it then."""
         kept = [gradient.clone() for gradient in self.gradients]
         try:
             return _Recording(self, *shape, self._pool)
         except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
+            recording_failed(self.base, error)
             return None
         finally:
             torch._foreach_copy_(self.gradients, kept)
+
+
+def recording_failed(base: LoadedModel, error: RuntimeError) -> None:
+    """What a failed recording means: memory did not suffice, or nothing is to be recorded any more.
+
+    Raises:
+        RuntimeError: the error itself, where the device is lost and the recording is not to blame.
+    """
+    if out_of_memory(error):
+        return
+    if device_lost(error) and "captur" not in str(error).lower():
+        raise error
+    base.record = False
+    print(f"steps cannot be recorded on this device: {error}", file=sys.stderr)
 
 
 class _Recording:

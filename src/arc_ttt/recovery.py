@@ -19,11 +19,19 @@ from arc_ttt.settings import Settings
 _OF_THE_MACHINE = ("limit_s", "reserve_s", "workers", "threads", "in_process", "resume")  # settings that may differ
 
 
-def fingerprint(loaded: LoadedTasks, settings: Settings) -> str:
-    """A text that two runs share if they ask the same questions in the same way, however long and on what."""
+def fingerprint(loaded: LoadedTasks, settings: Settings, model: Path | None = None) -> str:
+    """A text that two runs share if they ask the same questions in the same way, however long and on what.
+
+    model: the checkpoint's folder; two are the same if their configs and the sizes of their weight files are.
+    """
     asked = json.loads(settings.to_json())
     asked["run"] = {name: value for name, value in asked["run"].items() if name not in _OF_THE_MACHINE}
     digest = hashlib.sha256(json.dumps([asked, list(loaded.test_counts.items())]).encode())
+    for file in sorted(model.glob("*")) if model is not None else ():
+        if file.name == "config.json":
+            digest.update(file.read_bytes())
+        elif file.suffix == ".safetensors":
+            digest.update(f"{file.name} {file.stat().st_size}".encode())
     for task in loaded.tasks:
         digest.update(json.dumps(task.task_id).encode())
         for grid in (*task.tests, *(grid for e in task.train for grid in (e.input, e.output))):

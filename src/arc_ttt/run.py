@@ -23,7 +23,7 @@ from arc_ttt.deadman import Deadman
 from arc_ttt.errors import ArcError, SubmissionError
 from arc_ttt.events import Journal, Outcome
 from arc_ttt.findings import Findings
-from arc_ttt.fleet import Death, Message
+from arc_ttt.fleet import EXIT_DEVICE_LOST, EXIT_MEANS, Death, Message
 from arc_ttt.grids import LoadedTasks, Task
 from arc_ttt.host import free_memory
 from arc_ttt.launch import device_name, make_fleet, make_hello, work_until
@@ -157,10 +157,11 @@ class Coordinator:
         self.free_memory = free_memory
         self._memory_looked_at_s = -math.inf
         self._short_of_memory = False
+        self._generation, self._calibrates = 0, True  # of the model, and whether workers try out steps first
 
     def _make_cost(self) -> CostModel:
         try:
-            model = Model.of(read_config(model_folder(self.settings.model.path)))
+            model = Model.of(read_config(model_folder(self.settings.model.path, gpu=self.device != "cpu")))
         except (ArcError, KeyError, TypeError, ValueError):
             model = Model()  # the workers will say what is wrong with it
         return CostModel(self.settings, model, self.device)
@@ -371,7 +372,7 @@ class Coordinator:
         number = self._numbers.get(message.slot)
         job = self._jobs.get(message.slot) if body.get("job", number) == number else None
         if body["type"] == "fatal":
-            self._model_failed(message.slot, str(body.get("reason", "")), str(body.get("model", "")))
+            self._model_failed(message.slot, body)
         elif body["type"] == "ready" and message.slot not in self._ready:
             self._ready.add(message.slot)
             self.ledger.spend(message.slot, self.clock.now(), LOAD)
@@ -393,12 +394,19 @@ class Coordinator:
         if rows:
             self.journal.append("calibrated", rows=rows)
             self.cost.calibrate(rows)
-            self.fleet.greet(make_hello(self.settings, self.limit, calibrate=False))
+            self._greet(calibrate=False)
 
-    def _model_failed(self, slot: int, reason: str, model: str) -> None:
+    def _greet(self, *, calibrate: bool) -> None:
+        """What workers are told that are started from now on."""
+        self._calibrates = self._calibrates and calibrate
+        hello = make_hello(self.settings, self.limit, calibrate=self._calibrates, generation=self._generation)
+        self.fleet.greet(hello)
+
+    def _model_failed(self, slot: int, body: Mapping[str, Any]) -> None:
         """A worker cannot load the model: go on with the fallback, or without devices where there is none."""
+        reason, generation = str(body.get("reason", "")), body.get("generation")
         self.journal.append("fatal", slot=slot, reason=reason)
-        if model != self.settings.model.path:
+        if body.get("model", "") != self.settings.model.path or generation not in (None, self._generation):
             return  # of the model that has been given up already
         if self.fallback is None:
             self.result.fatal = reason
@@ -407,7 +415,9 @@ class Coordinator:
         self.cost, fresh = self._make_cost(), self._make_plan()
         self.plan.passes, self.plan.least_share = fresh.passes, fresh.least_share
         self._replan()
-        self.fleet.greet(make_hello(self.settings, self.limit))
+        self._generation += 1
+        self._calibrates = True
+        self._greet(calibrate=True)
         self.journal.append("fallback", model=self.settings.model.path or "embedded")
 
     def _take(self, job: Job, body: Mapping[str, Any]) -> bool:
@@ -483,6 +493,8 @@ class Coordinator:
         self.result.deaths.append(death.cause)
         job = self._jobs.pop(death.slot, None)
         self.ledger.spend(death.slot, self.clock.now(), KILLED if job else IDLE if death.slot in self._ready else LOAD)
+        if death.slot not in self.program_slots:
+            self._be_careful(death)
         self._ready.discard(death.slot)
         again = self.plan.lost(job) if job is not None else False
         if death.final and death.slot not in self.program_slots:
@@ -497,6 +509,15 @@ class Coordinator:
             again=again,
             final=death.final,
         )
+
+    def _be_careful(self, death: Death) -> None:
+        """After a device worker's death its successors do without what may have caused it: trying out steps, where it
+        died while loading; recorded steps, where its device was lost."""
+        if EXIT_MEANS[EXIT_DEVICE_LOST] in death.cause and self.settings.model.record:
+            self.settings = self.settings.override([("model.record", False)])
+            self._greet(calibrate=False)
+        elif death.slot not in self._ready and self._calibrates:
+            self._greet(calibrate=False)
 
     def _write(self) -> None:
         """Replace the submission if something changed. The next write comes later the slower the disk is."""
@@ -576,7 +597,8 @@ def start_run(
     """
     deadline = Deadline(start_s + settings.run.limit_s, REAL_CLOCK)
     deadman = Deadman(deadline, settings.run.reserve)
-    mark = fingerprint(loaded, settings)
+    device = device_type(device_name())
+    mark = fingerprint(loaded, settings, model_folder(settings.model.path, gpu=device != "cpu"))
     past = take_over(out / "events.jsonl", mark, wanted=settings.run.resume)
     submission = Submission(out / "submission.json", loaded)
     submission.take_ballast()
@@ -592,7 +614,7 @@ def start_run(
         cores=cores,
         fallback=fallback,
         submission=submission,
-        device=device_type(device_name()),
+        device=device,
         past=past,
         mark=mark,
         signals=signals,

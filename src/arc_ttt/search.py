@@ -18,6 +18,7 @@ from arc_ttt.errors import SequenceTooLong
 from arc_ttt.formats import AnswerCursor, TokenSequence
 from arc_ttt.grids import MAX_SIDE, Grid
 from arc_ttt.kv_cache import Decoder, KVCache, Recorded
+from arc_ttt.recording import recording_failed
 
 ROOM = 32  # new places a cache grows by while answers are read
 RECORDED_ROOM = 256  # places made at once where steps are recorded: a larger cache needs another recording
@@ -89,7 +90,8 @@ def greedy(batch: PromptBatch, deadline: Deadline) -> list[Answer]:
     cursors = [form.cursor(prompt, limits) for prompt, limits in zip(batch.prompts, batch.limits, strict=True)]
     nll = [0.0] * len(rows)
     answers: dict[int, Answer] = {}
-    steps = _RecordedSteps(batch) if batch.decoder.can_record else _PlainSteps(batch)
+    recorded = batch.decoder.can_record and batch.decoder.base.record
+    steps = _RecordedSteps(batch) if recorded else _PlainSteps(batch.decoder, batch.rewind())
     logp = batch.first
     while rows:
         allowed = torch.from_numpy(np.stack([cursors[row].allowed() for row in rows])).to(device)
@@ -113,10 +115,10 @@ def greedy(batch: PromptBatch, deadline: Deadline) -> list[Answer]:
 
 
 class _PlainSteps:
-    """One-token steps of a batch's rows. Rows that end leave the cache."""
+    """One-token steps of the rows of a cache. Rows that end leave it."""
 
-    def __init__(self, batch: PromptBatch) -> None:
-        self.decoder, self.cache = batch.decoder, batch.rewind()
+    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
+        self.decoder, self.cache = decoder, cache
 
     def step(self, going: Sequence[int], tokens: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Log-probabilities (G, V) behind one more token of each row in `going`: places among those of the last
@@ -136,19 +138,27 @@ class _PlainSteps:
 
 
 class _RecordedSteps:
-    """The same on a GPU by a recording. Rows that have ended stay, and write on behind their answers."""
+    """The same on a GPU by a recording. Rows that have ended stay, and write on behind their answers.
+
+    Where a recording cannot be made (too little memory, a kernel that cannot be recorded) plain steps go on.
+    """
 
     def __init__(self, batch: PromptBatch) -> None:
         longest = max(rows * (columns + 1) + 2 for rows, columns in batch.limits)
         self.decoder, self.cache = batch.decoder, batch.ensure(min(longest, RECORDED_ROOM))
         self.places = list(range(len(batch.prompts)))
         self.recorded: Recorded | None = None
+        self.plain: _PlainSteps | None = None
 
     def step(self, going: Sequence[int], tokens: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """As `_PlainSteps.step`."""
+        if self.plain is not None:
+            return self.plain.step(going, tokens, positions)
         self.places = [self.places[place] for place in going]
         if self.recorded is None or self.cache.longest + 1 > self.cache.capacity:
             self._record()
+        if self.plain is not None:
+            return self.plain.step(range(len(going)), tokens, positions)
         assert self.recorded is not None
         ids = torch.zeros((len(self.cache.lengths), 2), dtype=torch.long)
         ids[self.places, 0] = torch.tensor(tokens)
@@ -159,10 +169,14 @@ class _RecordedSteps:
     def _record(self) -> None:
         """Record the steps, in a larger copy of the cache where it is full."""
         if self.recorded is not None:
-            self.cache.lengths = self.recorded.lengths
+            self.cache.lengths, self.recorded = self.recorded.lengths, None
         if self.cache.longest + 1 > self.cache.capacity:
             self.cache = self.cache.select(range(len(self.cache.lengths)), self.cache.capacity * 3 // 2)
-        self.recorded = Recorded(self.decoder, self.cache)
+        try:
+            self.recorded = Recorded(self.decoder, self.cache)
+        except RuntimeError as error:
+            recording_failed(self.decoder.base, error)
+            self.plain = _PlainSteps(self.decoder, self.cache.select(self.places, self.cache.capacity))
 
 
 @dataclass(slots=True)

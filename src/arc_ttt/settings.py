@@ -51,6 +51,8 @@ class ModelSettings:
     CPU float32 unless it has bfloat16 instructions)."""
     max_tokens: int = 8192
     """Longest prompt plus answer, in tokens; longer ones drop demonstrations from the front of the prompt."""
+    record: bool = True
+    """On a GPU, record the steps of small models as CUDA graphs and replay them."""
     random_start: bool = False
     """Ignore the checkpoint's weights and start from random ones: the ablation of the base stage."""
 
@@ -83,7 +85,7 @@ class TttSettings:
     """Copies of each augmented sequence with new colours and order. Source: the official code's default."""
     max_sequences: int = 320
     """Cap of sequences for one task (the paper: 250)."""
-    max_sequence_tokens: int = 4096
+    max_sequence_tokens: int = 2048
     """Longer sequences are left out of training (the paper: 8192)."""
     epochs: int = 1
     """Passes over the sequences (the paper: 2)."""
@@ -113,7 +115,7 @@ class TttSettings:
     clip_norm: float = 1.0
     stop_loss: float = 0.005
     """Stop early once the mean loss of the last four steps is below this, in nats a target. 0 never stops early."""
-    loss_scale: float = 4096.0
+    loss_scale: float = 1024.0
     """First loss scale under float16; low, so that the first steps count."""
     joint_sequences: int = 4
     """Sequences of each task in the joint stage."""
@@ -361,6 +363,7 @@ _LLAMA = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     "embedded": {},
+    "embedded-gpu": {"ttt.max_sequence_tokens": 4096},  # size M has seen sequences as long as that
     # The paper, section 3 and its table of hyper-parameters.
     "llama-1b": {**_LLAMA, "model.format": "architects"},
     "llama-3b": {**_LLAMA, "model.format": "architects"},
@@ -378,7 +381,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 DEVICE_PRESETS: dict[str, dict[str, Any]] = {
     # Compute capability below 8: no bfloat16 in hardware. Adapters stay in float32 under a loss scaler that starts low,
     # for from torch's 65536 it would pass over the first steps. Attention is torch's own: flash attention 2 needs 8.
-    "t4": {"model.dtype": "float16", "ttt.loss_scale": 1024.0},
+    "t4": {"model.dtype": "float16"},
     # 8 and above: bfloat16, no loss scaler.
     "l4": {"model.dtype": "bfloat16"},
 }

@@ -322,6 +322,8 @@ class TaskSolver:
                     raise
                 batch, message = None, str(error)[:200]
             if batch is None:  # here, not above: what an exception refers to keeps its memory
+                if self.recorded is not None:
+                    self.recorded.forget()
                 free_memory(self.base.device)
                 if size > 1:
                     size, what = max(1, min(size, len(views) - start) // 2), "fewer views at once"

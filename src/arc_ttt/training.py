@@ -1,4 +1,4 @@
-"""The training loop, for pretraining and for test-time training alike. Stops at a Deadline.
+"""The test-time training loop, and the batches and the loss that pretraining shares. Stops at a Deadline.
 
 A step is a list of sequences. They pass through the model in micro-batches of similar length under a token budget;
 logits are computed at targets only; gradients are those of the mean cross-entropy over all targets of the step.
@@ -233,7 +233,9 @@ def _optimizer(
         parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
     )
     scales = base.dtype == torch.float16
-    return optimizer, torch.amp.GradScaler(base.device.type, init_scale=settings.loss_scale, enabled=scales)
+    scaler = torch.amp.GradScaler(base.device.type, init_scale=settings.loss_scale, enabled=scales)
+    scaler.scale(torch.zeros((), device=base.device))  # recorded gradients are scaled elsewhere, and it must exist
+    return optimizer, scaler
 
 
 def _fault(number: int, loss: float, norm: float, losses: Sequence[float], skipped: int, *, scales: bool) -> str:

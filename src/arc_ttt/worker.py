@@ -90,7 +90,7 @@ def load_server(name: str, hello: dict[str, Any], send: Send, inbox: Inbox | Non
         if device_lost(error):
             return EXIT_DEVICE_LOST
         reason = str(error) if isinstance(error, ModelError) else f"{type(error).__name__}: {error}"
-        send({"type": "fatal", "reason": reason, "model": path})
+        send({"type": "fatal", "reason": reason, "model": path, "generation": hello.get("generation")})
         return EXIT_FATAL
 
 
@@ -272,7 +272,13 @@ class ModelServer(Server):
         if device.type == "cuda" and hello.get("calibrate") and self.solver.adapter is not None:
             until = Deadline(min(self.deadline_s, REAL_CLOCK.now() + CALIBRATE_S))
             ttt, recorded = self.solver.settings.ttt, self.solver.recorded
-            self.about["calibration"] = calibrate(base, self.solver.adapter, ttt, until, recorded)
+            try:
+                self.about["calibration"] = calibrate(base, self.solver.adapter, ttt, until, recorded)
+            except Exception as error:  # only a measurement
+                if device_lost(error):
+                    raise
+                traceback.print_exc()
+                self.solver.adapter.reset()
         self._joint_loaded = ""
 
     def work(self, message: dict[str, Any], deadline: JobDeadline, progress: Progress) -> dict[str, Any]:
