@@ -29,6 +29,7 @@ from arc_ttt.settings import Settings
 from arc_ttt.submission import Submission, check_submission, write_atomically
 
 _TRAINED = (Outcome.FINISHED, Outcome.CUT)
+LONG_S = 600.0  # a run of this length has time to train something
 COMMIT_PASSES = 2  # trainings of a task in the public commit run, to save quota
 RECORD = "setup.json"
 PACKAGES_SHARE = 0.2  # of the limit, at most MOST_PACKAGES_S: for installing and trying out packages
@@ -298,7 +299,7 @@ def _look_back(out: Path, asked: Mapping[str, int], result: RunResult, settings:
     """Whether the run ended with the model it began with, had tasks trained, and left a valid file."""
     fatal = result.fatal
     trained = [r for (kind, _), r in result.results.items() if kind == TTT and r.outcome in _TRAINED]
-    if asked and settings.ttt.scope != "none" and not trained:
+    if asked and settings.ttt.scope != "none" and settings.run.limit_s >= LONG_S and not trained:
         setup.fall_back("no task was trained; logs/worker-0.log says why")
     events: list[dict[str, Any]] = []
     with contextlib.suppress(OSError):
