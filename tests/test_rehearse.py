@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_tasks_in_an_unknown_layout_are_found_by_their_name(tmp_path: Path, bund
     assert told(result, "/kaggle/input/somewhere/else/entirely")
 
 
-@pytest.mark.parametrize("fault", ["missing", "damaged"])
+@pytest.mark.parametrize("fault", ["missing", "cut", "damaged inside"])
 @pytest.mark.parametrize("rerun", [True, False])
 def test_without_the_wheel_of_the_project_the_script_writes_fillers(
     tmp_path: Path, bundle: Path, fault: str, rerun: bool
@@ -97,8 +98,15 @@ def test_without_the_wheel_of_the_project_the_script_writes_fillers(
     (wheel,) = (stage.root / "input").rglob("arc_ttt-*.whl")
     if fault == "missing":
         wheel.unlink()
-    else:
+    elif fault == "cut":
         wheel.write_bytes(wheel.read_bytes()[:1000])
+    else:  # compressed data that cannot be: zlib's own error, not zipfile's
+        content = bytearray(wheel.read_bytes())
+        with zipfile.ZipFile(wheel) as archive:
+            body = next(info for info in archive.infolist() if info.compress_size > 2000)
+        start = body.header_offset + 200
+        content[start : start + 400] = bytes(byte ^ 0xFF for byte in content[start : start + 400])
+        wheel.write_bytes(content)
     result = run(stage, rerun=rerun)
     assert result.returncode == (0 if rerun else 1)
     assert judge(stage.working / "submission.json", stage.root) == []

@@ -232,6 +232,19 @@ if "settings" not in hello: say(type="fatal", reason="bad weights", model="/moun
     assert [event["model"] for event in bench.events("fallback")] == ["embedded"]
 
 
+def test_a_second_worker_that_fails_with_the_first_model_does_not_end_the_fallback(bench: Bench) -> None:
+    """Both name the same path, the empty one of an embedded model: the generation tells the old from the new."""
+    start = """
+if "settings" not in hello:
+    say(type="fatal", reason="bad weights", model="", generation=0); sys.exit(13)
+"""
+    result = bench.run("answer(job)", start=start, workers=2, fallback=NO_SYNTHESIS)
+    assert len(bench.events("fatal")) == 2
+    assert result.fatal == ""
+    assert result.stopped_by == "all done"
+    assert bench.check()["a"][0]["attempt_1"] == [[2, 0]]
+
+
 PROGRAMS = """
 if job["kind"] == "synthesis":
     rows = [{"grid": grid, "text": "sevens", "confidence": 0.9, "fits_all": True} for grid in ([[7, 7]], [[8, 8], [8]])]
