@@ -15,7 +15,7 @@ import torch
 
 from arc_ttt.errors import InputError
 from arc_ttt.formats import CompactFormat
-from arc_ttt.model import LoadedModel, compute_dtype, cpu_has_bfloat16, load_model
+from arc_ttt.model import LoadedModel, attend_without_mask, compute_dtype, cpu_has_bfloat16, load_model
 from arc_ttt.settings import ModelSettings
 
 SHARD = "14MB"
@@ -140,23 +140,8 @@ def training_model(
 
 
 def without_waiting(llama: Any) -> None:
-    """Let the forward pass ask the GPU nothing: a causal attention without a mask to inspect, and rotary tables that
-    do not look for the largest position.
-
-    The stock code reads the mask (all ones) and the positions back to the host in every forward. Rows are padded to
-    the right, so plain causal attention is the same.
-    """
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
-
-    AttentionInterface.register(ATTENTION, causal_attention)
-    AttentionMaskInterface.register(ATTENTION, _no_mask)
-    llama.set_attn_implementation(ATTENTION)
-    llama.model.rotary_emb.rope_type = "default"  # the tables are built; this only skips their update by length
-
-
-def _no_mask(*_: Any, **__: Any) -> None:
-    return None
+    """Let the forward pass ask the GPU nothing, and take packed rows too."""
+    attend_without_mask(llama, ATTENTION, causal_attention)
 
 
 def causal_attention(

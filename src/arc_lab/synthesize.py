@@ -23,7 +23,8 @@ from arc_ttt.cost import TTT, work
 from arc_ttt.errors import InputError, SettingsError
 from arc_ttt.grids import Grid, Task, same_grid
 from arc_ttt.settings import Settings
-from arc_ttt.synthesis import CONFIDENT, ProgramCandidate, synthesize
+from arc_ttt.synthesis import ProgramCandidate, synthesize
+from arc_ttt.votes import SURE
 
 GUESSES = 2
 
@@ -186,7 +187,7 @@ def _gate_figures(known: Sequence[TaskResult]) -> dict[str, Any]:
         for number, answer in enumerate(result.answers or ())
         for guess in result.guesses(number, ("pieces", "cells", "both"))[:1]
     ]
-    sure = [right for chance, right in firsts if chance >= CONFIDENT]
+    sure = [right for chance, right in firsts if chance >= SURE]
     curve = {}
     for low in (0.0, 0.1, 0.25, 0.5, 0.75, 0.9):
         high = {0.0: 0.1, 0.1: 0.25, 0.25: 0.5, 0.5: 0.75, 0.75: 0.9, 0.9: 1.01}[low]

@@ -14,7 +14,6 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -194,19 +193,3 @@ def main(argv: Sequence[str]) -> int:
     told = "all as locked" if not problems else f"{len(problems)} problems"
     print(f"set {options.set} for Python {python}: {len(wheels)} wheels, {total:.0f} MB, {told}")
     return 1 if problems else 0
-
-
-def package_rows(image: Image, installed: dict[str, str]) -> list[tuple[str, str, str]]:
-    """Packages that both hold in different versions: name, the image's, the installed one."""
-    return [(n, v, installed[n]) for n, v in sorted(image.packages.items()) if installed.get(n, v) != v]
-
-
-def installed_packages() -> dict[str, Any]:
-    """Version by normal name of what this interpreter can import."""
-    import importlib.metadata
-
-    found = {}
-    for item in importlib.metadata.distributions():
-        if item.metadata["Name"]:
-            found.setdefault(canonicalize_name(item.metadata["Name"]), item.version)
-    return found

@@ -114,11 +114,6 @@ def _common_end(first: Path, second: Path) -> int:
     return count
 
 
-def is_kaggle(root: Path) -> bool:
-    """Whether this process runs in Kaggle's container (or a rehearsal of it below `root`)."""
-    return "KAGGLE_KERNEL_RUN_TYPE" in os.environ or (root / "input").is_dir()
-
-
 def is_rerun() -> bool:
     """Whether this is the scoring rerun on the hidden tasks."""
     return bool(os.environ.get("KAGGLE_IS_COMPETITION_RERUN"))

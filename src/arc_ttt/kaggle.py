@@ -6,12 +6,10 @@ import contextlib
 import importlib.metadata
 import json
 import platform
-import signal
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from arc_ttt import bootstrap
@@ -24,7 +22,7 @@ from arc_ttt.grids import LoadedTasks, load_tasks, read_json
 from arc_ttt.host import free_memory
 from arc_ttt.launch import count_gpus
 from arc_ttt.report import RunResult, report_lines, run_report
-from arc_ttt.run import Status, start_run
+from arc_ttt.run import Status, on_signals, start_run
 from arc_ttt.settings import Settings
 from arc_ttt.submission import Submission, check_submission, write_atomically
 
@@ -137,7 +135,9 @@ def _kaggle_run(
     settings, chosen = _settings(chosen, setup)
     seconds = min(MOST_PACKAGES_S, PACKAGES_SHARE * settings.run.limit_s)
     unsloth = settings.model.backend == "unsloth"
-    with _ended_by_signals(signals):
+    if signals:
+        _end(signals[0])
+    with on_signals(_end):
         packages = bootstrap.prepare_packages(mounts, scratch, unsloth=unsloth, seconds=seconds)
     for line in (*mounts.problems, *packages.notes):
         setup.note(line)
@@ -177,25 +177,9 @@ def _kaggle_run(
     setup.write(out / RECORD, settings)
 
 
-@contextlib.contextmanager
-def _ended_by_signals(signals: list[int]) -> Iterator[None]:
-    """Inside, SIGTERM and SIGINT end the run at once: for waiting of which nobody could be told to stop."""
-
-    def end(number: int, _frame: FrameType | None) -> None:
-        raise _Signalled(number)
-
-    if signals:
-        raise _Signalled(signals[0])
-    try:
-        old = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+def _end(number: int) -> None:
+    """End the run at once on a signal that comes while something is waited for that nobody could tell to stop."""
+    raise _Signalled(number)
 
 
 def _settings(chosen: dict[str, Any], setup: Setup) -> tuple[Settings, dict[str, Any]]:

@@ -185,11 +185,12 @@ def hidden_states(llama: Any, ids: torch.Tensor, positions: torch.Tensor, **atte
     return hidden
 
 
-def attend_without_mask(llama: Any) -> None:
+def attend_without_mask(llama: Any, name: str = "", attention: Any = None) -> None:
     """Let the forward pass ask the GPU nothing: plain causal attention, and rotary tables that do not look for the
     largest position. The stock code reads the mask (all ones) and the positions back to the host in every forward.
 
-    Only for right-padded rows and for rotary frequencies that are the same for every length.
+    Only for right-padded rows and for rotary frequencies that are the same for every length. attention: another causal
+    attention in its place, registered with transformers under `name`.
     """
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -198,9 +199,10 @@ def attend_without_mask(llama: Any) -> None:
     def causal(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
         return sdpa_attention_forward(module, query, key, value, None, **kwargs)
 
-    AttentionInterface.register(CAUSAL, causal)
-    AttentionMaskInterface.register(CAUSAL, lambda *_, **__: None)
-    llama.set_attn_implementation(CAUSAL)
+    name = name or CAUSAL
+    AttentionInterface.register(name, attention or causal)
+    AttentionMaskInterface.register(name, lambda *_, **__: None)
+    llama.set_attn_implementation(name)
     llama.model.rotary_emb.rope_type = "default"  # the tables are built; this only skips their update by length
 
 

@@ -202,7 +202,7 @@ class Coordinator:
             stale.unlink(missing_ok=True)
         self._resume()
         self._write()
-        with self._signals():
+        with on_signals(self.signals.append):  # the loop sees it within one poll
             try:
                 if self.tasks:
                     self._loop(on_status)
@@ -538,23 +538,24 @@ class Coordinator:
         counts = (self._ended[BASE], self._ended[TTT], self._ended[SYNTHESIS])
         return Status(self.clock.now() - self.start_s, self.result.limit_s, *counts, len(self.tasks), running)
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT only set a flag; the loop sees it within one poll."""
 
-        def note(number: int, _frame: FrameType | None) -> None:
-            self.signals.append(number)
+@contextlib.contextmanager
+def on_signals(act: Callable[[int], None]) -> Iterator[None]:
+    """Inside, SIGTERM and SIGINT do nothing but call `act` with their number."""
 
-        try:
-            old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-        except ValueError:  # not the main thread: a test or a notebook
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+    def handle(number: int, _frame: FrameType | None) -> None:
+        act(number)
+
+    try:
+        old = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread: a test or a notebook
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 DONE_FIELDS = ("outcome", "reason", "seconds", "steps", "loss", "tokens", "train_s", "train_tokens", "degraded")

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from arc_ttt.deadline import Deadline
 from arc_ttt.grids import Task
-from arc_ttt.synthesis.gate import CONFIDENT
 from arc_ttt.synthesis.solver import ProgramCandidate, solve
 
-__all__ = ["CONFIDENT", "ProgramCandidate", "synthesize"]
+__all__ = ["ProgramCandidate", "synthesize"]
 
 _NEVER = Deadline.never()
 

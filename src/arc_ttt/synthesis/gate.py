@@ -12,8 +12,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-CONFIDENT = 0.85  # from here on reports count a candidate as sure
-
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
