@@ -19,6 +19,7 @@ from arc_ttt.synthesis.budget import Budget
 from arc_ttt.synthesis.images import Image, state_key
 from arc_ttt.synthesis.panels import panel_views
 from arc_ttt.synthesis.tree import Leaf, predict
+from arc_ttt.votes import SURE
 
 BIG = 200 * 1024 * 1024
 
@@ -84,7 +85,7 @@ def test_both_engines_find_a_mirror_and_are_confident() -> None:
     task, _ = made_by(RULES["mirror"])
     first = synthesize(task, cpu_limit_s=10)[0]
     assert first.engine == "both"
-    assert first.confidence >= gate.CONFIDENT
+    assert first.confidence >= SURE
     assert first.depth >= 1
 
 
@@ -308,7 +309,7 @@ def test_confidence_grows_with_evidence() -> None:
     order = [gate.confidence(evidence) for evidence in (partial, weak, strong)]
     assert order == sorted(order)
     assert strong.engine == "both"
-    assert order[2] >= gate.CONFIDENT > order[1]
+    assert order[2] >= SURE > order[1]
 
 
 def test_output_sizes_by_rule() -> None:
