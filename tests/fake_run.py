@@ -215,6 +215,8 @@ class InstantFleet:
         events, self._events = self._events, []
         return events
 
+    def cancel(self, slot: int, cause: str) -> None: ...
+
     def kill(self, slot: int, cause: str) -> Death:
         self._alive.discard(slot)
         return Death(slot, cause, final=False)

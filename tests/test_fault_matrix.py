@@ -21,6 +21,7 @@ import random
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -30,6 +31,7 @@ import pytest
 
 from arc_ttt import fleet as fleet_module
 from arc_ttt import run as run_module
+from arc_ttt.cost import CostModel
 from arc_ttt.deadline import REAL_CLOCK
 from arc_ttt.errors import SubmissionError
 from arc_ttt.events import Outcome, read_journal
@@ -316,6 +318,59 @@ def test_f9_when_all_devices_are_lost_synthesis_goes_on_alone(tmp_path: Path) ->
     assert ran.result.fatal.startswith("all device workers were lost")
     assert finished(ran, "synthesis") == {f"t{i}" for i in range(6)}
     assert all(answers[0]["attempt_1"] == [[2, 0, int(i[1:])]] for i, answers in ran.document.items())
+
+
+CALLED_BACK = """
+import select
+while select.select([0], [], [], 0.05)[0] == []: progress(job)
+assert json.loads(sys.stdin.readline()) == {"type": "cancel"}
+done(job, outcome="cut")
+"""
+
+
+def only_if(condition: str, behaviour: str) -> str:
+    """Good answers but under a condition."""
+    return f"if {condition}:\n{textwrap.indent(behaviour, '    ')}\nelse: answer(job)"
+
+
+def test_a_training_is_called_back_when_a_program_is_sure_meanwhile(tmp_path: Path) -> None:
+    """The worker lives on; the task's program stands; other tasks, without one, get the device."""
+    device = only_if("job['task_id'] == 't1'", CALLED_BACK)
+    doubt = PROGRAM.replace("0.9", "0.9 if job['task_id'] == 't1' else 0.1")
+    ran = run(
+        tmp_path,
+        [device, "time.sleep(0.5)\n" + doubt],
+        programs=1,
+        tasks=4,
+        **{
+            "synthesis.enabled": True,
+            "synthesis.cpu_limits_s": "1",
+            "decode.base_share": 0.0,
+            "ttt.max_sequences": 800,
+        },
+    )
+    assert [(e["task_id"], e["cause"]) for e in ran.named("cancel")] == [("t1", "a program is taken for right")]
+    assert ran.result.deaths == []
+    assert ran.result.cut == ["t1"]
+    assert finished(ran, "ttt") == {"t0", "t2", "t3"}
+    assert all(answers[0]["attempt_1"] == [[2, 0, int(i[1:])]] for i, answers in ran.document.items())
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "deaths"), [(CALLED_BACK, 0), ("while True: progress(job); time.sleep(0.05)", 1)]
+)
+def test_f12_a_job_that_goes_on_beyond_its_time_is_called_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behaviour: str, deaths: int
+) -> None:
+    """It shows progress, so its silence would never end it; one that does not listen either is killed."""
+    monkeypatch.setattr("arc_ttt.run.OVERDUE_S", 0.2)
+    monkeypatch.setattr(CostModel, "cap", lambda self, predicted_s, device: 0.3)
+    device = only_if("job['task_id'] == 't0' and first_time('t0')", behaviour)
+    ran = run(tmp_path, device, workers=1, tasks=3, **{"decode.base_share": 0.0})
+    assert [(e["task_id"], e["cause"]) for e in ran.named("cancel")] == [("t0", "goes on beyond its time")]
+    assert len(ran.result.deaths) == deaths
+    assert finished(ran, "ttt") >= {"t1", "t2"}
+    assert ("t0" in finished(ran, "ttt")) == bool(deaths)  # tried again after a death; what is cut stays so
 
 
 def test_f9_when_everything_is_lost_the_run_ends_with_a_valid_file(tmp_path: Path) -> None:

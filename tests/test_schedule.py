@@ -329,6 +329,22 @@ def test_tasks_with_a_sure_program_are_trained_last() -> None:
     assert [job.task_id for job in drain(plan)] == ["b", "c", "a"]
 
 
+def test_a_running_job_is_superseded_by_a_sure_program_while_others_have_more_to_gain() -> None:
+    plan = make_plan({"a": 20.0, "b": 30.0}, searches=1, base=False)
+    running, search = plan.next_job(100.0), plan.next_program(100.0, within_share=False)
+    assert running is not None
+    assert search is not None
+    assert running.task_id == search.task_id == "a"
+    assert not plan.superseded(running, 15.0)
+    plan.program_done(search, sure=True)
+    assert plan.superseded(running, 15.0)
+    assert not plan.superseded(running, 1.0)  # it is about to end
+    other = plan.next_job(100.0)
+    assert other is not None
+    assert not plan.superseded(other, 15.0)  # without a program
+    assert not plan.superseded(running, 15.0)  # nothing else waits any more
+
+
 def test_synthesis_keeps_to_its_share_where_it_shares_the_cores() -> None:
     plan = make_plan({f"t{i}": 1.0 for i in range(9)}, searches=1, budget_s=60.0)
     taken = 0

@@ -159,6 +159,26 @@ class VirtualFleet:
             for after_s, event in self._work(slot, body):
                 self._at(device.begun_s + after_s, slot, event)
 
+    def cancel(self, slot: int, cause: str) -> None:
+        """The job ends within a step or a row, or where workers never cut, with its worker."""
+        device = self.devices[slot]
+        if device.working:
+            device.generation += 1  # what the job would still have said is not said
+            seconds = self.clock.now() - device.begun_s
+            done = {"type": "done", "outcome": Outcome.CUT, "reason": "", "seconds": seconds}
+            killed_s = self.clock.now() + self.patience.cancel_s + self.patience.term_s
+            if self.cuts:
+                self._at(self.clock.now() + self.rng.expovariate(1.0), slot, Message(slot, done))
+            else:
+                self._at(killed_s, slot, Death(slot, cause, final=False))
+
+    def kill(self, slot: int, cause: str) -> Death:
+        """The worker of a slot is dead from now on."""
+        death = Death(slot, cause, final=False)
+        self.devices[slot].generation += 1
+        self._happen(self.devices[slot], death)
+        return death
+
     def poll(self, timeout_s: float) -> list[Message | Death]:
         """The next thing that happens, at the latest after `timeout_s` and the time that handling it may take."""
         until_s = self.clock.now() + timeout_s

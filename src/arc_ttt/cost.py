@@ -25,7 +25,6 @@ WRITE = 4.0  # a written token against a read one; measured on 2 CPU cores with 
 ATTENTION_TOKENS = 3000.0  # length at which attention costs as much as the rest; same machine
 DRIFT_JOBS = 50
 CAP_TIMES, CAP_LEAST_S = 6.0, 120.0  # a job may take so many times its prediction, and at least so long
-GIB = float(1 << 30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,24 +53,23 @@ class DeviceType:
 
     flops: sustained in training, a second. step_s: fixed time of an optimizer step. layer_s: time of one layer for one
     written token of all views that are decoded at once, where that does not depend on the work. load_s: from the start
-    of a worker to its first job. memory_gib: 0 where it is the machine's.
+    of a worker to its first job.
     """
 
     flops: float
     step_s: float = 0.02
     layer_s: float = 0.0
     load_s: float = 20.0
-    memory_gib: float = 0.0
 
 
 DEVICE_TYPES = {
     "cpu": DeviceType(40e9, step_s=0.005),  # measured: one core without AVX-512, embedded model
     # Guesses on the careful side, about a sixth of the data sheet's dense 16-bit peak; not measured.
-    "t4": DeviceType(9e12, step_s=0.1, layer_s=2e-3, load_s=120.0, memory_gib=15.0),
-    "p100": DeviceType(4e12, step_s=0.1, layer_s=2e-3, load_s=120.0, memory_gib=16.0),
-    "l4": DeviceType(20e12, step_s=0.08, layer_s=1.5e-3, load_s=90.0, memory_gib=22.0),
-    "a100": DeviceType(60e12, step_s=0.06, layer_s=1e-3, load_s=60.0, memory_gib=40.0),
-    "h100": DeviceType(160e12, step_s=0.05, layer_s=7e-4, load_s=60.0, memory_gib=79.0),
+    "t4": DeviceType(9e12, step_s=0.1, layer_s=2e-3, load_s=120.0),
+    "p100": DeviceType(4e12, step_s=0.1, layer_s=2e-3, load_s=120.0),
+    "l4": DeviceType(20e12, step_s=0.08, layer_s=1.5e-3, load_s=90.0),
+    "a100": DeviceType(60e12, step_s=0.06, layer_s=1e-3, load_s=60.0),
+    "h100": DeviceType(160e12, step_s=0.05, layer_s=7e-4, load_s=60.0),
 }
 
 
@@ -312,24 +310,13 @@ class CostModel:
 
     # Memory
 
-    def peak_gib(self, tokens: int) -> float:
-        """Memory of a training step on `tokens` tokens at once: weights, kept activations, one layer, logits."""
-        model = self.model
-        bytes_a_token = 2 * model.width * (model.layers + 40) + 8 * model.vocabulary
-        return (0.8 * model.parameters + tokens * bytes_a_token) / GIB + 1.5
-
     def longest(self) -> int:
-        """Longest training sequence that is expected to fit the devices: the prior, then halfway between the longest
-        that fitted and the shortest that did not."""
+        """Longest training sequence that devices are given: the setting, which each worker's memory plan lowers to what
+        fits its device (`memory.plan`); or halfway between the longest that fitted and the shortest that did not."""
         most = self.settings.ttt.max_sequence_tokens
-        if self._too_long < math.inf:
-            return min(most, int((self._fits + self._too_long) / 2) if self._fits else int(self._too_long / 2))
-        if self.device.memory_gib == 0 or self.peak_gib(most) <= self.device.memory_gib:
+        if self._too_long == math.inf:
             return most
-        tokens = most
-        while tokens > 256 and self.peak_gib(tokens) > self.device.memory_gib:
-            tokens = int(0.9 * tokens)
-        return max(tokens, self._fits)
+        return min(most, int((self._fits + self._too_long) / 2) if self._fits else int(self._too_long / 2))
 
     def observe_memory(self, task: Task, *, fitted: bool) -> None:
         """Learn whether training on a task fitted. An out-of-memory error below what has fitted was something else."""

@@ -11,7 +11,7 @@ import math
 import signal
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -36,6 +36,7 @@ from arc_ttt.submission import Submission
 POLL_S = 0.2
 WRITE_EVERY_S, WRITE_MOST_S = 0.5, 60.0
 MEMORY_EVERY_S, LOW_MEMORY = 1.0, 512 * 1024**2  # how often memory is looked at, and what is too little of it
+OVERDUE_S = 120.0  # beyond its time, after which a job that still shows progress is called back
 WRITE_SHARE = 0.2  # of the coordinator's time at most goes into writing, however slow the disk is
 
 
@@ -59,11 +60,24 @@ class Workers(Protocol):
 
     def retire(self, slot: int) -> None: ...
 
+    def cancel(self, slot: int, cause: str) -> None: ...
+
     def kill(self, slot: int, cause: str) -> Death: ...
 
     def greet(self, hello: Mapping[str, Any]) -> None: ...
 
     def stop(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A job on a worker. number: tells a late message from one of this job. ends_s: when it should have ended by its
+    prediction; until_s: when the worker was told to end it."""
+
+    job: Job
+    number: int
+    ends_s: float
+    until_s: float
 
 
 @dataclass(slots=True)
@@ -146,9 +160,8 @@ class Coordinator:
         self._task_json: dict[str, dict[str, Any]] = {}
         self._ended: Counter[str] = Counter()
         self._ready: set[int] = set()
-        self._jobs: dict[int, Job] = {}
+        self._jobs: dict[int, _Running] = {}  # by slot
         self._job_number = 0
-        self._numbers: dict[int, int] = {}  # of the jobs by slot, which tell a late message from one of the present job
         self._dirty = True
         self._next_write_s = -math.inf
         self._joint_path = ""
@@ -230,6 +243,7 @@ class Coordinator:
         while not self._over():
             self._watch_memory()
             self._start_missing()
+            self._call_back_overdue()
             self._dispatch()
             if not self._jobs and not self._anything_coming():
                 return
@@ -325,9 +339,11 @@ class Coordinator:
             if job is None:
                 continue
             self._job_number += 1
-            self._jobs[slot], self._numbers[slot] = job, self._job_number
-            self.ledger.spend(slot, self.clock.now(), IDLE)
-            self.fleet.send(slot, {"type": "job", "id": self._job_number, "kind": job.kind, **self._body(job, slot)})
+            body, now_s = self._body(job, slot), self.clock.now()
+            predicted_s = job.predicted_s * (1.0 if slot in self.program_slots else self.cost.drift(slot))
+            self._jobs[slot] = _Running(job, self._job_number, now_s + predicted_s, body.get("until", math.inf))
+            self.ledger.spend(slot, now_s, IDLE)
+            self.fleet.send(slot, {"type": "job", "id": self._job_number, "kind": job.kind, **body})
             self.journal.append(
                 "job",
                 slot=slot,
@@ -335,8 +351,29 @@ class Coordinator:
                 task_id=job.task_id,
                 number=job.number,
                 share=round(job.share, 4),
-                predicted_s=round(job.predicted_s * self.cost.drift(slot), 2),
+                predicted_s=round(predicted_s, 2),
             )
+
+    def _call_back_overdue(self) -> None:
+        """End jobs that show progress long after the time at which their workers were told to end them."""
+        now_s = self.clock.now()
+        for slot, running in self._jobs.items():
+            if now_s > running.until_s + OVERDUE_S:
+                self._call_back(slot, "goes on beyond its time")
+
+    def _call_back_superseded(self, task_id: str) -> None:
+        """End jobs over a task that a program seems to have solved meanwhile, where others have more to gain."""
+        for slot, running in self._jobs.items():
+            left_s = running.ends_s - self.clock.now()
+            if running.job.task_id == task_id and self.plan.superseded(running.job, left_s):
+                self._call_back(slot, "a program is taken for right")
+
+    def _call_back(self, slot: int, cause: str) -> None:
+        """Ask a worker to end its job with what it has; one that does not is killed."""
+        running = self._jobs[slot]
+        self._jobs[slot] = replace(running, ends_s=-math.inf, until_s=math.inf)  # asked once
+        self.journal.append("cancel", slot=slot, task_id=running.job.task_id, cause=cause)
+        self.fleet.cancel(slot, cause)
 
     def _body(self, job: Job, slot: int) -> dict[str, Any]:
         if job.kind == JOINT:
@@ -369,8 +406,8 @@ class Coordinator:
 
     def _heard(self, message: Message) -> None:
         body = message.body
-        number = self._numbers.get(message.slot)
-        job = self._jobs.get(message.slot) if body.get("job", number) == number else None
+        running = self._jobs.get(message.slot)
+        job = running.job if running is not None and body.get("job", running.number) == running.number else None
         if body["type"] == "fatal":
             self._model_failed(message.slot, body)
         elif body["type"] == "ready" and message.slot not in self._ready:
@@ -458,7 +495,10 @@ class Coordinator:
         self._outcome(job, outcome, str(body.get("reason", "")), _number(body, "seconds"))
         if job.kind == SYNTHESIS:
             self.cost.observe_program(job.number, _number(body, "seconds"))
-            self.plan.program_done(job, sure=self.findings.sure(job.task_id))
+            sure = self.findings.sure(job.task_id)
+            self.plan.program_done(job, sure=sure)
+            if sure:
+                self._call_back_superseded(job.task_id)
             return
         if body.get("degraded"):
             self.result.degraded.append(job.task_id)
@@ -491,7 +531,8 @@ class Coordinator:
 
     def _died(self, death: Death) -> None:
         self.result.deaths.append(death.cause)
-        job = self._jobs.pop(death.slot, None)
+        running = self._jobs.pop(death.slot, None)
+        job = running.job if running is not None else None
         self.ledger.spend(death.slot, self.clock.now(), KILLED if job else IDLE if death.slot in self._ready else LOAD)
         if death.slot not in self.program_slots:
             self._be_careful(death)
@@ -534,7 +575,8 @@ class Coordinator:
         self._next_write_s = now_s + min(WRITE_MOST_S, max(WRITE_EVERY_S, (now_s - start_s) / WRITE_SHARE))
 
     def _status(self) -> Status:
-        running = [f"{job.kind} {job.task_id or 'all tasks'}" for job in self._jobs.values()]
+        jobs = [running.job for running in self._jobs.values()]
+        running = [f"{job.kind} {job.task_id or 'all tasks'}" for job in jobs]
         counts = (self._ended[BASE], self._ended[TTT], self._ended[SYNTHESIS])
         return Status(self.clock.now() - self.start_s, self.result.limit_s, *counts, len(self.tasks), running)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from arc_ttt.deadline import REAL_CLOCK, Clock
+from arc_ttt.events import Outcome
 from arc_ttt.faults import device_lost
 from arc_ttt.fleet import EXIT_DEVICE_LOST, Death, Message
 from arc_ttt.worker import Server, load_server
@@ -61,8 +62,10 @@ class Twin:
             self._jobs[slot] = json.loads(json.dumps(dict(body)))
 
     def cancel(self, slot: int, cause: str) -> None:
-        """Take back a job that has not begun."""
-        self._jobs.pop(slot, None)
+        """Take back a job that has not begun; none ever is under way when this is called."""
+        job = self._jobs.pop(slot, None)
+        if job is not None:
+            self._say(slot, {"type": "done", "job": job["id"], "outcome": Outcome.CUT, "reason": cause})
 
     def kill(self, slot: int, cause: str) -> Death:
         """Forget the worker of a slot, between jobs."""
