@@ -29,6 +29,7 @@ def make_plan(
     base_s: float = 1.0,
     searches: int = 0,
     passes: int = 1,
+    order: str = "rungs",
 ) -> Plan:
     """A plan in which training task i takes `seconds[i]` times its share, its base pass `base_s` of that, and pass n of
     synthesis 10 * (n + 1) seconds."""
@@ -42,6 +43,7 @@ def make_plan(
         budget_s,
         passes=passes,
         least_share=0.25,
+        order=order,
         joint=joint,
         base_share=0.2 if base else 0.0,
         synthesis_share=0.5,
@@ -343,6 +345,14 @@ def test_a_running_job_is_superseded_by_a_sure_program_while_others_have_more_to
     assert other is not None
     assert not plan.superseded(other, 15.0)  # without a program
     assert not plan.superseded(running, 15.0)  # nothing else waits any more
+
+
+@pytest.mark.parametrize(("order", "expected"), [("first-come", "cab"), ("shortest", "abc")])
+def test_orders_to_compare_with_give_each_task_one_full_training(order: str, expected: str) -> None:
+    plan = make_plan({"c": 3.0, "a": 1.0, "b": 2.0}, passes=8, order=order)
+    jobs = drain(plan)
+    assert "".join(job.task_id for job in jobs) == expected
+    assert {(job.kind, job.share, job.number) for job in jobs} == {(TTT, 1.0, 0)}
 
 
 def test_synthesis_keeps_to_its_share_where_it_shares_the_cores() -> None:

@@ -189,6 +189,7 @@ class Coordinator:
             passes=ttt.passes if ttt.scope in ("per-task", "joint") else 1,
             least_share=least_share(math.ceil(ttt.max_sequences * ttt.epochs / ttt.batch_sequences)),
             device_share=1 - self.settings.synthesis.share if shared else 1.0,
+            order=self.settings.run.order,
             joint=ttt.scope if ttt.scope in ("shared", "joint") else "",
             base_share=decode.base_share if decode.base_views > 0 else 0.0,
             synthesis_share=self.settings.synthesis.share if self.cores else 1.0,

@@ -90,9 +90,11 @@ class Plan:
     predict: seconds of a job by task, kind and share. budget_s: device-seconds of the whole run. passes: trainings of a
     task, the first of them short; 1 means a single full one. least_share: below it a training is not worth its start.
     device_share: part of the budget that synthesis leaves to trainings.
-    joint: whether a stage over all tasks must come before any adapter ("" none, else its scope). base_share,
-    synthesis_share: parts of the budget that base passes and, where it shares the devices' cores, synthesis may take
-    first. synthesis_passes, predict_program: how many passes of rising effort there are (0: none), and their seconds.
+    order: "rungs", or to compare with: "shortest" or "first-come", one full training of each task in that order and no
+    base passes. joint: whether a stage over all tasks must come before any adapter ("" none, else its scope).
+    base_share, synthesis_share: parts of the budget that base passes and, where it shares the devices' cores, synthesis
+    may take first. synthesis_passes, predict_program: how many passes of rising effort there are (0: none), and their
+    seconds.
     """
 
     tasks: Sequence[Task]
@@ -101,6 +103,7 @@ class Plan:
     passes: int = 1
     least_share: float = FIRST_LEAST
     device_share: float = 1.0
+    order: str = "rungs"
     joint: str = ""
     base_share: float = 0.2
     synthesis_share: float = 1.0
@@ -111,6 +114,7 @@ class Plan:
     spent_s: dict[str, float] = field(default_factory=dict)
     joint_state: str = ""
     _tasks: dict[str, Task] = field(default_factory=dict)
+    _places: dict[str, int] = field(default_factory=dict)  # of the tasks as they came
     _states: dict[str, _State] = field(default_factory=dict)
     _base: list[str] = field(default_factory=list)
     _first: list[str] = field(default_factory=list)
@@ -122,6 +126,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         self._tasks = {task.task_id: task for task in self.tasks}
+        self._places = {task_id: place for place, task_id in enumerate(self._tasks)}
+        if self.order != "rungs":
+            self.passes, self.base_share = 1, 0.0
         self._states = {task_id: _State() for task_id in self._tasks}
         self.spent_s = dict.fromkeys((BASE, TTT, SYNTHESIS), 0.0)
         self.joint_state = "waiting" if self.joint else "done"
@@ -265,6 +272,10 @@ class Plan:
 
     def _rate(self, task_id: str) -> float:
         """Expected gain a second of a task's next training, negative: the best comes first."""
+        if self.order == "first-come":
+            return self._places[task_id]
+        if self.order == "shortest":
+            return self._training(task_id).predicted_s
         state = self._states[task_id]
         beyond = state.number - len(GAINS) + 1
         gain = GAINS[state.number] if beyond <= 0 else GAINS[-1] * LATER**beyond

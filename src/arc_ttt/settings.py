@@ -236,6 +236,9 @@ class RunSettings:
     """Numeric threads of a worker on a CPU."""
     in_process: bool = False
     """Work in the coordinator's own process, one job after another: for debuggers. Nothing guards against a hang."""
+    order: str = "rungs"
+    """rungs: a cheap pass over every task, a short training of each, then what promises most. To compare with: shortest
+    (predicted) or first-come, one full training of each task in that order."""
     resume: bool = True
     """Go on where a run with the same tasks and settings was killed in the same folder."""
     seed: int = 0
@@ -243,6 +246,7 @@ class RunSettings:
     def __post_init__(self) -> None:
         _within("run.limit_s", self.limit_s, 5)
         _within("run.reserve_s", self.reserve_s, 0, self.limit_s * 0.9)
+        _one_of("run.order", self.order, ("rungs", "shortest", "first-come"))
         _within("run.workers", self.workers, 0, 64)
         _within("run.threads", self.threads, 1, 256)
         _within("run.seed", self.seed, 0, 2**63 - 1)
