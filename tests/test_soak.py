@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
+import os
 import random
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from arc_ttt.events import read_journal
-from fake_run import Process, worker_script
+from arc_ttt.submission import check_submission
+from fake_run import ROOT, Process, worker_script
 
 TROUBLE = """
 import random
@@ -82,3 +90,66 @@ def test_two_hundred_runs_under_all_faults(tmp_path: Path) -> None:
     deaths, passes = (sum(run[name] for run in figures) for name in ("deaths", "passes"))
     print(f"{len(figures)} runs, {deaths} deaths, {passes} passes, to spare {spare[0]:.2f} s at least")
     assert len(figures) == 200
+
+
+def real_run(out: Path, *, limit_s: float, tasks: int, seed: int, draws: random.Random) -> tuple[float, int, int]:
+    """`kernel.py` with its embedded model, as a person calls it, while workers are killed at random instants.
+
+    Returns the seconds to spare, the workers killed and the passes that ended.
+    """
+    command = [
+        sys.executable,
+        str(ROOT / "kernel.py"),
+        "--limit",
+        f"{limit_s}s",
+        "--out",
+        str(out),
+        "--seed",
+        str(seed),
+    ]
+    began_s, killed = time.monotonic(), 0
+    with (out.parent / f"{out.name}.log").open("wb") as log:
+        process = subprocess.Popen([*command, "--first", str(tasks)], stdout=log, stderr=log, start_new_session=True)
+    while process.poll() is None:
+        if time.monotonic() - began_s > limit_s:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise AssertionError(f"past its limit of {limit_s} s")
+        time.sleep(0.05)
+        if draws.random() < 0.05 / 40:  # one in forty seconds
+            workers = children_of(process.pid)
+            if workers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(draws.choice(workers), signal.SIGKILL)
+                killed += 1
+    seconds = time.monotonic() - began_s
+    assert process.returncode == 0
+    document = json.loads((out / "submission.json").read_text())
+    assert len(document) == tasks
+    check_submission(document, {task_id: len(answers) for task_id, answers in document.items()})
+    events = read_journal(out / "events.jsonl")
+    return limit_s - seconds, killed, sum(event["event"] == "done" for event in events)
+
+
+def children_of(pid: int) -> list[int]:
+    """Worker processes of a coordinator, its dead-man left out."""
+    workers = []
+    for number in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(OSError):
+            if b"arc_ttt.worker" in Path(f"/proc/{number}/cmdline").read_bytes():
+                workers.append(int(number))
+    return workers
+
+
+@pytest.mark.slow
+def test_twenty_runs_of_the_embedded_model_while_workers_are_killed(tmp_path: Path) -> None:
+    """Limits from 45 seconds to 5 minutes, sets of 1 to 400 evaluation tasks."""
+    draws, figures = random.Random(0), []
+    for number in range(20):
+        limit_s = round(math.exp(draws.uniform(math.log(45), math.log(300))), 1)
+        tasks = draws.choice([1, 12, 80, 400])
+        figures.append(real_run(tmp_path / str(number), limit_s=limit_s, tasks=tasks, seed=number, draws=draws))
+        print(
+            f"limit {limit_s} s, {tasks} tasks: %.1f s to spare, %d workers killed, %d passes" % figures[-1], flush=True
+        )
+    assert len(figures) == 20
+    assert sum(passes for _, _, passes in figures) > 0
