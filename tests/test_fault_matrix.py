@@ -91,7 +91,7 @@ def test_f1_workers_killed_at_random_instants(tmp_path: Path, seed: int, kills: 
         tmp_path,
         "time.sleep(0.02); answer(job)",
         tasks=count,
-        limit_s=60.0 + kills / 2,
+        limit_s=60.0 + 2 * kills,
         patience=dataclasses.replace(QUICK, deaths=1000),
         on_status=kill_at_random(seed, kills, 0.1),
     )
