@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -50,6 +51,21 @@ def poll_for(fleet: Fleet, what: str, seconds: float = 20.0) -> list[Message | D
         if any(isinstance(e, Death) or e.body["type"] == what for e in events):
             return events
     raise AssertionError(events)
+
+
+def test_a_worker_of_synthesis_gives_way_within_its_session_and_beyond(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "arc_ttt.worker", "synthesis"]
+    hello = make_hello(settings_of(600.0, {}), Deadline.after(600.0))
+    made = Fleet([command], hello, [{"PYTHONPATH": python_path()[0]}], tmp_path / "logs", patience=QUICK)
+    try:
+        assert made.start(0)
+        poll_for(made, "ready")
+        process = Path("/proc") / str(made.pid(0))
+        assert os.getpriority(os.PRIO_PROCESS, made.pid(0)) == worker.NICENESS
+        if (process / "autogroup").exists():
+            assert (process / "autogroup").read_text().split()[-1] == str(worker.NICENESS)
+    finally:
+        made.stop()
 
 
 @pytest.fixture

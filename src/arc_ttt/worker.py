@@ -210,7 +210,7 @@ class ProgramServer(Server):
     def __init__(self, settings: Settings, hello: dict[str, Any], send: Send, inbox: Inbox | None) -> None:
         super().__init__(settings, hello, send, inbox)
         if inbox is not None:  # a process of its own
-            os.nice(NICENESS)
+            _give_way(NICENESS)
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         self.about = {"device": "synthesis"}
@@ -343,6 +343,14 @@ def _write(channel: IO[bytes], body: dict[str, Any]) -> None:
     line = memoryview(json.dumps(body).encode() + b"\n")
     while line:
         line = line[channel.write(line) :]
+
+
+def _give_way(niceness: int) -> None:
+    """Let other processes go first, also those of other sessions: where the kernel shares cores out among sessions
+    (autogroups), the niceness of a process counts only within its own."""
+    os.nice(niceness)
+    with contextlib.suppress(OSError):  # no such kernel
+        Path("/proc/self/autogroup").write_text(str(niceness))
 
 
 def _offer_to_the_oom_killer(score: str) -> None:
