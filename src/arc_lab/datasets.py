@@ -70,6 +70,23 @@ def load_dataset(name: str) -> Dataset:
     return Dataset(path.name, loaded, _solutions_beside(path))
 
 
+def read_ids(text: str) -> list[str]:
+    """Task ids from a list with commas, or from a file of them, with commas, spaces or line ends between.
+
+    Raises:
+        SettingsError: there is no id in it, or the file cannot be read.
+    """
+    path = Path(text).expanduser()
+    try:
+        listed = re.split(r"[,\s]+", path.read_text(encoding="utf-8")) if os.path.isfile(path) else text.split(",")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--ids {text}: cannot be read: {error}") from error
+    ids = [task_id.strip() for task_id in listed if task_id.strip()]
+    if not ids:
+        raise SettingsError("--ids names no task")
+    return ids
+
+
 def select(dataset: Dataset, ids: Sequence[str]) -> Dataset:
     """Only the tasks with these ids, in the order of the data set.
 

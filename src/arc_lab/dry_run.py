@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from arc_lab.datasets import DATASETS, Dataset, load_dataset, select
+from arc_lab.datasets import DATASETS, Dataset, load_dataset, read_ids, select
 from arc_lab.evaluate import Summary, TaskScore, score_task, summarize
 from arc_ttt.checkpoints import SIZES, model_folder, read_config
 from arc_ttt.cost import BASE, SYNTHESIS, TTT, work
@@ -56,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"{', '.join(DATASETS)} (ARC-AGI-1; ttt80 is the paper's subset), or a challenges file, a task file or a "
         "folder of task files, or PACK:N for N tasks of a training pack's held-out generators (default: evaluation)",
     )
-    add("--ids", default="", metavar="ID,ID", help="only these tasks")
+    add("--ids", default="", metavar="ID,ID|FILE", help="only these tasks; or a file with their ids")
     add("--first", type=int, metavar="N", help="only the N tasks that are predicted to be cheapest")
     add("--limit", default="5m", metavar="TIME", help="simulated time limit: 90s, 20m, 12h (default: 5m)")
     add("--workers", type=int, metavar="N", help="worker processes (default: one a GPU, or two on a CPU)")
@@ -147,9 +147,8 @@ def _dataset(options: argparse.Namespace, settings: Settings) -> Dataset:
     except TaskFileError as error:
         print(f"kernel.py: {error}; there are no tasks to run", file=sys.stderr)
         dataset = Dataset(options.tasks, LoadedTasks((), (), {}), Solutions({}))
-    if options.ids and not options.ids.replace(",", " ").strip():
-        raise SettingsError("--ids names no task")
-    dataset = select(dataset, [task_id.strip() for task_id in options.ids.split(",") if task_id.strip()])
+    if options.ids:
+        dataset = select(dataset, read_ids(options.ids))
     if options.first is not None:
         cheapest = sorted(dataset.loaded.tasks, key=lambda task: work(task, TTT, settings))[: options.first]
         dataset = select(dataset, [task.task_id for task in cheapest]) if cheapest else dataset
