@@ -129,7 +129,7 @@ def test_costs_before_and_after_test_time_training_go_on_after_an_interruption(
     monkeypatch.setattr(Measurement, "_exact", lambda *_: pytest.fail("measured a second time"))
     monkeypatch.setattr(Measurement, "_solved", solved)
     costs = measure(model, nf4, pack, settings, sequences=6, tasks=2, kept=kept, say=said.append)
-    second = held_out_tasks(pack, 2, 1024)[1][0].task_id
+    second = held_out_tasks(pack, 2, 512)[1][0].task_id
     assert computed == [("plain weights", second), ("four bits", second)]
     assert {name: cost["n"] for name, cost in costs.items()} == {
         "pairs of seen generators, before": 6,
