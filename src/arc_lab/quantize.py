@@ -177,7 +177,10 @@ class Measurement:
 
     def of_pairs(self, pack: Pack, split: str, count: int) -> Cost:
         """On held pairs (split: as `measuring_sequences`), without test-time training."""
-        sequences = measuring_sequences([pack], split, count, self.settings.ttt.max_sequence_tokens)
+        drawn = measuring_sequences(
+            [pack], split, 4 * count, self.settings.ttt.max_sequence_tokens
+        )  # many are too long
+        sequences = drawn[:: max(1, len(drawn) // count)][:count]
         right = {}
         for kind in WEIGHTS:
             name = f"{count} pairs, {split}, {kind}"
