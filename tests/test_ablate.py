@@ -59,8 +59,8 @@ def test_two_variants_are_run_once_and_compared(tmp_path: Path, capsys: pytest.C
     (tmp_path / "easy.json").write_text(json.dumps({"easy": task, "other": task}))
     (tmp_path / "ids.txt").write_text("easy\n")
     out = tmp_path / "out"
-    quick = ["ttt.max_sequences=8", "decode.views=2", "decode.base_views=1", "ttt.rank=4"]
-    argv = ["--tasks", str(tmp_path / "easy.json"), "--limit", "90s", "--out", str(out), "--only", "fine-tuned"]
+    quick = ["ttt.max_sequences=8", "ttt.passes=1", "decode.views=2", "decode.base_views=1", "ttt.rank=4"]
+    argv = ["--tasks", str(tmp_path / "easy.json"), "--limit", "10m", "--out", str(out), "--only", "fine-tuned"]
     argv += ["--ids", str(tmp_path / "ids.txt"), "--variant", "one-view decode.views=1"]
     argv += ["--workers", "1", *(word for change in quick for word in ("--set", change))]
     assert main(argv) == 0
