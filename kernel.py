@@ -4,6 +4,7 @@ On Kaggle (no arguments, no network) it finds the mounted competition, wheels an
 Anywhere else it runs public ARC tasks with the embedded model under a simulated time limit: `python kernel.py --help`.
 """
 
+import io
 import json
 import os
 import signal
@@ -28,6 +29,36 @@ COMMIT_TASKS = 4  # tasks of the public commit run; the scoring rerun always tak
 COMMIT_STRICT = True  # a commit run that had to do with less than SETTINGS ask for ends as an error, before it counts
 
 ROOT = Path(os.environ.get("ARC_KAGGLE_ROOT", "/kaggle"))
+
+
+class LastingStream(io.FileIO):
+    """What stdout or stderr writes to. Once nobody can take it any more (the reader is gone, the disk is full, the
+    terminal hung up), all further text goes nowhere: no run is lost because of what it says."""
+
+    def write(self, text):  # type: ignore[no-untyped-def]
+        try:
+            return super().write(text)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return len(text)
+
+
+def last(name: str, number: int) -> None:
+    """Let sys.stdout or sys.stderr outlive its reader. Those of a notebook stay as they are."""
+    stream, how = getattr(sys, name), {"encoding": "utf-8"}
+    if stream is None:  # closed from the start
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        if nowhere != number:
+            os.dup2(nowhere, number)
+            os.close(nowhere)
+    elif type(stream) is io.TextIOWrapper and stream.fileno() == number:
+        how = {n: getattr(stream, n) for n in ("encoding", "errors", "line_buffering", "write_through")}
+    else:
+        return
+    raw = LastingStream(number, "w", closefd=False)
+    setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), **how))
 
 
 def make_importable() -> str:
@@ -101,5 +132,7 @@ def at_home() -> int:
 if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _frame: SIGNALS.append(number))
+    last("stdout", 1)
+    last("stderr", 2)
     mounted = "KAGGLE_KERNEL_RUN_TYPE" in os.environ or (ROOT / "input").is_dir()
     sys.exit(on_kaggle() if mounted and len(sys.argv) == 1 else at_home())

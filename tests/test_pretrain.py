@@ -33,7 +33,7 @@ from arc_lab.pretrain_data import (
     packed_row,
     packed_rows,
 )
-from arc_lab.pretrain_loop import Trainer, exact_match, moved
+from arc_lab.pretrain_loop import Group, Trainer, exact_match, moved
 from arc_lab.pretrain_model import (
     PRESETS,
     Muon,
@@ -459,6 +459,45 @@ def test_a_damaged_checkpoint_is_refused(pack_file: Path, tmp_path: Path) -> Non
         state.write_text(damaged_text)
         with pytest.raises(CheckpointError, match=words):
             run(pack_file, settings_of(steps=2), options)
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        ({"size": 2}, "training processes=1, now it is 2"),
+        ({"live": "/else/reasoning_gym-0.1.25.whl"}, "live generators=, now it is reasoning_gym-0.1.25.whl"),
+        ({"compile": True}, "compile=False, now it is True"),
+        ({"dtype": torch.float16}, "resolved dtype=float32, now it is float16"),
+        ({"threads": 7}, r"threads=\d, now it is 7"),
+    ],
+)
+def test_a_checkpoint_made_under_other_conditions_is_refused(
+    pack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: dict[str, Any], words: str
+) -> None:
+    """Whatever would change the batches or the rounding; the checkpoint stays as it was."""
+    settings = settings_of(steps=3, dtype="float32")
+    part = run(pack_file, settings, options_of(tmp_path, stop_after_steps=1))
+    assert not part["finished"]
+    files = {path: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
+    options = options_of(tmp_path, **{name: value for name, value in now.items() if name in ("live", "compile")})
+    if "dtype" in now:
+        monkeypatch.setattr("arc_lab.pretrain_loop.compute_dtype", lambda name, device: now["dtype"])
+    if "threads" in now:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: now["threads"])
+    group, pack = Group(0, now.get("size", 1), CPU), read_pack(pack_file)
+    with pytest.raises(CheckpointError, match=words):
+        Trainer(settings, options, Feed([pack], DATA), {}, [pack.sha256], group, say=lambda text: None)
+    assert files == {path: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
+
+
+def test_a_checkpoint_that_says_nothing_of_its_conditions_goes_on(pack_file: Path, tmp_path: Path) -> None:
+    options = options_of(tmp_path)
+    run(pack_file, settings_of(steps=3), options_of(tmp_path, stop_after_steps=1))
+    path = options.checkpoints / "checkpoint.json"
+    state = json.loads(path.read_text())
+    assert state.pop("conditions")["training processes"] == 1
+    path.write_text(json.dumps(state))
+    assert run(pack_file, settings_of(steps=3), options)["finished"]
 
 
 @pytest.mark.parametrize(

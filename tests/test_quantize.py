@@ -12,10 +12,20 @@ import torch
 from arc_lab.datasets import held_out_tasks
 from arc_lab.packs import Pack, pair_bytes, read_pack, write_pack
 from arc_lab.pretrain_model import PRESETS, Preset, new_llama, save_model
-from arc_lab.quantize import SMALL, Cost, different_tensors, main, measure, quantize
+from arc_lab.quantize import (
+    SMALL,
+    Cost,
+    Measured,
+    Measurement,
+    cost_lines,
+    different_tensors,
+    main,
+    measure,
+    quantize,
+)
 from arc_ttt.checkpoints import EMBEDDED
 from arc_ttt.errors import ModelError
-from arc_ttt.grids import freeze
+from arc_ttt.grids import Grid, Task, freeze
 from arc_ttt.model import load_model
 from arc_ttt.settings import ModelSettings, Settings
 
@@ -90,14 +100,66 @@ def test_tasks_of_held_out_groups_hold_no_answer(pack: Pack) -> None:
     assert all(task.task_id.startswith("rearc-held-out") for task, _ in tasks)
 
 
-def test_costs_before_and_after_test_time_training(model: Path, nf4: Path, pack: Pack) -> None:
+def test_costs_before_and_after_test_time_training_go_on_after_an_interruption(
+    model: Path, nf4: Path, pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = Settings().override([*SMALL.items(), ("ttt.max_sequences", 4), ("ttt.rank", 4)])
-    costs = measure(model, nf4, pack, settings, sequences=6, tasks=2)
+    kept, said, real = tmp_path / "kept.json", list[str](), Measurement._solved
+
+    def told(line: str) -> None:
+        said.append(line)
+        if "1 of 2 tasks" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(model, nf4, pack, settings, sequences=6, tasks=2, kept=kept, say=told)
+    assert [line.split("  ")[1].split(":")[0] for line in said] == [
+        "6 pairs, train, plain weights",
+        "6 pairs, train, four bits",
+        "6 pairs, held-out, plain weights",
+        "6 pairs, held-out, four bits",
+        "1 of 2 tasks",
+    ]
+    computed = []
+
+    def solved(self: Measurement, kind: str, task: Task, answer: Grid) -> tuple[bool, bool]:
+        computed.append((kind, task.task_id))
+        return real(self, kind, task, answer)
+
+    monkeypatch.setattr(Measurement, "_exact", lambda *_: pytest.fail("measured a second time"))
+    monkeypatch.setattr(Measurement, "_solved", solved)
+    costs = measure(model, nf4, pack, settings, sequences=6, tasks=2, kept=kept, say=said.append)
+    second = held_out_tasks(pack, 2, 512)[1][0].task_id
+    assert computed == [("plain weights", second), ("four bits", second)]
     assert {name: cost["n"] for name, cost in costs.items()} == {
-        "seen generators, before": 6,
-        "held-out generators, before": 6,
-        "held-out generators, after": 2,
+        "pairs of seen generators, before": 6,
+        "pairs of held-out generators, before": 6,
+        "tasks of held-out generators, before": 2,
+        "tasks of held-out generators, after": 2,
     }
+    again = measure(model, nf4, pack, settings, sequences=6, tasks=2, kept=kept, say=said.append)
+    assert again == costs
+    assert len(computed) == 2
+
+
+def test_what_was_kept_counts_for_the_same_question_alone(tmp_path: Path) -> None:
+    path = tmp_path / "kept.json"
+    assert Measured(path, "one").part("a", lambda: [True, False]) == (True, False)
+    assert Measured(path, "one").part("a", lambda: pytest.fail("known")) == (True, False)
+    assert Measured(path, "two").part("a", lambda: [False]) == (False,)
+    path.write_text("[1, 2")
+    assert Measured(path, "two").part("a", lambda: [True]) == (True,)
+
+
+def test_a_cost_of_more_than_two_points_is_followed_by_advice() -> None:
+    much = Cost((True,) * 100, (True,) * 90 + (False,) * 10)
+    assert [line.strip()[:18] for line in cost_lines({"x": much.document()})] == [
+        "x test-time traini",
+        "more than 2 points",
+    ]
+    noisy = Cost((True,) * 20, (True,) * 19 + (False,))
+    assert "within two standard errors" in cost_lines({"x": noisy.document()})[-1]
+    assert len(cost_lines({"x": Cost((True,) * 100, (True,) * 99 + (False,)).document()})) == 1
 
 
 def test_refusals(model: Path, nf4: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,17 @@ from typing import Any
 import pytest
 
 from arc_lab.bundle import METADATA, Build, build_wheel
-from arc_lab.rehearse import Rehearsal, Stage, can_isolate, clean_interpreter, judge, kernel_with, perform, set_stage
+from arc_lab.rehearse import (
+    Rehearsal,
+    Stage,
+    can_isolate,
+    clean_interpreter,
+    judge,
+    kernel_with,
+    main,
+    perform,
+    set_stage,
+)
 from arc_lab.wheels import WHEELS, members, read_image, read_lock, state
 from arc_ttt.bootstrap import CHALLENGES
 
@@ -52,6 +62,31 @@ def run(stage: Stage, *, rerun: bool = True, disk_kib: int = -1) -> Rehearsal:
 def told(result: Rehearsal, *words: str) -> bool:
     """Whether one line of the log has all the words."""
     return any(all(word in line for word in words) for line in result.log.splitlines())
+
+
+@pytest.mark.parametrize("isolated", [False, pytest.param(True, marks=namespaces)])
+@pytest.mark.parametrize(
+    ("own", "gpu", "seen"), [("1", True, "1"), (None, True, None), ("1", False, ""), (None, False, "")]
+)
+def test_the_script_sees_gpus_only_where_it_is_lent_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isolated: bool, own: str | None, gpu: bool, seen: str | None
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if own is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", own)
+    stage = Stage(tmp_path / "kaggle", isolated)
+    for name in ("src", "input", "working", "temp"):
+        (stage.root / name).mkdir(parents=True)
+    (stage.root / "src" / "script.py").write_text("import os; print(repr(os.environ.get('CUDA_VISIBLE_DEVICES')))")
+    assert perform(stage, Path(sys.executable), limit_s=60.0, rerun=True, gpu=gpu).log.strip() == repr(seen)
+
+
+def test_a_gpu_that_is_not_there_is_not_pretended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert main(["--bundle", str(tmp_path), "--gpu"]) == 2
+    assert "no NVIDIA GPU" in capsys.readouterr().err
 
 
 @namespaces

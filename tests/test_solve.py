@@ -124,6 +124,7 @@ def test_candidates_come_back_undone(solver: TaskSolver, monkeypatch: pytest.Mon
     answers = solver.answer(OTHER, Deadline.never())
     drawn = sample_views(5, 2, task_rng(0, "other", "views 0"))
     assert len(views) == len(drawn) == len(answers.candidates)
+    assert [candidate.view for candidate in answers.candidates] == list(range(5))
     for view, written, candidate in zip(drawn, views, answers.candidates, strict=True):
         assert grid_bytes(view.apply(candidate.grid)) == grid_bytes(written.grid)
         assert candidate.group == view.group

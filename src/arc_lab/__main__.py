@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import select
 import sys
 
 COMMANDS = {  # command: (module with `main(argv) -> exit status`, one sentence of help)
@@ -44,5 +46,33 @@ def main(argv: list[str]) -> int:
     return 0 if argv else 2
 
 
+READER_GONE = 128 + 13  # what a shell says of a program that SIGPIPE ended
+
+
+def run(argv: list[str]) -> int:
+    """`main`, ended without a word once the reader of its output is gone, as in `arc_lab simulate | head -3`."""
+    try:
+        try:
+            return main(argv)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        gone = [number for number in (1, 2) if _reader_is_gone(number)]
+        if not gone:  # of a process of the command's own: that is an error
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for number in gone:  # what is still in its buffer goes there
+            os.dup2(nowhere, number)
+        return READER_GONE
+
+
+def _reader_is_gone(number: int) -> bool:
+    """Whether the pipe that a file descriptor writes to has no reader any more."""
+    poll = select.poll()
+    poll.register(number, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:]))

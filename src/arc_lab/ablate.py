@@ -2,10 +2,13 @@
 
     python -m arc_lab ablate --tasks ttt80 --limit 10m --out local/ablations
     python -m arc_lab ablate --tasks local/rearc.pack:100 --only full,no-augmentation --limit 20m --out local/ablations
+    python -m arc_lab ablate --tasks local/rearc.pack:100 --only none --variant "rank-64 ttt.rank=64 ttt.alpha=64"
 
 Every variant is one dry run under the same limit, without program synthesis. A variant whose report stands in OUT
 already, of the same options and weights, is not run again. A task counts as solved when all its test inputs are right
-at two attempts. Differences are taken over the tasks that both the variant and the full method answered.
+at two attempts; "any candidate" counts it when the right grids are among all that the model wrote. Differences are
+taken over the tasks that both the variant and the full method answered. Seconds are those of the task's passes on the
+device, training and decoding together, mean over the answered tasks.
 """
 
 from __future__ import annotations
@@ -13,13 +16,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from arc_lab import dry_run
+from arc_lab.datasets import read_ids
+from arc_lab.evaluate import TaskScore
 from arc_ttt.checkpoints import model_folder
 from arc_ttt.cost import BASE, TTT
 from arc_ttt.deadline import REAL_CLOCK
@@ -31,6 +37,7 @@ from arc_ttt.settings import Settings
 from arc_ttt.submission import write_atomically
 
 FULL = "full"
+NONE = "none"  # for --only: no built-in variant but the full method
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +67,17 @@ VARIANTS = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Figures of a variant: tasks answered and solved; and against the full method on the tasks that both answered."""
+    """Figures of a variant: tasks answered and solved; and against the full method on the tasks that both answered.
+
+    solved: at two attempts. solved_1: at one. oracle: with any candidate. seconds: of an answered task, mean.
+    """
 
     variant: Variant
     answered: int
+    solved_1: int
     solved: int
+    oracle: int
+    seconds: float
     common: int
     won: int
     lost: int
@@ -85,7 +98,10 @@ class Row:
         return {
             "name": self.variant.name,
             "answered": self.answered,
+            "solved_at_1": self.solved_1,
             "solved": self.solved,
+            "solved_by_any_candidate": self.oracle,
+            "seconds_a_task": round(self.seconds, 2),
             "common": self.common,
             "won": self.won,
             "lost": self.lost,
@@ -95,22 +111,92 @@ class Row:
         }
 
 
-def solved_tasks(report: Mapping[str, Any]) -> dict[str, bool]:
-    """For each task that was answered (after training, or by the base where nothing trains) whether it was solved."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a variant answered one task, and in how many seconds on the device."""
+
+    score: TaskScore
+    seconds: float
+
+    @property
+    def solved(self) -> bool:
+        return self.score.solved(2)
+
+
+def answered_tasks(report: Mapping[str, Any]) -> dict[str, Answer]:
+    """The tasks that were answered (after training, or by the base where nothing trains), by their ids."""
     found = {}
     for task_id, row in report["by_task"].items():
         stage = row.get(TTT) or (row.get(BASE) if report["settings"]["ttt"]["scope"] == "none" else None)
         if stage and "ranks" in stage:
-            found[task_id] = all(1 <= rank <= 2 for rank in stage["ranks"])
+            found[task_id] = Answer(TaskScore(task_id, tuple(stage["ranks"])), stage["seconds"])
     return found
 
 
-def compare(variant: Variant, own: Mapping[str, bool], full: Mapping[str, bool]) -> Row:
-    """The row of a variant from what it and the full method solved."""
+def compare(variant: Variant, own: Mapping[str, Answer], full: Mapping[str, Answer]) -> Row:
+    """The row of a variant from how it and the full method answered."""
     common = [task_id for task_id in own if task_id in full]
-    won = sum(own[task_id] and not full[task_id] for task_id in common)
-    lost = sum(full[task_id] and not own[task_id] for task_id in common)
-    return Row(variant, len(own), sum(own.values()), len(common), won, lost)
+    scores = [answer.score for answer in own.values()]
+    return Row(
+        variant,
+        answered=len(own),
+        solved_1=sum(score.solved(1) for score in scores),
+        solved=sum(score.solved(2) for score in scores),
+        oracle=sum(score.solved(10**9) for score in scores),
+        seconds=sum(answer.seconds for answer in own.values()) / max(1, len(own)),
+        common=len(common),
+        won=sum(own[task_id].solved and not full[task_id].solved for task_id in common),
+        lost=sum(full[task_id].solved and not own[task_id].solved for task_id in common),
+    )
+
+
+def parse_variant(text: str) -> Variant:
+    """A variant of the user's own from "NAME section.field=value ...".
+
+    Raises:
+        SettingsError: no name that can be a folder's, one of the built-in variants, or no change.
+    """
+    name, *changes = text.split() or [""]
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise SettingsError(f"--variant {text!r}: begin with a name of letters, digits, dots and dashes")
+    if name in (NONE, *(variant.name for variant in VARIANTS)):
+        raise SettingsError(f"--variant {name}: is the name of a built-in variant")
+    if not changes:
+        raise SettingsError(f"--variant {name}: name at least one setting to change, as section.field=value")
+    return Variant(name, f"{name}: {' '.join(changes)}", tuple(changes), None)
+
+
+def choose(only: str, own: Sequence[Variant]) -> list[Variant]:
+    """The full method and the variants asked for, built-in ones first.
+
+    only: names by commas; empty for all, "none" for no built-in one. Own variants are left out only where it names
+    others of them.
+
+    Raises:
+        SettingsError: a name is unknown, or two own variants have the same one.
+    """
+    names = [variant.name for variant in (*VARIANTS, *own)]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise SettingsError(f"--variant {repeated[0]}: given twice")
+    asked = {name.strip() for name in only.split(",") if name.strip()}
+    for name in sorted(asked - {*names, NONE}):
+        raise SettingsError(f"--only {name}: there are {', '.join(names)}")
+    own_asked = asked & {variant.name for variant in own}
+    built_in = [variant for variant in VARIANTS if not asked or variant.name in {*asked, FULL}]
+    return built_in + [variant for variant in own if not own_asked or variant.name in own_asked]
+
+
+def arguments(variant: Variant, options: argparse.Namespace) -> list[str]:
+    """What the dry run of a variant is called with."""
+    out = options.out / variant.name
+    argv = ["--tasks", options.tasks, "--limit", options.limit, "--out", str(out), "--seed", str(options.seed)]
+    for name in ("model", "format", "first", "workers", "ids"):
+        if getattr(options, name) is not None:
+            argv += [f"--{name}", str(getattr(options, name))]
+    for change in ("synthesis.enabled=false", *options.set, *variant.changes):
+        argv += ["--set", change]
+    return argv
 
 
 def run_variant(variant: Variant, options: argparse.Namespace) -> dict[str, Any]:
@@ -120,15 +206,11 @@ def run_variant(variant: Variant, options: argparse.Namespace) -> dict[str, Any]
         SettingsError: the dry run refused its arguments, was interrupted, or had no model.
     """
     out = options.out / variant.name
-    argv = ["--tasks", options.tasks, "--limit", options.limit, "--out", str(out), "--seed", str(options.seed)]
-    for name in ("model", "format", "first", "workers"):
-        if getattr(options, name) is not None:
-            argv += [f"--{name}", str(getattr(options, name))]
-    for change in ("synthesis.enabled=false", *options.set, *variant.changes):
-        argv += ["--set", change]
+    argv = arguments(variant, options)
     asked = out / "asked.json"
     report = out / "report.json"
-    weights = fingerprint(LoadedTasks((), (), {}), Settings(), model_folder(options.model or "", gpu=count_gpus() > 0))
+    model = dry_run.make_settings(dry_run.make_parser().parse_args(argv)).model.path
+    weights = fingerprint(LoadedTasks((), (), {}), Settings(), model_folder(model, gpu=count_gpus() > 0))
     question = json.dumps([argv, weights])
     same = asked.is_file() and asked.read_text(encoding="utf-8") == question
     if not (same and report.is_file()):
@@ -141,17 +223,38 @@ def run_variant(variant: Variant, options: argparse.Namespace) -> dict[str, Any]
     return document
 
 
+def check(variants: Iterable[Variant], options: argparse.Namespace) -> None:
+    """Refuse wrong settings before the first variant runs.
+
+    Raises:
+        SettingsError: of a variant, named.
+    """
+    for variant in variants:
+        try:
+            dry_run.make_settings(dry_run.make_parser().parse_args(arguments(variant, options)))
+        except SettingsError as error:
+            raise SettingsError(f"{variant.name}: {error}") from error
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the ablate command."""
     parser = argparse.ArgumentParser(
         prog="python -m arc_lab ablate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    names = [variant.name for variant in VARIANTS]
+    names = ", ".join(variant.name for variant in VARIANTS)
     add("--tasks", default="ttt80", help="as for kernel.py (default: the paper's subset)")
+    add("--ids", metavar="ID,ID|FILE", help="only these tasks, as for kernel.py")
     add("--limit", default="10m", metavar="TIME", help="of each variant")
     add("--out", type=Path, default=Path("local/ablations"), metavar="DIR")
-    add("--only", default="", metavar="NAME,NAME", help=f"of {', '.join(names)}")
+    add("--only", default="", metavar="NAME,NAME", help=f"of {names} and own variants; none: no built-in one")
+    add(
+        "--variant",
+        action="append",
+        default=[],
+        metavar='"NAME CHANGE ..."',
+        help="one of your own, each change as section.field=value; may be repeated",
+    )
     add("--model", metavar="PATH")
     add("--format")
     add("--first", type=int, metavar="N", help="only the N tasks that are predicted to be cheapest")
@@ -159,18 +262,16 @@ def main(argv: Sequence[str]) -> int:
     add("--seed", type=int, default=0)
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting, for all variants")
     options = parser.parse_args(argv)
-    asked = [name.strip() for name in options.only.split(",") if name.strip()] or names
-    unknown = [name for name in asked if name not in names]
-    if unknown:
-        print(f"arc_lab ablate: --only {unknown[0]}: there are {', '.join(names)}", file=sys.stderr)
-        return 2
-    chosen = [variant for variant in VARIANTS if variant.name in {*asked, FULL}]
     try:
-        solved = {variant.name: solved_tasks(run_variant(variant, options)) for variant in chosen}
+        if options.ids is not None:
+            options.ids = ",".join(read_ids(options.ids))
+        chosen = choose(options.only, [parse_variant(text) for text in options.variant])
+        check(chosen, options)
+        answered = {variant.name: answered_tasks(run_variant(variant, options)) for variant in chosen}
     except SettingsError as error:
         print(f"arc_lab ablate: {error}", file=sys.stderr)
         return 2
-    rows = [compare(variant, solved[variant.name], solved[FULL]) for variant in chosen]
+    rows = [compare(variant, answered[variant.name], answered[FULL]) for variant in chosen]
     print(table_text(rows))
     document = {"tasks": options.tasks, "limit": options.limit, "seed": options.seed}
     document |= {"rows": [row.document() for row in rows]}
@@ -182,13 +283,16 @@ def main(argv: Sequence[str]) -> int:
 def table_text(rows: Sequence[Row]) -> str:
     """The table as Markdown."""
     lines = [
-        "| variant | solved of answered | against full, same tasks | won, lost | the paper, of 80 |",
-        "|---|---|---|---|---|",
+        "| variant | solved of answered | at 1 attempt | any candidate | against full, same tasks | won, lost "
+        "| seconds a task | the paper, of 80 |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         against = f"{row.difference:+.1%} ± {row.standard_error:.1%} (n = {row.common})"
         lines.append(
-            f"| {row.variant.about} | {row.solved} of {row.answered} | {against if row.variant.name != FULL else ''} "
-            f"| {f'{row.won}, {row.lost}' if row.variant.name != FULL else ''} | {row.variant.paper or ''} |"
+            f"| {row.variant.about} | {row.solved} of {row.answered} | {row.solved_1} | {row.oracle} "
+            f"| {against if row.variant.name != FULL else ''} "
+            f"| {f'{row.won}, {row.lost}' if row.variant.name != FULL else ''} "
+            f"| {row.seconds:.1f} | {row.variant.paper or ''} |"
         )
     return "\n".join(lines)

@@ -90,15 +90,29 @@ def best_of(work: Callable[[], Any], device: torch.device, times: int) -> float:
     return min(seconds[1:])
 
 
-def flops_per_token(base: LoadedModel, length: float) -> float:
-    """FLOP of training on one token: 6 a weight of the linear layers, and causal attention at this length.
+def flops_per_token(base: LoadedModel, length: float, targets: float = 0.0) -> float:
+    """FLOP of training on one token: the products of linear layers and of causal attention that the step needs.
 
-    Counts full gradients; LoRA saves the weight gradients of the base and adds its own products.
+    A weight that trains costs 6: forward, gradient of its input, gradient of itself. A frozen one, in 4 bits or not,
+    costs 4: the gradient only passes through it. (The first layer's projections cost 2 less where the embedding is
+    frozen, which is not taken off.) Attention costs 12 a channel of the heads and token attended to. Recomputed
+    activations and the expansion of 4-bit weights are no useful work and not counted.
+
+    length: tokens of the sequence that a token stands in, mean over tokens. targets: share of tokens that pass through
+    the head.
     """
     config = base.llama.config
-    linear = sum(m.weight.numel() for m in base.llama.modules() if type(m) is torch.nn.Linear and m.out_features > 64)
-    attention = 6 * config.num_hidden_layers * config.hidden_size * length
-    return 6.0 * linear + attention
+    linear: float = sum(
+        (6 if layer.weight.requires_grad else 4)
+        * layer.in_features
+        * layer.out_features
+        * (targets if "lm_head" in name else 1.0)
+        for name, layer in base.llama.named_modules()
+        if isinstance(layer, torch.nn.Linear)
+    )
+    channels: int = config.num_attention_heads * base.llama.model.layers[0].self_attn.head_dim
+    attention: float = 12.0 * config.num_hidden_layers * channels * (length + 1) / 2
+    return linear + attention
 
 
 def measure(solver: TaskSolver, settings: Settings, task: Task, steps: int, peak: float) -> dict[str, Any]:
@@ -125,7 +139,9 @@ def measure(solver: TaskSolver, settings: Settings, task: Task, steps: int, peak
     write_s = time.perf_counter() - start_s
     written = sum(len(base.form.answer_ids(prompts[a.row], a.grid)[0]) for a in answers if a.grid is not None)
     speed = report.tokens / report.seconds
-    flops = speed * flops_per_token(base, length)
+    tokens = sum(len(s) for s in sequences)
+    seen = sum(len(s) ** 2 for s in sequences) / tokens  # a long sequence has more tokens that see its length
+    flops = speed * flops_per_token(base, seen, sum(int(s.loss_mask[1:].sum()) for s in sequences) / tokens)
     return {
         "task": task.task_id,
         "length": round(length, 1),

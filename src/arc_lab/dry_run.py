@@ -16,14 +16,14 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from arc_lab.datasets import DATASETS, Dataset, load_dataset, select
+from arc_lab.datasets import DATASETS, Dataset, load_dataset, read_ids, select
 from arc_lab.evaluate import Summary, TaskScore, score_task, summarize
 from arc_ttt.checkpoints import SIZES, model_folder, read_config
 from arc_ttt.cost import BASE, SYNTHESIS, TTT, work
 from arc_ttt.deadline import REAL_CLOCK, format_duration, parse_duration
 from arc_ttt.errors import InputError, SettingsError, TaskFileError
-from arc_ttt.findings import rank_result
-from arc_ttt.grids import Grid, LoadedTasks, Solutions, freeze, read_json
+from arc_ttt.findings import TaskResult, rank_result
+from arc_ttt.grids import Grid, LoadedTasks, Solutions, freeze, read_json, same_grid
 from arc_ttt.launch import count_gpus
 from arc_ttt.report import RunResult, report_lines, run_report
 from arc_ttt.run import Status, start_run
@@ -56,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"{', '.join(DATASETS)} (ARC-AGI-1; ttt80 is the paper's subset), or a challenges file, a task file or a "
         "folder of task files, or PACK:N for N tasks of a training pack's held-out generators (default: evaluation)",
     )
-    add("--ids", default="", metavar="ID,ID", help="only these tasks")
+    add("--ids", default="", metavar="ID,ID|FILE", help="only these tasks; or a file with their ids")
     add("--first", type=int, metavar="N", help="only the N tasks that are predicted to be cheapest")
     add("--limit", default="5m", metavar="TIME", help="simulated time limit: 90s, 20m, 12h (default: 5m)")
     add("--workers", type=int, metavar="N", help="worker processes (default: one a GPU, or two on a CPU)")
@@ -147,9 +147,8 @@ def _dataset(options: argparse.Namespace, settings: Settings) -> Dataset:
     except TaskFileError as error:
         print(f"kernel.py: {error}; there are no tasks to run", file=sys.stderr)
         dataset = Dataset(options.tasks, LoadedTasks((), (), {}), Solutions({}))
-    if options.ids and not options.ids.replace(",", " ").strip():
-        raise SettingsError("--ids names no task")
-    dataset = select(dataset, [task_id.strip() for task_id in options.ids.split(",") if task_id.strip()])
+    if options.ids:
+        dataset = select(dataset, read_ids(options.ids))
     if options.first is not None:
         cheapest = sorted(dataset.loaded.tasks, key=lambda task: work(task, TTT, settings))[: options.first]
         dataset = select(dataset, [task.task_id for task in cheapest]) if cheapest else dataset
@@ -218,7 +217,8 @@ def read_submission(path: Path) -> Attempts:
 def make_report(dataset: Dataset, settings: Settings, result: RunResult, submitted: Attempts) -> dict[str, Any]:
     """Everything that the run showed, as JSON: settings, score by stage, one row a task.
 
-    submitted: what stands in the file that was written, from which the score of the whole is taken.
+    submitted: what stands in the file that was written, from which the score of the whole is taken. "greedy" is what
+    the first view alone gives, without a vote: by stage a count of tasks, by task whether each test input is right.
     """
     rule = settings.vote.rule
     scores: dict[str, dict[str, TaskScore]] = {BASE: {}, TTT: {}, SYNTHESIS: {}, JOINED: {}}
@@ -238,8 +238,9 @@ def make_report(dataset: Dataset, settings: Settings, result: RunResult, submitt
                 else rank_result(found, index, rule)
                 for index in range(len(answers))
             ]
-            scores[stage][task_id] = score_task(task_id, ranked, answers)
-            row[stage]["ranks"] = scores[stage][task_id].ranks
+            score = dataclasses.replace(score_task(task_id, ranked, answers), one_view=_one_view(found, stage, answers))
+            scores[stage][task_id] = score
+            row[stage] |= {"ranks": score.ranks} | ({} if score.one_view is None else {"greedy": score.one_view})
     for task in dataset.loaded.tasks:
         answers = dataset.solutions.by_task.get(task.task_id)
         if answers is not None and len(answers) == len(task.tests):
@@ -262,6 +263,19 @@ def make_report(dataset: Dataset, settings: Settings, result: RunResult, submitt
     }
 
 
+def _one_view(found: TaskResult, stage: str, answers: Sequence[Grid]) -> tuple[bool, ...] | None:
+    """For each test input, whether the greedy answer under the first view is right: what a reader without a vote would
+    submit. Of several passes that with the most training counts, of equal ones the first."""
+    right = []
+    for index, answer in enumerate(answers):
+        best = max(found.of(index), key=lambda one: one.weight, default=None)
+        candidates = best.candidates if best is not None else []
+        if stage == SYNTHESIS or any(candidate.view is None for candidate in candidates):
+            return None
+        right.append(any(candidate.view == 0 and same_grid(candidate.grid, answer) for candidate in candidates))
+    return tuple(right)
+
+
 def _peak_memory_mib() -> dict[str, int]:
     """Peak resident memory of this process and of the largest worker that has ended."""
     return {
@@ -282,13 +296,14 @@ def _print_report(report: dict[str, Any], result: RunResult, settings: Settings,
     table = Table(
         box=box.SIMPLE_HEAD, title=f"{count} of {report['asked']} tasks tried in both ways", title_justify="left"
     )
-    for name in ("", "1 attempt", "2 attempts", "any candidate", "test inputs, 2 attempts"):
+    for name in ("", "one view", "1 attempt", "2 attempts", "any candidate", "test inputs, 2 attempts"):
         table.add_column(name, justify="left" if not name else "right")
     trained = "with test-time training" if settings.ttt.scope != "none" else "without it, under more views"
     for stage, name in ((BASE, "without test-time training"), (TTT, trained)):
         s = paired[stage]
         at_2 = f"{s.at_2} ± {s.standard_error:.1f}"
-        table.add_row(name, str(s.at_1), at_2, str(s.oracle), f"{s.inputs_2} of {s.inputs}")
+        greedy = str(s.greedy) if s.greedy is not None else "unknown"
+        table.add_row(name, greedy, str(s.at_1), at_2, str(s.oracle), f"{s.inputs_2} of {s.inputs}")
     console = Console(width=None if sys.stdout.isatty() else 110)
     if count:
         console.print(table)

@@ -11,10 +11,15 @@ from arc_ttt.grids import Grid, Solutions, same_grid
 
 @dataclass(frozen=True, slots=True)
 class TaskScore:
-    """How one task was answered: for each test input the rank of the right grid, best = 1, or 0."""
+    """How one task was answered: for each test input the rank of the right grid, best = 1, or 0.
+
+    one_view: for each test input whether the greedy answer under the first view alone is right; None where there is no
+    such answer or it is not known.
+    """
 
     task_id: str
     ranks: tuple[int, ...]
+    one_view: tuple[bool, ...] | None = None
 
     def solved(self, attempts: int) -> bool:
         """All test inputs right within this many attempts."""
@@ -57,7 +62,8 @@ def score_submission(document: Mapping[str, object], solutions: Solutions) -> li
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Tasks solved out of `tasks`. inputs_2: test inputs right at two attempts, out of `inputs`."""
+    """Tasks solved out of `tasks`. inputs_2: test inputs right at two attempts, out of `inputs`. greedy: tasks solved
+    by one view alone, without a vote; None unless that is known of all of them."""
 
     tasks: int
     at_1: int
@@ -65,6 +71,7 @@ class Summary:
     oracle: int
     inputs: int
     inputs_2: int
+    greedy: int | None = None
 
     @property
     def standard_error(self) -> float:
@@ -75,6 +82,7 @@ class Summary:
 
 def summarize(scores: Iterable[TaskScore]) -> Summary:
     scores = list(scores)
+    alone = [score.one_view for score in scores if score.one_view is not None]
     return Summary(
         tasks=len(scores),
         at_1=sum(score.solved(1) for score in scores),
@@ -82,4 +90,5 @@ def summarize(scores: Iterable[TaskScore]) -> Summary:
         oracle=sum(score.solved(10**9) for score in scores),
         inputs=sum(len(score.ranks) for score in scores),
         inputs_2=sum(1 <= rank <= 2 for score in scores for rank in score.ranks),
+        greedy=sum(all(right) for right in alone) if len(alone) == len(scores) else None,
     )

@@ -2,7 +2,8 @@
 
     python -m arc_lab pretrain --pack local/rearc.pack --preset XS --for 150m --out local/xs
 
-The same command again goes on where it was interrupted; `--init DIR` starts a new training from a checkpoint's weights.
+The same command again goes on where it was interrupted, with as many processes of torchrun and on the same kind of
+device; `--init DIR` starts a new training from a checkpoint's weights.
 The clock drives the schedule with `--for`, the number of steps with `--steps`; with the latter a run is the same bit
 for bit however often it is interrupted. OUT gets model/ (a stock checkpoint), card.json, card.md, log.jsonl, and the
 training's own checkpoint.
@@ -124,7 +125,8 @@ class PretrainSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """How a training runs; nothing here changes its result."""
+    """How a training runs. A checkpoint goes on only with the same `live`, `compile` and, on a CPU, `threads`, which
+    change its batches or its rounding; nothing else here changes the result."""
 
     out: Path
     checkpoints: Path

@@ -7,12 +7,14 @@ nothing else is exchanged but the first process's clock.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,10 +27,11 @@ from arc_lab.pretrain_card import write_card
 from arc_lab.pretrain_data import Batch, Feed, batch_of
 from arc_lab.pretrain_model import PRESETS, Muon, compile_layers, matrices, others, save_model, training_model
 from arc_lab.pretrain_state import Trained, check_same, load, save
+from arc_ttt.checkpoints import model_folder, read_config
 from arc_ttt.deadline import REAL_CLOCK, format_duration
 from arc_ttt.errors import TrainingDiverged
 from arc_ttt.formats import TokenSequence
-from arc_ttt.model import LoadedModel
+from arc_ttt.model import LoadedModel, compute_dtype
 from arc_ttt.submission import write_atomically
 from arc_ttt.training import micro_batches, target_logits
 
@@ -67,6 +70,24 @@ def join_processes() -> Iterator[Group]:
         dist.destroy_process_group()
 
 
+def conditions(settings: PretrainSettings, options: RunOptions, group: Group) -> dict[str, Any]:
+    """What decides the batches or the rounding of a training besides its settings and packs, JSON-ready.
+
+    Raises:
+        ModelError: the model to start from has no config.
+    """
+    start = json.dumps(read_config(model_folder(settings.init)), sort_keys=True) if settings.init else ""
+    return {
+        "training processes": group.size,
+        "live generators": Path(options.live).name,
+        "device": group.device.type,
+        "resolved dtype": str(compute_dtype(settings.dtype, group.device)).removeprefix("torch."),
+        "compile": options.compile,
+        "threads": torch.get_num_threads() if group.device.type == "cpu" else 0,
+        "config of --init": hashlib.sha256(start.encode()).hexdigest()[:12] if start else "",
+    }
+
+
 class Trainer:
     """One training, from its start or its last checkpoint to its end or an interruption."""
 
@@ -86,12 +107,13 @@ class Trainer:
         self.settings, self.options, self.feed, self.group = settings, options, feed, group
         self.measured = measured
         self.document = settings_document(settings)
+        self.conditions = conditions(settings, options, group)
         self.packs = packs
         self.say = say if group.first else lambda text: None
         self.state: dict[str, Any] = {"step": 0, "tokens": 0, "padded": 0, "sequences": 0, "seconds": 0.0, "curve": []}
         stored = load(options.checkpoints)
         if stored is not None:
-            check_same(stored[0], self.document, packs, options.checkpoints)
+            check_same(stored[0], self.document, self.conditions, packs, options.checkpoints)
         feed.start(stored[0]["feed"] if stored else None, settings.limit_tokens(0.0))
         self.base = training_model(
             PRESETS[settings.preset], settings.rope, settings.seed, settings.init, settings.dtype, group.device
@@ -264,6 +286,7 @@ class Trainer:
             "feed": self.feed.state(),
             "loss_scale": float(self.scaler.get_scale()) if self.scaler.is_enabled() else 4096.0,
             "settings": self.document,
+            "conditions": self.conditions,
             "packs": self.packs,
         }
         save(self.options.checkpoints, self.trained, state)

@@ -118,19 +118,28 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
         raise CheckpointError(f"{tensors}: cannot be read: {error}") from error
 
 
-def check_same(state: Mapping[str, Any], settings: Mapping[str, Any], packs: list[str], path: Path) -> None:
-    """Refuse to go on with other settings or data than the checkpoint's.
+def check_same(
+    state: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    conditions: Mapping[str, Any],
+    packs: list[str],
+    path: Path,
+) -> None:
+    """Refuse to go on with other settings, conditions or data than the checkpoint's.
+
+    conditions: what else decides the batches or the rounding; a checkpoint that tells nothing of them goes on.
 
     Raises:
         CheckpointError: names what differs.
     """
     if state["packs"] != packs:
         raise CheckpointError(f"{path}: was trained on other packs ({', '.join(p[:12] for p in state['packs'])})")
-    before = state["settings"]
-    differing = [name for name in sorted({*before, *settings}) if before.get(name) != settings.get(name)]
+    before = {**state["settings"], **state.get("conditions", conditions)}
+    now = {**settings, **conditions}
+    differing = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     if differing:
-        name = differing[0]
+        told = "; ".join(f"{name}={before.get(name)}, now it is {now.get(name)}" for name in differing)
         raise CheckpointError(
-            f"{path}: was trained with {name}={before.get(name)}, now it is {settings.get(name)}; "
-            "give the same options to go on, or another --out"
+            f"{path}: was trained with {told}; give the same options to go on, or another --out (with --init for these "
+            "weights)"
         )

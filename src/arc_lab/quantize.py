@@ -4,18 +4,24 @@
 
 Linear layers become NF4 with double quantization (bitsandbytes); embedding, head and norms stay as they are. The
 written folder is loaded again and must hold the same bits. With a pack, exact match on its held pairs is measured
-with the weights as they were and with those that four bits stand for: before test-time training, and after a short one
-on tasks of held-out generators. Both are measured on the same questions; the difference has a paired standard error.
+with the weights as they were and with those that four bits stand for: before test-time training on pairs of seen and of
+held-out generators, and both before and after a short one on tasks of held-out generators. Either kind of weights gets
+the same questions; the difference has a paired standard error.
+
+What is measured is kept in OUT.measured.json: the same command again, of the same weights, settings and pack, goes on
+where it was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
 import json
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,23 +33,28 @@ from arc_lab.datasets import held_out_tasks
 from arc_lab.packs import Pack, read_pack
 from arc_lab.pretrain_data import measuring_sequences
 from arc_lab.pretrain_loop import exact_match
-from arc_ttt.deadline import Deadline
+from arc_ttt.deadline import REAL_CLOCK, Deadline, format_duration
 from arc_ttt.errors import ArcError, InputError, ModelError
+from arc_ttt.formats import TokenSequence
 from arc_ttt.grids import Grid, Task, same_grid
 from arc_ttt.model import LoadedModel, load_model
 from arc_ttt.settings import ModelSettings, Settings, parse_overrides
-from arc_ttt.solve import TaskSolver
+from arc_ttt.solve import Answers, TaskSolver
+from arc_ttt.submission import write_atomically
+from arc_ttt.votes import rank
 
 WORTH_ACTING_ON = 0.02  # exact match; a larger loss asks for straight-through NF4 in the decay, or int8
 
 SMALL = {
-    "ttt.max_sequences": 96,
-    "ttt.max_sequence_tokens": 1024,
+    "ttt.max_sequences": 64,
+    "ttt.max_sequence_tokens": 512,
     "ttt.rank": 16,
     "decode.views": 1,
+    "decode.base_views": 1,
     "vote.rule": "flattened",
 }
-"""Settings of the short test-time training: 12 steps, one greedy answer."""
+"""Settings of the short test-time training: 8 steps, one greedy answer, tasks and pairs of at most 512 tokens; a few
+minutes of one core for 20 tasks with XS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,41 +134,151 @@ def different_tensors(first: LoadedModel, second: LoadedModel) -> list[str]:
     ]
 
 
-def cost_before(plain: LoadedModel, four_bit: LoadedModel, pack: Pack, split: str, count: int, max_tokens: int) -> Cost:
-    """What four bits cost on held pairs (split: as `measuring_sequences`), without test-time training."""
-    sequences = measuring_sequences([pack], split, count, max_tokens)
-    return Cost(tuple(exact_match(plain, sequences)), tuple(exact_match(four_bit, sequences)))
+class Measured:
+    """Which questions were answered right, part by part, in a file that outlives an interruption.
+
+    The file counts only under the same `question`: one text for weights, settings and data.
+    """
+
+    def __init__(self, path: Path | None, question: str) -> None:
+        self.path, self.question = path, question
+        self.parts: dict[str, list[bool]] = {}
+        if path is not None and path.is_file():
+            try:
+                document = json.loads(path.read_text(encoding="utf-8"))
+                if document["question"] == question:
+                    self.parts = {str(name): [bool(one) for one in right] for name, right in document["parts"].items()}
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                self.parts = {}  # what cannot be read is measured again
+
+    def part(self, name: str, compute: Callable[[], Iterable[bool]]) -> tuple[bool, ...]:
+        """The part `name`: as it stands in the file, else computed and written there."""
+        if name not in self.parts:
+            self.parts[name] = list(compute())
+            if self.path is not None:
+                document = {"question": self.question, "parts": self.parts}
+                write_atomically(self.path, json.dumps(document, indent=1) + "\n")
+        return tuple(self.parts[name])
 
 
-def cost_after(model: Path, nf4: Path, tasks: Sequence[tuple[Task, Grid]], settings: Settings) -> Cost:
-    """What four bits cost after test-time training on each task: one greedy answer, adapters on either base."""
-    right = []
-    for folder, quantize in ((model, "none"), (nf4, "nf4")):
-        changes = [("model.path", str(folder)), ("model.quantize", quantize)]
-        own = settings.override(changes)
-        solver = TaskSolver(load_model(own.model, torch.device("cpu")), own)
-        right.append(tuple(_solves(solver, task, answer) for task, answer in tasks))
-    return Cost(right[0], right[1])
+PLAIN, FOUR_BIT = "plain weights", "four bits"
+WEIGHTS = {PLAIN: "none", FOUR_BIT: "nf4"}  # names of the two, with model.quantize of each
 
 
-def _solves(solver: TaskSolver, task: Task, answer: Grid) -> bool:
-    answers = solver.adapt(task, Deadline.never())
-    return any(same_grid(candidate.grid, answer) for candidate in answers.candidates[:1])
+class Measurement:
+    """The costs of four bits, each of the two kinds of weights loaded when it is first needed."""
+
+    def __init__(
+        self, folders: dict[str, Path], settings: Settings, kept: Measured, say: Callable[[str], None]
+    ) -> None:
+        self.folders, self.settings, self.kept, self.say = folders, settings, kept, say
+        self.solver = functools.cache(self._solver)
+        self.start_s = REAL_CLOCK.now()
+
+    def of_pairs(self, pack: Pack, split: str, count: int) -> Cost:
+        """On held pairs (split: as `measuring_sequences`), without test-time training."""
+        drawn = measuring_sequences(
+            [pack], split, 4 * count, self.settings.ttt.max_sequence_tokens
+        )  # many are too long
+        sequences = drawn[:: max(1, len(drawn) // count)][:count]
+        right = {}
+        for kind in WEIGHTS:
+            name = f"{count} pairs, {split}, {kind}"
+            right[kind] = self.kept.part(name, functools.partial(self._exact, kind, sequences))
+            self._tell(f"{name}: {sum(right[kind])} right")
+        return Cost(right[PLAIN], right[FOUR_BIT])
+
+    def of_tasks(self, tasks: Sequence[tuple[Task, Grid]]) -> tuple[Cost, Cost]:
+        """On tasks, before and after test-time training on each."""
+        found: dict[str, list[tuple[bool, ...]]] = {kind: [] for kind in WEIGHTS}
+        for number, (task, answer) in enumerate(tasks, 1):
+            for kind in WEIGHTS:
+                both = functools.partial(self._solved, kind, task, answer)
+                found[kind].append(self.kept.part(f"task {task.task_id}, {kind}", both))
+            counts = [
+                f"{kind} {sum(before for before, _ in rows)} right before, {sum(after for _, after in rows)} after"
+                for kind, rows in found.items()
+            ]
+            self._tell(f"{number} of {len(tasks)} tasks: {'; '.join(counts)}")
+        before, after = (
+            Cost(*(tuple(rows[column] for rows in found[kind]) for kind in (PLAIN, FOUR_BIT))) for column in (0, 1)
+        )
+        return before, after
+
+    def _solver(self, kind: str) -> TaskSolver:
+        own = self.settings.override([("model.path", str(self.folders[kind])), ("model.quantize", WEIGHTS[kind])])
+        return TaskSolver(load_model(own.model, torch.device("cpu")), own)
+
+    def _exact(self, kind: str, sequences: Sequence[TokenSequence]) -> list[bool]:
+        solver = self.solver(kind)
+        if solver.adapter is not None:
+            solver.adapter.reset(to_base=True)
+        return exact_match(solver.base, sequences)
+
+    def _solved(self, kind: str, task: Task, answer: Grid) -> tuple[bool, bool]:
+        """Whether the first attempt is right: of the base model, and after training on the task."""
+        solver, never = self.solver(kind), Deadline.never()
+        return (
+            self._right(solver.answer(task, never), answer),
+            self._right(solver.adapt(task, never), answer),
+        )
+
+    def _right(self, answers: Answers, answer: Grid) -> bool:
+        ranked = rank(answers.candidates, answers.scored, rule=self.settings.vote.rule)
+        return any(same_grid(grid, answer) for grid in ranked[:1])
+
+    def _tell(self, text: str) -> None:
+        self.say(f"{format_duration(REAL_CLOCK.now() - self.start_s)}  {text}")
 
 
-def measure(model: Path, nf4: Path, pack: Pack, settings: Settings, *, sequences: int, tasks: int) -> dict[str, Any]:
-    """All costs, JSON-ready by name."""
-    device = torch.device("cpu")
-    longest = settings.ttt.max_sequence_tokens
-    plain = load_model(ModelSettings(path=str(model), quantize="none"), device)
-    four_bit = load_model(ModelSettings(path=str(nf4)), device)
+def digest(folder: Path) -> str:
+    """SHA-256 of a checkpoint's config and weight files."""
+    total = hashlib.sha256()
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        with path.open("rb") as file:
+            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def measure(
+    model: Path,
+    nf4: Path,
+    pack: Pack,
+    settings: Settings,
+    *,
+    sequences: int,
+    tasks: int,
+    kept: Path | None = None,
+    say: Callable[[str], None] = functools.partial(print, flush=True),  # noqa: B008
+) -> dict[str, Any]:
+    """All costs, JSON-ready by name. kept: a file to go on from after an interruption; say: takes lines of progress."""
+    question = json.dumps([settings.to_json(), pack.sha256, digest(model), digest(nf4)])
+    folders = {PLAIN: model, FOUR_BIT: nf4}
+    measurement = Measurement(folders, settings, Measured(kept, question), say)
     costs = {
-        f"{name}, before": cost_before(plain, four_bit, pack, split, sequences, longest)
-        for name, split in (("seen generators", "train"), ("held-out generators", "held-out"))
+        f"{name}, before": measurement.of_pairs(pack, split, sequences)
+        for name, split in (("pairs of seen generators", "train"), ("pairs of held-out generators", "held-out"))
     }
     if tasks:
-        costs["held-out generators, after"] = cost_after(model, nf4, held_out_tasks(pack, tasks, longest), settings)
+        drawn = held_out_tasks(pack, 4 * tasks, settings.ttt.max_sequence_tokens)[:tasks]  # many are too long
+        name = "tasks of held-out generators"
+        costs[f"{name}, before"], costs[f"{name}, after"] = measurement.of_tasks(drawn)
     return {name: cost.document() for name, cost in costs.items()}
+
+
+def cost_lines(costs: dict[str, Any]) -> list[str]:
+    """The costs for a person, with what to do about one that is too high."""
+    lines = []
+    for name, cost in costs.items():
+        lines.append(
+            f"  {name} test-time training: {cost['plain']} of {cost['n']} with plain weights, {cost['four_bit']} with "
+            f"four bits ({cost['difference']:+.1%} ± {cost['standard_error']:.1%})"
+        )
+        if cost["difference"] < -WORTH_ACTING_ON:
+            lines.append("    more than 2 points: end the decay with straight-through NF4, or ship int8")
+            if cost["difference"] > -2 * cost["standard_error"]:
+                lines.append("    (within two standard errors of nothing: ask more questions first)")
+    return lines
 
 
 def main(argv: Sequence[str]) -> int:
@@ -170,7 +291,7 @@ def main(argv: Sequence[str]) -> int:
     add("--out", type=Path, required=True, metavar="DIR", help="where the NF4 checkpoint goes")
     add("--pack", type=Path, help="measure the cost on this pack's held pairs")
     add("--sequences", type=int, default=200, help="questions of each kind before test-time training")
-    add("--tasks", type=int, default=40, help="tasks after test-time training; 0 for none")
+    add("--tasks", type=int, default=20, help="tasks before and after test-time training; 0 for none")
     add("--threads", type=int, default=1)
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting of the test-time training")
     options = parser.parse_args(argv)
@@ -181,19 +302,13 @@ def main(argv: Sequence[str]) -> int:
         written = quantize(options.model, options.out)
         costs = {}
         if pack is not None:
-            costs = measure(
-                options.model, options.out, pack, settings, sequences=options.sequences, tasks=options.tasks
-            )
+            kept = options.out.with_name(options.out.name + ".measured.json")
+            counts = {"sequences": options.sequences, "tasks": options.tasks}
+            costs = measure(options.model, options.out, pack, settings, kept=kept, **counts)
     except (InputError, ArcError) as error:
         print(f"arc_lab quantize: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     print(f"{written['parameters']:,} parameters, {written['bytes']:,} bytes, reloads bit for bit")
-    for name, cost in costs.items():
-        print(
-            f"  {name} test-time training: {cost['plain']} of {cost['n']} with plain weights, {cost['four_bit']} with "
-            f"four bits ({cost['difference']:+.1%} +- {cost['standard_error']:.1%})"
-        )
-        if cost["difference"] < -WORTH_ACTING_ON:
-            print("    more than 2 points: end the decay with straight-through NF4, or ship int8")
+    print("\n".join(cost_lines(costs)), end="\n" if costs else "")
     print(json.dumps({**written, "costs": costs}))
     return 0

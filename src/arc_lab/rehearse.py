@@ -5,6 +5,7 @@ answers go to /kaggle/working. It runs in a clean interpreter that has those of 
 here and nothing else, without arguments, without a network, and with few variables. Where the machine lets users make
 namespaces, these are real mounts in a mount namespace and there is no network but a dead one; elsewhere the folders
 stand below a scratch folder that ARC_KAGGLE_ROOT names, with write permission taken away. The first line says which.
+The script sees no GPU unless --gpu lends it this machine's, of whatever kind: no other is pretended.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ from arc_ttt.bootstrap import CHALLENGES
 from arc_ttt.deadline import format_duration, parse_duration
 from arc_ttt.errors import InputError, SubmissionError, TaskFileError
 from arc_ttt.grids import load_tasks
+from arc_ttt.launch import count_gpus, device_name
 from arc_ttt.submission import check_submission
 
 GRACE_S = 30.0  # after the limit: a run that is still going then has failed, and is killed
 OWN = ["unshare", "-rmnpf", "--mount-proc"]  # users, mounts, network and processes: its container starts with it
 LAYOUTS = ("new", "old")
+SEEN = "CUDA_VISIBLE_DEVICES"
 ALSO = ("pip", "setuptools")
 # Inside the namespaces: a root that is this machine's but for /kaggle, the read-only mounts, then the script.
 INSIDE = """
@@ -158,15 +161,18 @@ def set_stage(
         shutil.copytree(model, root / "input" / (f"models/{owner}/{end}" if new else end))
 
 
-def perform(stage: Stage, python: Path, *, limit_s: float, rerun: bool, disk_kib: int = -1) -> Rehearsal:
+def perform(
+    stage: Stage, python: Path, *, limit_s: float, rerun: bool, disk_kib: int = -1, gpu: bool = False
+) -> Rehearsal:
     """Run the script and judge what it leaves. disk_kib: size of /kaggle/working; -1 for this disk's own,
-    0 for one that cannot be written (both need namespaces)."""
+    0 for one that cannot be written (both need namespaces). gpu: the script sees the GPUs that this process sees, else
+    none."""
     environment = {
         "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
         "HOME": str(stage.root / "temp"),
         "LANG": "C.UTF-8",
         "KAGGLE_KERNEL_RUN_TYPE": "Batch",
-        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        **({name: text for name, text in os.environ.items() if name == SEEN} if gpu else {SEEN: ""}),
         **({"KAGGLE_IS_COMPETITION_RERUN": "1"} if rerun else {}),
     }
     if stage.isolated:
@@ -257,6 +263,7 @@ def main(argv: Sequence[str]) -> int:
     add("--limit", default="10m", metavar="TIME", help="instead of the limit in kernel.py (default: 10m)")
     add("--commit", action="store_true", help="the public commit run instead of the scoring rerun")
     add("--model", type=Path, metavar="DIR", help="a model folder to mount")
+    add("--gpu", action="store_true", help="let the script see this machine's GPUs; without it there are none")
     add("--overrides", action="store_true", help="use path overrides even where namespaces are possible")
     options = parser.parse_args(argv)
     try:
@@ -264,6 +271,8 @@ def main(argv: Sequence[str]) -> int:
         text = kernel_with((ROOT / "kernel.py").read_text(encoding="utf-8"), {"run.limit_s": limit_s})
         if not options.bundle.is_dir():
             raise InputError(f"{options.bundle}: no bundle; run python -m arc_lab bundle first")
+        if options.gpu and not count_gpus():
+            raise InputError("--gpu: this machine has no NVIDIA GPU to rehearse with, or CUDA_VISIBLE_DEVICES hides it")
         tasks = some_tasks(options.tasks, options.count)
         with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
             base = Path(folder)
@@ -284,10 +293,14 @@ def main(argv: Sequence[str]) -> int:
                 else f"path overrides, {offline_words()}"
             )
             kind = "commit run" if options.commit else "scoring rerun"
-            print(f"rehearsal of the {kind}: {len(tasks)} tasks, {options.layout} layout, by {how}", flush=True)
+            seen = (
+                f"with {count_gpus()} GPUs ({device_name() or 'of unknown name'})" if options.gpu else "without a GPU"
+            )
+            what = f"{len(tasks)} tasks, {options.layout} layout, {seen}, by {how}"
+            print(f"rehearsal of the {kind}: {what}", flush=True)
             for note in notes:
                 print(f"  not as on Kaggle: {note}")
-            result = perform(stage, python, limit_s=limit_s, rerun=not options.commit)
+            result = perform(stage, python, limit_s=limit_s, rerun=not options.commit, gpu=options.gpu)
             for line in result.log.splitlines():
                 print(f"  | {line}")
             if not stage.isolated:

@@ -293,7 +293,9 @@ class VirtualFleet:
         """Two views' answers: the right one is colour 1; more training finds it more often."""
         chance = self._talent[task.task_id] * (0.2 if kind != TTT else 0.4 + 0.6 * min(1.0, effort))
         colours = [1 if self.rng.random() < chance else self.rng.randint(2, 9) for _ in range(2)]
-        candidates = [{"grid": [[colour]], "group": "identity", "nll": 1.0} for colour in colours]
+        candidates = [
+            {"grid": [[colour]], "group": "identity", "nll": 1.0, "view": view} for view, colour in enumerate(colours)
+        ]
         scored = [{"grid": [[colour]], "nll_by_view": [colour / 10]} for colour in sorted(set(colours))]
         return {"task_id": task.task_id, "test_index": index, "candidates": candidates, "scored": scored}
 

@@ -18,6 +18,7 @@ from arc_ttt.errors import ArcError
 from arc_ttt.grids import Grid, LoadedTasks, Task, grid_bytes, parse_grid
 from arc_ttt.settings import Settings
 from arc_ttt.votes import (
+    SEARCHED,
     Candidate,
     Program,
     ScoredCandidate,
@@ -177,7 +178,10 @@ class Findings:
 
 def _candidate(row: Mapping[str, Any], kind: str, index: int, where: str, task_id: str) -> Candidate:
     grid = parse_grid(row["grid"], where=where, task_id=task_id)
-    return Candidate(task_id, index, grid, str(row["group"]), _finite(row["nll"]), kind)
+    view = row.get("view")  # none in the journals of earlier versions
+    if view is not None and (type(view) is not int or view < SEARCHED):
+        raise ValueError(f"{view!r} is no number of a view")
+    return Candidate(task_id, index, grid, str(row["group"]), _finite(row["nll"]), kind, view)
 
 
 def _scored(row: Mapping[str, Any], kind: str, index: int, where: str, task_id: str) -> ScoredCandidate:

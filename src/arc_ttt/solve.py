@@ -36,7 +36,7 @@ from arc_ttt.sequences import joint_sequences, ttt_sequences
 from arc_ttt.settings import Settings, TttSettings
 from arc_ttt.training import TrainingReport, shuffled_steps, train
 from arc_ttt.views import View, paper_views, sample_views, turns_sides
-from arc_ttt.votes import Candidate, ScoredCandidate
+from arc_ttt.votes import SEARCHED, Candidate, ScoredCandidate
 
 Progress = Callable[[str, int, int], None]  # phase, done, of
 Found = Callable[[int, "Answers"], None]  # a test input, and all answers so far: its own are complete
@@ -339,14 +339,15 @@ class TaskSolver:
             if start < kept:
                 scoring.append((batch, views[rows]))
             into.tokens += sum(len(prompt) for prompt in batch.prompts)
-            for result in results:
+            for place, result in enumerate(results):
                 if result.grid is not None and not math.isfinite(result.nll):
                     into.spoiled += 1
                 elif result.grid is not None:
                     view = views[start + result.row]
                     grid = view.undo(result.grid)
                     into.tokens += result.grid.size
-                    found.append(Candidate(task.task_id, index, grid, view.group, result.nll, stage))
+                    number = start + result.row if place < len(prompts) else SEARCHED
+                    found.append(Candidate(task.task_id, index, grid, view.group, result.nll, stage, number))
                     into.candidates.append(found[-1])
             self.on_found(index, into)
             start += size
@@ -363,7 +364,7 @@ class TaskSolver:
     def _read(
         self, decoder: Decoder, prompts: list[TokenSequence], limits: list[tuple[int, int]], deadline: Deadline
     ) -> tuple[PromptBatch, list[Answer]]:
-        """Prompts through the model, and the answers read off it."""
+        """Prompts through the model, and the answers read off it: the greedy one of each, then those of a search."""
         decode = self.settings.decode
         batch = PromptBatch(decoder, prompts, limits)
         results = greedy(batch, deadline)

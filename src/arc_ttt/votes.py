@@ -17,13 +17,16 @@ import numpy as np
 from arc_ttt.errors import SettingsError
 from arc_ttt.grids import Grid, Task, freeze, grid_bytes, same_grid
 
+SEARCHED = -1  # for Candidate.view
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
     """One answer to one test input, already undone.
 
     group: name of the symmetry it was read under. nll: its negative log-likelihood under that view, in nats, lower is
-    better. stage: "base" before test-time training, "ttt" after it.
+    better. stage: "base" before test-time training, "ttt" after it. view: number of the view whose greedy answer it is,
+    0 for the first one, the identity; SEARCHED for a less likely answer under some view; None where it is not known.
     """
 
     task_id: str
@@ -32,6 +35,7 @@ class Candidate:
     group: str
     nll: float
     stage: str
+    view: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -310,7 +310,7 @@ class ModelServer(Server):
     def _send_found(self, job: int, task_id: str, index: int, answers: Answers) -> None:
         """Send what was found for one test input."""
         candidates = [
-            {"grid": c.grid.tolist(), "group": c.group, "nll": c.nll}
+            {"grid": c.grid.tolist(), "group": c.group, "nll": c.nll, "view": c.view}
             for c in answers.candidates
             if c.test_index == index
         ]

@@ -1,0 +1,68 @@
+"""The report of a dry run: what one view alone would have answered, beside the vote."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from arc_lab.datasets import Dataset
+from arc_lab.dry_run import make_report
+from arc_ttt.cost import BASE, TTT
+from arc_ttt.findings import Findings
+from arc_ttt.grids import Solutions, freeze, parse_tasks
+from arc_ttt.report import RunResult
+from arc_ttt.settings import Settings
+
+PAIR = {"input": [[1]], "output": [[2]]}
+RIGHT = [[2]]
+TASKS = parse_tasks({name: {"train": [PAIR, PAIR], "test": [{"input": [[1]]}]} for name in ("a", "b")}, source="made")
+DATASET = Dataset("made", TASKS, Solutions({name: (freeze(np.array(RIGHT)),) for name in ("a", "b")}))
+
+
+def reported(*said: tuple[str, str, float, dict[int | str, list[list[int]]]]) -> dict[str, Any]:
+    """The report after these passes: stage, task, its share of the training, and the grids by number of their views."""
+    findings = Findings(TASKS)
+    for number, (stage, task_id, share, grids) in enumerate(said):
+        rows = [
+            {"grid": grid, "group": "identity", "nll": 1.0} | ({} if view == "old" else {"view": view})
+            for view, grid in grids.items()
+        ]
+        body = {"type": "candidates", "test_index": 0, "candidates": rows, "scored": []}
+        assert findings.take(stage, task_id, number, share, body) == ""
+        findings.of(stage, task_id).outcome = "finished"
+    return make_report(DATASET, Settings.of("embedded"), RunResult(findings.results), {})
+
+
+def test_the_first_view_alone_is_scored_beside_the_vote() -> None:
+    report = reported(
+        (BASE, "a", 1.0, {1: RIGHT, 2: RIGHT}),  # the first view gave no grid: the vote is right, one view is not
+        (BASE, "b", 1.0, {0: RIGHT, 1: [[3]], 2: [[3]]}),
+        (TTT, "a", 0.25, {0: [[7]], 1: RIGHT}),
+        (TTT, "a", 1.0, {0: RIGHT, 1: [[7]]}),  # the pass with the most training counts
+        (TTT, "b", 1.0, {0: [[7]], 1: RIGHT, -1: RIGHT}),
+    )
+    assert {i: (row[BASE]["greedy"], row[TTT]["greedy"]) for i, row in report["by_task"].items()} == {
+        "a": ((False,), (True,)),
+        "b": ((True,), (False,)),
+    }
+    assert [report[part][stage]["greedy"] for part in ("score", "paired") for stage in (BASE, TTT)] == [1, 1, 1, 1]
+    assert report["paired"][BASE]["at_1"] == 1
+    assert report["paired"][BASE]["at_2"] == 2
+
+
+def test_answers_of_an_older_journal_are_scored_but_for_that() -> None:
+    report = reported((TTT, "a", 1.0, {"old": RIGHT}), (TTT, "b", 1.0, {0: RIGHT}))
+    assert report["score"][TTT]["at_1"] == 2
+    assert report["score"][TTT]["greedy"] is None
+    assert "greedy" not in report["by_task"]["a"][TTT]
+
+
+@pytest.mark.parametrize("view", ["0", 1.0, -2, True])
+def test_a_view_that_is_no_number_is_refused(view: object) -> None:
+    row = {"grid": RIGHT, "group": "identity", "nll": 1.0, "view": view}
+    body = {"type": "candidates", "test_index": 0, "candidates": [row], "scored": []}
+    findings = Findings(TASKS)
+    assert "number of a view" in findings.take(TTT, "a", 0, 1.0, body)
+    assert not findings.results[TTT, "a"].passes
