@@ -1,15 +1,17 @@
-"""The report of a dry run: what one view alone would have answered, beside the vote."""
+"""The report of a dry run: what one view alone would have answered, beside the vote; and the time that it takes."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from arc_lab.datasets import Dataset
-from arc_lab.dry_run import make_report
+from arc_lab.dry_run import main, make_report
 from arc_ttt.cost import BASE, TTT
+from arc_ttt.deadline import REAL_CLOCK, VirtualClock
 from arc_ttt.findings import Findings
 from arc_ttt.grids import Solutions, freeze, parse_tasks
 from arc_ttt.report import RunResult
@@ -66,3 +68,21 @@ def test_a_view_that_is_no_number_is_refused(view: object) -> None:
     findings = Findings(TASKS)
     assert "number of a view" in findings.take(TTT, "a", 0, 1.0, body)
     assert not findings.results[TTT, "a"].passes
+
+
+@pytest.mark.parametrize(("took_s", "reserve_s"), [(0.0, 11.0), (20.0, 31.0), (500.0, 111.0)])
+def test_the_reserve_grows_with_the_time_that_the_start_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, took_s: float, reserve_s: float
+) -> None:
+    """Scores and tables come after the run; on a busy machine they take long, as the start has."""
+    seen: list[float] = []
+
+    def start_run(loaded: object, settings: Settings, *_: object, **__: object) -> RunResult:
+        seen.append(settings.run.reserve)
+        return RunResult({}, limit_s=settings.run.limit_s)
+
+    monkeypatch.setattr("arc_lab.dry_run.start_run", start_run)
+    now_s = REAL_CLOCK.now()
+    monkeypatch.setattr("arc_lab.dry_run.REAL_CLOCK", VirtualClock(now_s))
+    assert main(["--limit", "400s", "--set", "run.reserve_s=11", "--out", str(tmp_path)], now_s - took_s) == 0
+    assert seen == [pytest.approx(reserve_s, abs=0.1)]

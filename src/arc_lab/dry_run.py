@@ -114,6 +114,7 @@ def main(argv: Sequence[str], start_s: float, signals: list[int] | None = None) 
     loaded = dataset.loaded
     (out / "report.json").unlink(missing_ok=True)  # of an earlier run
     _announce(dataset, settings, out)
+    settings = _with_time_to_report(settings, start_s)
     signals = signals if signals is not None else []
     with _progress() as show, lock:
         result = start_run(loaded, settings, out, start_s=start_s, on_status=show, signals=signals)
@@ -121,6 +122,16 @@ def main(argv: Sequence[str], start_s: float, signals: list[int] | None = None) 
     write_atomically(out / "report.json", json.dumps(report, indent=1) + "\n")
     _print_report(report, result, settings, out)
     return 128 + signals[0] if signals else 3 if result.fatal else 0
+
+
+def _with_time_to_report(settings: Settings, start_s: float) -> Settings:
+    """A reserve that also covers scores and tables, which come after the run: they take less than the start has taken,
+    and both take longer on a busy machine."""
+    from rich import box, console, table  # noqa: F401  here, where the limit is far away
+
+    run = settings.run
+    started_s = min(REAL_CLOCK.now() - start_s, 0.25 * run.limit_s)
+    return settings.override([("run.reserve_s", min(run.reserve + started_s, 0.9 * run.limit_s))])
 
 
 def _claim(out: Path) -> contextlib.ExitStack:
