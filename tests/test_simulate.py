@@ -24,6 +24,7 @@ from arc_lab.simulate import (
     loaded_from,
     made_up_tasks,
     main,
+    random_runs,
     random_scenario,
     simulate,
     summary_lines,
@@ -104,7 +105,7 @@ def test_a_fleet_that_joins_its_workers_is_caught() -> None:
 @pytest.mark.slow
 def test_many_random_runs_and_the_rates_at_which_mutants_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     """Source of the rates: 50, 1000 and 1000 of 10,000."""
-    outcomes = [simulate(random_scenario(seed, most_tasks=80)) for seed in range(10_000)]
+    outcomes = random_runs(range(10_000), most_tasks=80)
     print("", *summary_lines(outcomes), sep="\n")
     assert [seed for seed, outcome in enumerate(outcomes) if outcome.missed] == []
     assert max(outcome.unaccounted for outcome in outcomes) < 1e-3

@@ -14,7 +14,7 @@ import math
 import random
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -230,6 +230,15 @@ def random_scenario(
     )
 
 
+def random_runs(seeds: Iterable[int], faults: Faults | None = None, most_tasks: int = 400) -> list[Outcome]:
+    """Runs of random scenarios, without their journals: many would fill the memory."""
+    outcomes = []
+    for seed in seeds:
+        outcomes.append(simulate(random_scenario(seed, faults, most_tasks=most_tasks)))
+        outcomes[-1].journal.events.clear()
+    return outcomes
+
+
 # What the command prints
 
 
@@ -334,7 +343,7 @@ def main(argv: Sequence[str]) -> int:
             raise SettingsError(f"--runs {options.runs}: must be at least 1")
         if options.runs:
             faults = _mix(options.faults) if options.faults else None
-            outcomes = [simulate(random_scenario(options.seed + n, faults)) for n in range(options.runs)]
+            outcomes = random_runs(range(options.seed, options.seed + options.runs), faults)
             print("\n".join(summary_lines(outcomes)))
             missed = [options.seed + n for n, outcome in enumerate(outcomes) if outcome.missed]
             if missed:
