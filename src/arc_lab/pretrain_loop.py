@@ -7,6 +7,7 @@ nothing else is exchanged but the first process's clock.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -33,7 +34,7 @@ from arc_ttt.errors import TrainingDiverged
 from arc_ttt.formats import TokenSequence
 from arc_ttt.model import LoadedModel, compute_dtype
 from arc_ttt.submission import write_atomically
-from arc_ttt.training import micro_batches, target_logits
+from arc_ttt.training import add_gradients, clip_gradients, micro_batches, target_logits, update_weights
 
 if TYPE_CHECKING:
     from arc_lab.pretrain import PretrainSettings, RunOptions
@@ -186,19 +187,15 @@ class Trainer:
         batches = [self.feed.next(limit) for _ in range(settings.accumulate * self.group.size)]
         count = max(1, sum(len(batch.places) for batch in batches))
         for batch in batches[self.group.rank :: self.group.size]:
-            loss = self._loss(batch) / count
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            self.loss += loss.detach()
+            self.loss += add_gradients(self.base, functools.partial(self._loss, batch), count, self.scaler)
         self._sum_gradients()
-        trained, rate = self.trained, settings.rate(state["step"], progress)
-        for optimizer, lr in ((trained.muon, settings.muon_lr), (trained.adamw, settings.adam_lr)):
-            self.scaler.unscale_(optimizer)
+        optimizers, rate = (self.trained.muon, self.trained.adamw), settings.rate(state["step"], progress)
+        for optimizer, lr in zip(optimizers, (settings.muon_lr, settings.adam_lr), strict=True):
             optimizer.param_groups[0]["lr"] = lr * rate
-        torch.nn.utils.clip_grad_norm_(self.base.llama.parameters(), settings.clip_norm)
-        for optimizer in (trained.muon, trained.adamw):
-            self.scaler.step(optimizer)
+        clip_gradients(optimizers, self.base.llama.parameters(), self.scaler, settings.clip_norm)
+        update_weights(optimizers, self.scaler)
+        for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        self.scaler.update()
         state["step"] += 1
         state["tokens"] += sum(batch.tokens for batch in batches)
         state["padded"] += sum(batch.ids.size for batch in batches)
@@ -206,16 +203,9 @@ class Trainer:
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         """Summed cross-entropy of a batch, nats."""
-        with self._autocast():
-            ids, positions, places, attention = self._move(batch)
-            logits, wanted = target_logits(self.base.llama, ids, positions, places, **attention)
-            return torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
-
-    def _autocast(self) -> Any:
-        return torch.autocast(self.group.device.type, dtype=self.base.dtype, enabled=self.base.autocast)
-
-    def _move(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
-        return moved(batch, self.group.device, self.settings.data.max_tokens)
+        ids, positions, places, attention = moved(batch, self.group.device, self.settings.data.max_tokens)
+        logits, wanted = target_logits(self.base.llama, ids, positions, places, **attention)
+        return torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
 
     def _sum_gradients(self) -> None:
         if self.group.size == 1:

@@ -7,6 +7,7 @@ logits are computed at targets only; gradients are those of the mean cross-entro
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -192,8 +193,7 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = rate * learning_rate_factor(number, len(steps), settings)
                 loss = accumulate(base, step, settings.micro_batch_tokens, scaler, recorded)
-                scaler.unscale_(optimizer)
-                norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm))
+                norm = float(clip_gradients([optimizer], parameters, scaler, settings.clip_norm))
                 skipped = skipped + 1 if scaler.is_enabled() and not math.isfinite(norm) else 0
                 fault = _fault(number + 1, loss, norm, report.losses, skipped, scales=scaler.is_enabled())
                 if fault:
@@ -207,8 +207,7 @@ def train(
                     continue
                 if number % KEEP_EVERY == 0:  # the loss has just shown that these weights are good
                     kept = _copies(parameters)
-                scaler.step(optimizer)
-                scaler.update()
+                update_weights([optimizer], scaler)
                 _clear(parameters, recorded)
                 report.steps += 1
                 report.tokens += sum(len(sequence) for sequence in step)
@@ -223,6 +222,40 @@ def train(
         base.inference()
         report.seconds = deadline.clock.now() - start_s
     return report
+
+
+# The parts of a step that pretraining shares (`arc_lab.pretrain_loop`); none of them waits for a GPU
+
+
+def add_gradients(
+    base: LoadedModel, loss_sum: Callable[[], torch.Tensor], count: int, scaler: torch.amp.GradScaler
+) -> torch.Tensor:
+    """Add the gradients of a micro-batch. loss_sum: its loss summed over targets, computed when called. count: targets
+    of the whole step. Returns the loss over `count`, a detached scalar on the device."""
+    with torch.autocast(base.device.type, dtype=base.dtype, enabled=base.autocast):
+        loss = loss_sum() / max(1, count)
+    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
+
+
+def clip_gradients(
+    optimizers: Sequence[torch.optim.Optimizer],
+    parameters: Iterable[torch.nn.Parameter],
+    scaler: torch.amp.GradScaler,
+    most: float,
+) -> torch.Tensor:
+    """Undo the loss scale and scale gradients to a norm of at most `most`, all together. Returns the norm before, a
+    scalar on the device."""
+    for optimizer in optimizers:
+        scaler.unscale_(optimizer)
+    return torch.nn.utils.clip_grad_norm_(parameters, most)
+
+
+def update_weights(optimizers: Sequence[torch.optim.Optimizer], scaler: torch.amp.GradScaler) -> None:
+    """Step all optimizers, but under a loss scale only where their gradients are finite; then adapt the scale."""
+    for optimizer in optimizers:
+        scaler.step(optimizer)
+    scaler.update()
 
 
 def _optimizer(
@@ -298,8 +331,5 @@ def accumulate(
             total += done
             continue
         batch = collate(rows, base.form.pad, base.device)
-        with torch.autocast(base.device.type, dtype=base.dtype, enabled=base.autocast):
-            loss = cross_entropy_sum(base.llama, batch) / max(1, count)
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
+        total += add_gradients(base, functools.partial(cross_entropy_sum, base.llama, batch), count, scaler)
     return float(total)
