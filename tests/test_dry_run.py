@@ -10,7 +10,7 @@ import pytest
 
 from arc_lab.datasets import Dataset
 from arc_lab.dry_run import main, make_report
-from arc_ttt.cost import BASE, TTT
+from arc_ttt.cost import BASE, SYNTHESIS, TTT
 from arc_ttt.deadline import REAL_CLOCK, VirtualClock
 from arc_ttt.findings import Findings
 from arc_ttt.grids import Solutions, freeze, parse_tasks
@@ -52,6 +52,25 @@ def test_the_first_view_alone_is_scored_beside_the_vote() -> None:
     assert [report[part][stage]["greedy"] for part in ("score", "paired") for stage in (BASE, TTT)] == [1, 1, 1, 1]
     assert report["paired"][BASE]["at_1"] == 1
     assert report["paired"][BASE]["at_2"] == 2
+
+
+def test_both_engines_and_their_union_are_counted_on_the_same_tasks() -> None:
+    """Task a is the network's, task b the program's; the submission has b alone."""
+    findings = Findings(TASKS)
+    for number, (task_id, grid) in enumerate((("a", RIGHT), ("b", [[7]]))):
+        rows = [{"grid": grid, "group": "identity", "nll": 1.0, "view": 0}]
+        findings.take(
+            TTT, task_id, number, 1.0, {"type": "candidates", "test_index": 0, "candidates": rows, "scored": []}
+        )
+        program = {"grid": [[7]] if task_id == "a" else RIGHT, "text": "p", "confidence": 0.9, "fits_all": True}
+        findings.take(SYNTHESIS, task_id, 0, 1.0, {"type": "programs", "test_index": 0, "programs": [program]})
+        for stage in (TTT, SYNTHESIS):
+            findings.of(stage, task_id).outcome = "finished"
+    submitted = {
+        task_id: [[freeze(np.array([[7]])), freeze(np.array(grid))]] for task_id, grid in (("a", [[8]]), ("b", RIGHT))
+    }
+    report = make_report(DATASET, Settings.of("embedded"), RunResult(findings.results), submitted)
+    assert report["both_engines"] == {"tasks": 2, "network": 1, "programs": 1, "joined": 1, "either": 2}
 
 
 def test_answers_of_an_older_journal_are_scored_but_for_that() -> None:

@@ -230,6 +230,8 @@ def make_report(dataset: Dataset, settings: Settings, result: RunResult, submitt
 
     submitted: what stands in the file that was written, from which the score of the whole is taken. "greedy" is what
     the first view alone gives, without a vote: by stage a count of tasks, by task whether each test input is right.
+    "both_engines": of the tasks that were trained on and searched for, how many each alone, the submission, and the
+    better of the two for each task have right at two attempts.
     """
     rule = settings.vote.rule
     scores: dict[str, dict[str, TaskScore]] = {BASE: {}, TTT: {}, SYNTHESIS: {}, JOINED: {}}
@@ -258,12 +260,21 @@ def make_report(dataset: Dataset, settings: Settings, result: RunResult, submitt
             ranked = submitted.get(task.task_id, [[] for _ in answers])
             scores[JOINED][task.task_id] = score_task(task.task_id, ranked, answers)
     both = [task_id for task_id in scores[TTT] if task_id in scores[BASE]]
+    engines = [task_id for task_id in scores[TTT] if task_id in scores[SYNTHESIS]]
+    right = {stage: {i for i in engines if scores[stage][i].solved(2)} for stage in (TTT, SYNTHESIS, JOINED)}
     return {
         "tasks": dataset.name,
         "asked": len(dataset.loaded.test_counts),
         "answered": {stage: len(found) for stage, found in scores.items()},
         "score": {stage: dataclasses.asdict(summarize(found.values())) for stage, found in scores.items()},
         "paired": {stage: dataclasses.asdict(summarize(scores[stage][i] for i in both)) for stage in (BASE, TTT)},
+        "both_engines": {
+            "tasks": len(engines),
+            "network": len(right[TTT]),
+            "programs": len(right[SYNTHESIS]),
+            "joined": len(right[JOINED]),
+            "either": len(right[TTT] | right[SYNTHESIS]),
+        },
         **run_report(result),
         "deaths": result.deaths,
         "train_tokens": result.train_tokens,
@@ -325,6 +336,9 @@ def _print_report(report: dict[str, Any], result: RunResult, settings: Settings,
         right = f"{joined.at_2} ± {joined.standard_error:.1f} of {joined.tasks} tasks right"
         alone = f"program synthesis alone: {programs.at_2} of the {programs.tasks} it looked at"
         print(f"submission: {right}, {joined.inputs_2} of {joined.inputs} test inputs; {alone}")
+    engines = dict(report["both_engines"])
+    if count := engines.pop("tasks"):
+        print(f"{count} tasks with both engines: {', '.join(f'{name} {n}' for name, n in engines.items())} right")
     print(
         f"programs sought for {report['answered'][SYNTHESIS]} tasks, base pass on {report['answered'][BASE]}, "
         f"adapters trained on {report['answered'][TTT]}"
