@@ -81,6 +81,20 @@ def test_logic_of_two_panels_is_found_by_cell_rules() -> None:
     assert rules[0].splits == 1
 
 
+def test_layers_of_a_panel_view_stay_when_pieces_join() -> None:
+    rng = np.random.default_rng(1)
+    grids = [np.hstack([rng.integers(0, 2, (3, 4)), np.full((3, 1), 5), rng.integers(0, 3, (3, 4))]) for _ in range(4)]
+    problem = frames.plain(task_of([(grid, grid[:, :4] | grid[:, 5:]) for grid in grids[:3]], grids[3:]))
+    sizes = frames.output_sizes(problem)
+    assert sizes is not None
+    laid = stacker.Pieces(problem, sizes, pieces.Search(problem, sizes, 10).run(5, plenty()), plenty())
+    view = next(view for view in panel_views(problem, set()) if view.name == "panels as layers")
+    joined = solver.with_layers(view, laid)
+    for own, more in zip(view.layers, joined.layers, strict=True):
+        assert own.items() <= more.items()
+        assert len(more) > len(own) == 2
+
+
 def test_both_engines_find_a_mirror_and_are_confident() -> None:
     task, _ = made_by(RULES["mirror"])
     first = synthesize(task, cpu_limit_s=10)[0]
