@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arc_ttt.synthesis.frames import Problem
-from arc_ttt.synthesis.images import Cells, Image, Size, State, bounding_box, colour_counts, label, majority
+from arc_ttt.synthesis.images import Cells, Image, Mask, Size, State, bounding_box, colour_counts, label, majority
 
 Key = tuple[int, ...] | bytes
 
@@ -65,7 +65,7 @@ def _shape_of_largest(cells: Cells) -> Key:
     labels, count = label(cells != 0, eight=True)
     if not count:
         return b""
-    mask = labels == int(np.bincount(labels.ravel())[1:].argmax()) + 1
+    mask: Mask = labels == int(np.bincount(labels.ravel())[1:].argmax()) + 1
     top, bottom, left, right = bounding_box(mask) or (0, 0, 0, 0)
     return bytes((bottom - top, right - left)) + mask[top:bottom, left:right].tobytes()
 
