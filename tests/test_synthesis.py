@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from arc_ttt.deadline import Deadline, VirtualClock
 from arc_ttt.grids import Example, Task, freeze
-from arc_ttt.synthesis import cells, frames, gate, invariants, pieces, solver, stacker, synthesize
+from arc_ttt.synthesis import cells, frames, gate, invariants, others, pieces, solver, stacker, synthesize
 from arc_ttt.synthesis.budget import Budget
 from arc_ttt.synthesis.images import Image, state_key
 from arc_ttt.synthesis.panels import panel_views
@@ -79,6 +79,59 @@ def test_logic_of_two_panels_is_found_by_cell_rules() -> None:
     assert rules[0].answers[0].tolist() == pairs[3][1].tolist()
     assert "own as full as layer 1" in rules[0].program
     assert rules[0].splits == 1
+
+
+def test_layers_of_a_panel_view_stay_when_pieces_join() -> None:
+    rng = np.random.default_rng(1)
+    grids = [np.hstack([rng.integers(0, 2, (3, 4)), np.full((3, 1), 5), rng.integers(0, 3, (3, 4))]) for _ in range(4)]
+    problem = frames.plain(task_of([(grid, grid[:, :4] | grid[:, 5:]) for grid in grids[:3]], grids[3:]))
+    sizes = frames.output_sizes(problem)
+    assert sizes is not None
+    laid = stacker.Pieces(problem, sizes, pieces.Search(problem, sizes, 10).run(5, plenty()), plenty())
+    view = next(view for view in panel_views(problem, set()) if view.name == "panels as layers")
+    joined = solver.with_layers(view, laid)
+    for own, more in zip(view.layers, joined.layers, strict=True):
+        assert own.items() <= more.items()
+        assert len(more) > len(own) == 2
+
+
+def test_outputs_of_other_demonstrations_by_what_inputs_share() -> None:
+    def shape(seed: int, lit: int) -> NDArray[np.int_]:
+        return np.random.default_rng(seed).permutation(np.arange(9) < lit).reshape(3, 3) * 4
+
+    answers = {lit: sparse(lit, 3, 3) + 1 for lit in (2, 5)}  # as good as arbitrary
+    lits = (2, 5, 5, 2, 5)
+    task = task_of([(shape(n, lit), answers[lit]) for n, lit in enumerate(lits)], [shape(9, 2), shape(10, 5)])
+    problem = frames.plain(task)
+    sizes = frames.output_sizes(problem)
+    assert sizes is not None
+    found = {name: state for state, name in others.other_outputs(problem, sizes)}
+    state = found["output with the same number of cells"]
+    assert [image.cells.tolist() for image in state] == [answers[lit].tolist() for lit in (*lits, 2, 5)]
+    assert list(others.other_outputs(problem.without(0).without(0).without(0).without(0), sizes)) == []
+    firsts = [next(c for c in synthesize(task, cpu_limit_s=5) if c.test_index == n) for n in range(2)]
+    assert [c.grid.tolist() for c in firsts] == [answers[lit].tolist() for lit in (2, 5)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 5), st.sampled_from([0.0, 0.5]))
+def test_no_demonstration_is_offered_its_own_output(seed: int, number: int, least: float) -> None:
+    rng = np.random.default_rng(seed)
+    pairs = [(sparse(seed + n), sparse(seed + n, rows=int(rng.integers(2, 4)))) for n in range(number)]
+    problem = frames.plain(task_of(pairs, [sparse(seed + 9)]))
+    sizes = [cells.shape for cells in problem.outputs] + [problem.outputs[0].shape]
+    score = rng.random((number + 1, number))
+    chosen = others.givers(problem, sizes, score, least)  # type: ignore[arg-type]
+    for grid, size in enumerate(sizes):
+        open_to = [
+            n for n in range(number) if n != grid and problem.outputs[n].shape == size and score[grid, n] >= least
+        ]
+        if chosen is not None:
+            assert chosen[grid] == max(open_to, key=lambda n: score[grid, n])
+    assert (chosen is None) == any(
+        not any(n != grid and problem.outputs[n].shape == size and score[grid, n] >= least for n in range(number))
+        for grid, size in enumerate(sizes)
+    )
 
 
 def test_both_engines_find_a_mirror_and_are_confident() -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from arc_ttt.synthesis import features, groups, patterns, primitives, repair
-from arc_ttt.synthesis.images import MAX_CELLS, Image, compose, crop_to, embed, enclosed, skew, unskew
+from arc_ttt.synthesis.images import MAX_CELLS, Image, compose, crop_to, embed, enclosed, majority, skew, unskew
 from arc_ttt.synthesis.primitives import unary_primitives
 from arc_ttt.synthesis.sized import sized_primitives
 
@@ -437,3 +437,99 @@ def test_a_period_is_found_from_few_cells() -> None:
     sparse = np.where(np.fromfunction(lambda y, x: y + x >= 9, (7, 7)), pattern, 0).astype(np.int8)
     whole = repair.by_period(np.where(sparse == 0, repair.HIDDEN, sparse).astype(np.int8))
     assert whole.tolist() == pattern.tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(images())
+def test_outer_products_are_copies_at_chosen_cells(before: Image) -> None:
+    rows, columns = before.cells.shape
+    chosen = {
+        "outer_product": before.cells != 0,
+        "outer_product inverted": before.cells == 0,
+        "outer_product_majority": before.cells == majority(before.cells),
+    }
+    for name, places in chosen.items():
+        made = ALL[name].apply(before)
+        assert (made is None) == (before.cells.size**2 > MAX_CELLS)
+        for (y, x), here in np.ndenumerate(places):
+            if made is not None:
+                block = made.cells[y * rows : (y + 1) * rows, x * columns : (x + 1) * columns]
+                assert block.tolist() == (before.cells * here).tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(images(), images())
+def test_product_of_two_parts_is_copies_of_one_at_the_cells_of_the_other(first: Image, second: Image) -> None:
+    made = joined("product", first, second)
+    if first.cells.size * second.cells.size > MAX_CELLS:
+        assert made is None
+        return
+    stamp, mask = (second, first) if _colours(first) <= _colours(second) else (first, second)
+    rows, columns = stamp.cells.shape
+    for (y, x), colour in np.ndenumerate(mask.cells):
+        block = np.array(made)[y * rows : (y + 1) * rows, x * columns : (x + 1) * columns]
+        assert block.tolist() == (stamp.cells * (colour != 0)).tolist()
+
+
+def _colours(picture: Image) -> int:
+    return len(np.unique(picture.cells[picture.cells != 0]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(images())
+def test_what_falls_keeps_its_cells_in_their_lines(before: Image) -> None:
+    for direction, axis in (("down", 0), ("up", 0), ("left", 1), ("right", 1)):
+        made = primitives.gravity(before, direction).cells
+        lines = zip(np.rollaxis(made, 1 - axis), np.rollaxis(before.cells, 1 - axis), strict=True)
+        for fallen, line in lines:
+            coloured = line[line != 0].tolist()
+            empty = [0] * (len(line) - len(coloured))
+            assert fallen.tolist() == (empty + coloured if direction in ("down", "right") else coloured + empty)
+        for single in (False, True):
+            whole = patterns.fall(before, direction, single=single)
+            if whole is not None:
+                assert (
+                    np.bincount(whole.cells.ravel(), minlength=10).tolist()
+                    == np.bincount(before.cells.ravel(), minlength=10).tolist()
+                )
+
+
+@settings(max_examples=40, deadline=None)
+@given(images())
+def test_counts_show_as_many_cells_as_there_are_cells_or_components(before: Image) -> None:
+    numbers = {"cells": int((before.cells != 0).sum()), "components": ndimage.label(before.cells, np.ones((3, 3)))[1]}
+    for name, number in numbers.items():
+        made = SIZED[f"count {name}"].apply(before, (8, 8))
+        assert (made is None) == (number == 0)
+        if made is not None:
+            assert made.cells.ravel().tolist() == [majority(before.cells)] * number + [0] * (64 - number)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(images(), min_size=1, max_size=3))
+def test_composed_images_show_the_last_that_is_coloured(parts: list[Image]) -> None:
+    made = compose(parts)
+    for (y, x), colour in np.ndenumerate(embed(made, (12, 12)).cells):
+        shown = [int(embed(part, (12, 12)).cells[y, x]) for part in parts]
+        assert colour == next((c for c in reversed(shown) if c), 0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 4), st.integers(2, 4), st.integers(0, 3), st.integers(0, 3))
+def test_repair_gives_back_what_was_hidden(seed: int, tall: int, wide: int, top: int, left: int) -> None:
+    rng = np.random.default_rng(seed)
+    tile = rng.integers(1, 8, (tall, wide))
+    periodic = np.tile(tile, (14, 7)).astype(np.int8)[:14, :14]
+    quarter = rng.integers(1, 8, (6, 6)).astype(np.int8)
+    symmetric = np.block([[quarter, quarter[:, ::-1]], [quarter[::-1], quarter[::-1, ::-1]]])
+    for how, whole in (("period", periodic), ("symmetry", symmetric)):
+        holed = whole.copy()
+        window = slice(top, top + 3), slice(left, left + 3)
+        holed[window] = 9
+        if len(np.unique(whole)) > 1 and (holed != 9).mean() > 0.5:
+            made = repair.repair(Image(holed, 2, 1), 9, how=how)
+            assert made is not None
+            assert (made.y, made.x, made.cells.tolist()) == (2, 1, whole.tolist())
+            part = repair.repaired_part(Image(holed, 2, 1), 9, how=how)
+            assert part is not None
+            assert (part.y, part.x, part.cells.tolist()) == (2 + top, 1 + left, whole[window].tolist())

@@ -1,6 +1,7 @@
 """python -m arc_lab synthesize: solve a set of tasks by program synthesis, score and report.
 
 Writes to --out: candidates.json (grids and programs of all tasks), programs.txt (for people), results.json (figures).
+Engine "both": pieces and cell rules give the same answer. Depth: steps of the deepest piece, or splits of a cell rule.
 """
 
 from __future__ import annotations
@@ -27,6 +28,19 @@ from arc_ttt.synthesis import ProgramCandidate, synthesize
 from arc_ttt.votes import SURE
 
 GUESSES = 2
+ENGINES = ("pieces", "cells", "both")
+DEPTHS = ("1", "2", "3", "more")
+SOLVED_BY = {
+    "together": "together",
+    "pieces": "by pieces",
+    "cells": "by cell rules",
+    "agreed": "by both, same answer",
+}
+RIGHT_FROM = {
+    "pieces": "pieces alone (steps)",
+    "both": "both (steps of the pieces)",
+    "cells": "cell rules alone (splits)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +56,16 @@ class TaskResult:
         """Candidates of one test input by these engines, best first."""
         return [c for c in self.candidates if c.test_index == test_index and c.engine in engines]
 
-    def solved(self, attempts: int, engines: Sequence[str] = ("pieces", "cells", "both")) -> bool:
+    def solved(self, attempts: int, engines: Sequence[str] = ENGINES) -> bool:
         """Whether every test input is right within so many attempts."""
-        return self.answers is not None and all(
-            any(same_grid(guess.grid, answer) for guess in self.guesses(number, engines)[:attempts])
-            for number, answer in enumerate(self.answers)
-        )
+        return self.answers is not None and all(self.right(attempts, engines))
+
+    def right(self, attempts: int, engines: Sequence[str] = ENGINES) -> list[ProgramCandidate | None]:
+        """The first right candidate of every test input within so many attempts, None where there is none."""
+        return [
+            next((guess for guess in self.guesses(n, engines)[:attempts] if same_grid(guess.grid, answer)), None)
+            for n, answer in enumerate(self.answers or ())
+        ]
 
 
 def main(argv: list[str]) -> int:
@@ -68,10 +86,15 @@ def main(argv: list[str]) -> int:
     tasks: Sequence[Task] = dataset.loaded.tasks
     if options.first:
         tasks = sorted(tasks, key=lambda task: work(task, TTT, Settings()))[: options.first]
+    begun_s = time.monotonic()
     results = solve_all(dataset, tasks, options.cpu_limit)
-    figures = summarize(results) | {"tasks_of": dataset.name, "cpu_limit_s": options.cpu_limit}
+    figures = summarize(results) | {
+        "wall_s": round(time.monotonic() - begun_s, 1),
+        "tasks_of": dataset.name,
+        "cpu_limit_s": options.cpu_limit,
+    }
     _write(options.out, results, figures)
-    print_table(results, figures)
+    print_tables(figures)
     print(json.dumps(figures))
     return 0
 
@@ -139,7 +162,7 @@ def summarize(results: Sequence[TaskResult]) -> dict[str, Any]:
     seconds = np.array([result.cpu_s for result in results])
     figures: dict[str, Any] = {"tasks": len(results), "scored": len(known)}
     for name, engines in (
-        ("together", ("pieces", "cells", "both")),
+        ("together", ENGINES),
         ("pieces", ("pieces", "both")),
         ("cells", ("cells", "both")),
         ("agreed", ("both",)),
@@ -160,23 +183,15 @@ def summarize(results: Sequence[TaskResult]) -> dict[str, Any]:
     return figures | _gate_figures(known)
 
 
-def _first_right(result: TaskResult) -> ProgramCandidate | None:
-    answers = result.answers or ()
-    for guess in result.guesses(0, ("pieces", "cells", "both"))[:GUESSES]:
-        if answers and same_grid(guess.grid, answers[0]):
-            return guess
-    return None
-
-
-def _by_depth(known: Sequence[TaskResult]) -> dict[str, int]:
-    """Solved tasks by engine and depth of the right candidate of the first test input."""
-    counts: dict[str, int] = {}
+def _by_depth(known: Sequence[TaskResult]) -> dict[str, dict[str, int]]:
+    """Solved tasks by engine and depth of the deepest right candidate, 1 counting what needs no step at all."""
+    counts = {engine: dict.fromkeys(DEPTHS, 0) for engine in ENGINES}
     for result in known:
-        right = _first_right(result) if result.solved(GUESSES) else None
-        if right is not None:
-            name = f"{right.engine} {right.depth}"
-            counts[name] = counts.get(name, 0) + 1
-    return dict(sorted(counts.items()))
+        right = [guess for guess in result.right(GUESSES) if guess is not None]
+        if result.answers and len(right) == len(result.answers):
+            deepest = max(right, key=lambda guess: guess.depth)
+            counts[deepest.engine][DEPTHS[min(max(deepest.depth, 1), len(DEPTHS)) - 1]] += 1
+    return counts
 
 
 def _gate_figures(known: Sequence[TaskResult]) -> dict[str, Any]:
@@ -185,7 +200,7 @@ def _gate_figures(known: Sequence[TaskResult]) -> dict[str, Any]:
         (guess.confidence, same_grid(guess.grid, answer))
         for result in known
         for number, answer in enumerate(result.answers or ())
-        for guess in result.guesses(number, ("pieces", "cells", "both"))[:1]
+        for guess in result.guesses(number, ENGINES)[:1]
     ]
     sure = [right for chance, right in firsts if chance >= SURE]
     curve = {}
@@ -195,36 +210,53 @@ def _gate_figures(known: Sequence[TaskResult]) -> dict[str, Any]:
         if inside:
             said = sum(chance for chance, _ in inside) / len(inside)
             curve[f"{low:g}-{min(high, 1.0):g}"] = [len(inside), round(said, 3), sum(r for _, r in inside)]
+    test_inputs = sum(len(result.answers or ()) for result in known)
     return {
-        "test_inputs": sum(len(result.answers or ()) for result in known),
+        "test_inputs": test_inputs,
         "confident": len(sure),
+        "confident_share": round(len(sure) / test_inputs, 4) if test_inputs else None,
         "confident_right": sum(sure),
         "confident_right_share": round(sum(sure) / len(sure), 4) if sure else None,
         "reliability": curve,
     }
 
 
-def print_table(results: Sequence[TaskResult], figures: dict[str, Any]) -> None:
-    """A table for people."""
+def print_tables(figures: dict[str, Any]) -> None:
+    """Tables for people: solved tasks by engine and depth, what they cost, and how confidence kept its word."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Program synthesis, {figures['scored']} scored tasks of {figures['tasks_of']}")
-    table.add_column("what")
-    table.add_column("1 attempt", justify="right")
-    table.add_column("2 attempts", justify="right")
-    for name in ("together", "pieces", "cells", "agreed"):
-        table.add_row(f"solved, {name}", str(figures[f"{name}@1"]), str(figures[f"{name}@{GUESSES}"]))
-    for name, count in figures["by_depth@2"].items():
-        table.add_row(f"  engine and depth: {name}", "", str(count))
+    def table(title: str, *columns: str) -> Table:
+        made = Table(title=title)
+        for number, column in enumerate(columns):
+            made.add_column(column, justify="right" if number else "left")
+        return made
+
+    title = f"Program synthesis, {figures['scored']} scored tasks of {figures['tasks_of']}"
+    solved = table(title, "solved", "1 attempt", f"{GUESSES} attempts")
+    for name, label in SOLVED_BY.items():
+        solved.add_row(label, str(figures[f"{name}@1"]), str(figures[f"{name}@{GUESSES}"]))
+    by_depth = figures[f"by_depth@{GUESSES}"]
+    depth = table(f"Solved at {GUESSES} attempts, by depth", "right answer from", *DEPTHS, "all")
+    for engine, label in RIGHT_FROM.items():
+        depth.add_row(label, *map(str, by_depth[engine].values()), str(sum(by_depth[engine].values())))
+    sums = [sum(by_depth[engine][name] for engine in ENGINES) for name in DEPTHS]
+    depth.add_row("together", *map(str, sums), str(sum(sums)))
+    cost = table("Cost", "what", "figure")
     for name, seconds in figures["cpu_s"].items():
-        table.add_row(f"CPU seconds per task, {name}", "", f"{seconds:.2f}")
-    table.add_row("peak memory, MB", "", str(figures["peak_mb"]))
-    table.add_row("test inputs with a confident candidate", "", f"{figures['confident']} of {figures['test_inputs']}")
-    table.add_row("  of these right", "", str(figures["confident_right"]))
+        cost.add_row(f"CPU seconds per task, {name}", f"{seconds:.2f}")
+    cost.add_row("wall seconds", f"{figures['wall_s']:.1f}")
+    cost.add_row("peak memory, MB", str(figures["peak_mb"]))
+    sure = table(f"Confidence of first candidates, {figures['test_inputs']} test inputs", "said", "mean", "n", "right")
     for name, (count, said, right) in figures["reliability"].items():
-        table.add_row(f"  confidence {name}: {count} said {said:.2f}", "", f"{right} right")
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+        sure.add_row(name, f"{said:.2f}", str(count), str(right))
+    share = figures["confident_right_share"]
+    fires = "" if figures["confident_share"] is None else f" ({figures['confident_share']:.1%} of all)"
+    right = f"{figures['confident_right']}" + ("" if share is None else f" ({share:.1%})")
+    sure.add_row(f"sure, {SURE:g} or more", "", f"{figures['confident']}{fires}", right)
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    for part in (solved, depth, cost, sure):
+        console.print(part)
 
 
 def _write(out: Path, results: Sequence[TaskResult], figures: dict[str, Any]) -> None:
@@ -241,7 +273,7 @@ def _write(out: Path, results: Sequence[TaskResult], figures: dict[str, Any]) ->
     with (out / "programs.txt").open("w") as file:
         for result in results:
             for number in range(len(result.task.tests)):
-                for guess in result.guesses(number, ("pieces", "cells", "both"))[:GUESSES]:
+                for guess in result.guesses(number, ENGINES)[:GUESSES]:
                     file.write(f"{guess.task_id} test {number + 1} ({guess.confidence:.2f}): {guess.program}\n")
 
 

@@ -127,7 +127,10 @@ def _undo_down(cells: Cells, direction: str) -> Cells:
 
 
 def fall(image: Image, direction: str, *, single: bool) -> Image | None:
-    """Whole objects fall until they meet the edge or another. single: an object is of one colour."""
+    """Whole objects fall until they meet the edge or another. single: an object is of one colour.
+
+    The lowest falls first; where that would let one fall into another, there is no answer.
+    """
     cells = np.ascontiguousarray(_down(image.cells, direction))
     layers = [cells == colour for colour in colour_counts(cells)[1:].nonzero()[0] + 1] if single else [cells != 0]
     masks = [
@@ -145,6 +148,8 @@ def fall(image: Image, direction: str, *, single: bool) -> Image | None:
             landed[moved] = cells[mask]
         else:
             landed[mask] = cells[mask]
+    if np.count_nonzero(landed) < np.count_nonzero(cells):
+        return None
     return like(image, _undo_down(landed, direction))
 
 

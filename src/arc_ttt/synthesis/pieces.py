@@ -27,6 +27,7 @@ from arc_ttt.synthesis.groups import (
     selections,
 )
 from arc_ttt.synthesis.images import MAX_CELLS, Image, Size, State, colour_counts, state_bytes, state_key
+from arc_ttt.synthesis.others import other_outputs
 from arc_ttt.synthesis.patterns import attract, pattern_primitives, symmetric_about
 from arc_ttt.synthesis.primitives import (
     Primitive,
@@ -41,6 +42,7 @@ from arc_ttt.synthesis.repair import repair, repaired_part
 from arc_ttt.synthesis.sized import SizedPrimitive, sized_primitives
 
 CUT_COST = 10  # cutting and choosing together count as one step
+OTHERS_COST = 15  # of another demonstration's output: it comes late, and few steps follow it
 PLACED = 2  # cost of an input that was only placed on the output
 MEMORY_FOR_OTHERS = 0.35  # share of the memory that the search leaves to stacks and cell rules
 
@@ -163,7 +165,7 @@ def shared_colours(problem: Problem) -> tuple[int, ...]:
 
 
 def starts(problem: Problem, sizes: list[Size] | None) -> Iterator[tuple[State, int, str]]:
-    """The pieces that programs begin with: the inputs, an empty output, and what all known outputs share."""
+    """The pieces that programs begin with: inputs, an empty output, what known outputs share, and outputs of others."""
     yield tuple(Image(cells, 0, 0) for cells in problem.inputs), 0, "input"
     if sizes is None:
         return
@@ -172,6 +174,7 @@ def starts(problem: Problem, sizes: list[Size] | None) -> Iterator[tuple[State, 
         first = problem.outputs[0]
         shared = np.where(np.logical_and.reduce([cells == first for cells in problem.outputs]), first, 0)
         yield (Image(shared.astype(np.int8), 0, 0),) * len(sizes), 10, "what all outputs share"
+    yield from ((state, OTHERS_COST, name) for state, name in other_outputs(problem, sizes))
 
 
 def repairs(problem: Problem) -> list[Primitive]:

@@ -18,7 +18,7 @@ from arc_ttt.synthesis.budget import Budget
 from arc_ttt.synthesis.cells import Rule, View, learn
 from arc_ttt.synthesis.frames import Problem, by_rank, output_sizes, plain
 from arc_ttt.synthesis.gate import Evidence, confidence
-from arc_ttt.synthesis.images import Cells, Size
+from arc_ttt.synthesis.images import Size
 from arc_ttt.synthesis.invariants import broken
 from arc_ttt.synthesis.panels import panel_views
 from arc_ttt.synthesis.pieces import Piece, Search
@@ -204,8 +204,8 @@ def views(problem: Problem, pieces: Sequence[Piece], seen: set[bytes]) -> Iterat
 
 
 def with_layers(view: View, pieces: Pieces) -> View:
-    """The view with helpful pieces as further layers."""
-    layers: list[dict[str, Cells]] = [{} for _ in view.pictures]
+    """The view with helpful pieces as further layers beside its own."""
+    layers = [dict(own) for own in view.layers]
     if all(cells.shape == size for cells, size in zip(view.pictures, pieces.sizes, strict=True)):
         for row in pieces.helpful(view.pictures, LAYERS):
             for layer, cells in zip(layers, pieces.split(pieces.cells[row]), strict=True):
