@@ -37,7 +37,7 @@ class LastingStream(io.FileIO):
 
     def write(self, text):  # type: ignore[no-untyped-def]
         try:
-            return super().write(text)
+            return super().write(text) or len(text)  # what a full pipe that does not block has not taken is lost
         except OSError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
@@ -58,7 +58,8 @@ def last(name: str, number: int) -> None:
     else:
         return
     raw = LastingStream(number, "w", closefd=False)
-    setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), **how))
+    buffer = raw if how.get("write_through") else io.BufferedWriter(raw)  # python -u
+    setattr(sys, name, io.TextIOWrapper(buffer, **how))
 
 
 def make_importable() -> str:

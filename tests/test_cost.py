@@ -98,9 +98,9 @@ def test_each_device_has_a_drift_of_its_own() -> None:
     assert cost.drift(2) == 1.0
 
 
-def test_a_job_is_cut_only_once_its_device_is_known() -> None:
+def test_a_job_is_cut_late_until_its_device_is_known() -> None:
     cost = CostModel(EMBEDDED_SETTINGS)
-    assert cost.cap(10.0, 0) == float("inf")
+    assert (cost.cap(10.0, 0), cost.cap(1000.0, 0)) == (1800.0, 20_000.0)
     for task in TASKS[:5]:
         observe(cost, task, *cost.parts(task, TTT))
     assert cost.cap(1.0, 0) >= 60.0

@@ -333,32 +333,34 @@ def only_if(condition: str, behaviour: str) -> str:
     return f"if {condition}:\n{textwrap.indent(behaviour, '    ')}\nelse: answer(job)"
 
 
-def test_a_training_is_called_back_when_a_program_is_sure_meanwhile(tmp_path: Path) -> None:
-    """The worker lives on; the task's program stands; other tasks, without one, get the device."""
-    device = only_if("job['task_id'] == 't1'", CALLED_BACK)
+DEAF = "while True: progress(job); time.sleep(0.05)"
+
+
+@pytest.mark.parametrize(("behaviour", "deaths"), [(CALLED_BACK, 0), (DEAF, 1)])
+def test_a_training_is_called_back_when_a_program_is_sure_meanwhile(
+    tmp_path: Path, behaviour: str, deaths: int
+) -> None:
+    """The program stands, and other tasks, without one, get the device; a worker that does not listen is replaced."""
+    device = only_if("job['task_id'] == 't1'", behaviour)
     doubt = PROGRAM.replace("0.9", "0.9 if job['task_id'] == 't1' else 0.1")
+    changes = {"synthesis.enabled": True, "synthesis.cpu_limits_s": "1"}
     ran = run(
         tmp_path,
         [device, "time.sleep(0.5)\n" + doubt],
         programs=1,
         tasks=4,
-        **{
-            "synthesis.enabled": True,
-            "synthesis.cpu_limits_s": "1",
-            "decode.base_share": 0.0,
-            "ttt.max_sequences": 800,
-        },
+        limit_s=300.0,
+        **{**changes, "decode.base_share": 0.0, "ttt.max_sequences": 4000},
     )
     assert [(e["task_id"], e["cause"]) for e in ran.named("cancel")] == [("t1", "a program is taken for right")]
-    assert ran.result.deaths == []
-    assert ran.result.cut == ["t1"]
+    assert dict(ran.result.called_back) == {"a program is taken for right": 1}
+    assert len(ran.result.deaths) == deaths
+    assert ran.result.cut == ran.result.degraded == ran.result.quarantined == []
     assert finished(ran, "ttt") == {"t0", "t2", "t3"}
     assert all(answers[0]["attempt_1"] == [[2, 0, int(i[1:])]] for i, answers in ran.document.items())
 
 
-@pytest.mark.parametrize(
-    ("behaviour", "deaths"), [(CALLED_BACK, 0), ("while True: progress(job); time.sleep(0.05)", 1)]
-)
+@pytest.mark.parametrize(("behaviour", "deaths"), [(CALLED_BACK, 0), (DEAF, 1)])
 def test_f12_a_job_that_goes_on_beyond_its_time_is_called_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behaviour: str, deaths: int
 ) -> None:

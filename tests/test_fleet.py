@@ -332,6 +332,15 @@ def test_cancel_asks_then_terminates_then_kills(make: Make, mode: str, cause: st
         assert not deaths(events + [e for _ in range(30) for e in fleet.poll(0.05)])
 
 
+def test_a_worker_that_died_in_the_same_poll_can_still_be_cancelled(make: Make) -> None:
+    fleet = make("for line in sys.stdin: sys.exit(3)")
+    ready_pids(fleet, 1)
+    fleet.send(0, {"type": "job"})
+    events_until(fleet, lambda seen: bool(deaths(seen)))
+    fleet.cancel(0, "too slow")
+    assert not fleet.alive(0)
+
+
 def test_each_phase_has_its_own_time_and_the_first_round_the_most(make: Make) -> None:
     """Silent for longer than a step may take: allowed while kernels compile, not once steps have been seen."""
     script = """

@@ -337,14 +337,14 @@ def test_a_running_job_is_superseded_by_a_sure_program_while_others_have_more_to
     assert running is not None
     assert search is not None
     assert running.task_id == search.task_id == "a"
-    assert not plan.superseded(running, 15.0)
+    assert not plan.superseded(running, 100.0)
     plan.program_done(search, sure=True)
-    assert plan.superseded(running, 15.0)
-    assert not plan.superseded(running, 1.0)  # it is about to end
+    assert plan.superseded(running, 100.0)
+    assert not plan.superseded(running, 7.0)  # a quarter of b's training does not fit that
     other = plan.next_job(100.0)
     assert other is not None
-    assert not plan.superseded(other, 15.0)  # without a program
-    assert not plan.superseded(running, 15.0)  # nothing else waits any more
+    assert not plan.superseded(other, 100.0)  # without a program
+    assert not plan.superseded(running, 100.0)  # nothing else waits any more
 
 
 @pytest.mark.parametrize(("order", "expected"), [("first-come", "cab"), ("shortest", "abc")])

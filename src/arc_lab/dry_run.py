@@ -126,10 +126,12 @@ def main(argv: Sequence[str], start_s: float, signals: list[int] | None = None) 
 
 def _with_time_to_report(settings: Settings, start_s: float) -> Settings:
     """A reserve that also covers scores and tables, which come after the run: they take less than the start has taken,
-    and both take longer on a busy machine."""
+    and both take longer on a busy machine. A reserve that was asked for stays as it is."""
     from rich import box, console, table  # noqa: F401  here, where the limit is far away
 
     run = settings.run
+    if run.reserve_s > 0:
+        return settings
     started_s = min(REAL_CLOCK.now() - start_s, 0.25 * run.limit_s)
     return settings.override([("run.reserve_s", min(run.reserve + started_s, 0.9 * run.limit_s))])
 

@@ -24,6 +24,7 @@ OVERHEAD_S = 0.2  # of any job: views, prompts, messages
 WRITE = 4.0  # a written token against a read one; measured on 2 CPU cores with the embedded model
 ATTENTION_TOKENS = 3000.0  # length at which attention costs as much as the rest; same machine
 DRIFT_JOBS = 50
+FIRST_CAP_TIMES, FIRST_CAP_LEAST_S = 20.0, 1800.0  # the same for the first three jobs of a device
 CAP_TIMES, CAP_LEAST_S = 6.0, 120.0  # a job may take so many times its prediction, and at least so long
 
 
@@ -211,9 +212,9 @@ class CostModel:
         return 1.5 * (OVERHEAD_S + self._decoding(task, views_of(TTT, share, self.settings)))
 
     def cap(self, predicted_s: float, device: int) -> float:
-        """Seconds after which a job is cut; infinite while nothing is known of the device."""
+        """Seconds after which a job is cut; many more while little is known of the device."""
         if len(self._ratios.get(device, ())) < 3:
-            return math.inf
+            return max(FIRST_CAP_LEAST_S, FIRST_CAP_TIMES * predicted_s)
         return max(CAP_LEAST_S, CAP_TIMES * predicted_s * self.drift(device))
 
     def drift(self, device: int) -> float:

@@ -214,8 +214,8 @@ class Fleet:
 
     def cancel(self, slot: int, cause: str) -> None:
         """Ask the worker to end its job, which leaves it alive; after `cancel_s` SIGTERM, after `term_s` SIGKILL."""
-        worker = self._workers[slot]
-        if worker.state is _State.BUSY:
+        worker = self._workers.get(slot)  # it may have died in the poll whose events are being handled
+        if worker is not None and worker.state is _State.BUSY:
             self.send(slot, {"type": "cancel"})
             worker.state, worker.cause = _State.CANCELLING, cause
             worker.until_s = self._clock.now() + self.patience.cancel_s

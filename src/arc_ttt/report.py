@@ -56,6 +56,7 @@ class RunResult:
     write_errors: int = 0
     resumed: int = 0  # passes of an interrupted run that this one went on from
     ratios: dict[str, list[float]] = field(default_factory=dict)  # actual by predicted seconds, by kind of job
+    called_back: Counter[str] = field(default_factory=Counter)  # jobs that were asked to end before, by cause
     cut: list[str] = field(default_factory=list)
     degraded: list[str] = field(default_factory=list)
     quarantined: list[str] = field(default_factory=list)
@@ -78,6 +79,7 @@ def run_report(result: RunResult) -> dict[str, Any]:
         "shares": {name: round(seconds / whole, 4) for name, seconds in total.items()},
         "actual_by_predicted": {kind: _quantiles(ratios) for kind, ratios in sorted(result.ratios.items())},
         "restarts": dict(Counter(result.deaths).most_common()),
+        "called_back": dict(result.called_back),
         "cut": sorted(set(result.cut)),
         "degraded": sorted(set(result.degraded)),
         "quarantined": sorted(set(result.quarantined)),
@@ -105,6 +107,9 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
     if report["restarts"]:
         causes = ", ".join(f"{cause} ({count})" for cause, count in report["restarts"].items())
         lines.append(f"workers lost: {sum(report['restarts'].values())}: {causes}")
+    if report["called_back"]:
+        causes = ", ".join(f"{cause} ({count})" for cause, count in report["called_back"].items())
+        lines.append(f"jobs called back: {causes}")
     for name in ("cut", "degraded", "quarantined"):
         if report[name]:
             few = ", ".join(ascii(task_id)[1:-1] for task_id in report[name][:5])

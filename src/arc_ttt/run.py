@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from arc_ttt.checkpoints import model_folder, read_config
-from arc_ttt.cost import BASE, SYNTHESIS, TTT, CostModel, Model, device_type, views_of
+from arc_ttt.cost import BASE, DEVICE_TYPES, SYNTHESIS, TTT, CostModel, Model, device_type, views_of
 from arc_ttt.deadline import REAL_CLOCK, Deadline, format_duration
 from arc_ttt.deadman import Deadman
 from arc_ttt.errors import ArcError, SubmissionError
@@ -36,6 +36,7 @@ from arc_ttt.submission import Submission
 POLL_S = 0.2
 WRITE_EVERY_S, WRITE_MOST_S = 0.5, 60.0
 MEMORY_EVERY_S, LOW_MEMORY = 1.0, 512 * 1024**2  # how often memory is looked at, and what is too little of it
+OVERDUE, SUPERSEDED = "goes on beyond its time", "a program is taken for right"  # why a job is called back
 OVERDUE_S = 120.0  # beyond its time, after which a job that still shows progress is called back
 WRITE_SHARE = 0.2  # of the coordinator's time at most goes into writing, however slow the disk is
 
@@ -71,13 +72,22 @@ class Workers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """A job on a worker. number: tells a late message from one of this job. ends_s: when it should have ended by its
-    prediction; until_s: when the worker was told to end it."""
+    """A job on a worker.
+
+    number: tells a late message from one of this job. ends_s: when it should end by its prediction. until_s: when the
+    worker was told to end it. called_back: why it was asked to end before, once it was.
+    """
 
     job: Job
     number: int
+    begun_s: float
     ends_s: float
     until_s: float
+    called_back: str = ""
+
+    def left_s(self, now_s: float) -> float:
+        """Seconds that it still needs; of one that is late, half as long again as it has taken."""
+        return max(self.ends_s - now_s, 0.5 * (now_s - self.begun_s) if now_s > self.ends_s else 0.0)
 
 
 @dataclass(slots=True)
@@ -342,7 +352,8 @@ class Coordinator:
             self._job_number += 1
             body, now_s = self._body(job, slot), self.clock.now()
             predicted_s = job.predicted_s * (1.0 if slot in self.program_slots else self.cost.drift(slot))
-            self._jobs[slot] = _Running(job, self._job_number, now_s + predicted_s, body.get("until", math.inf))
+            until_s = body.get("until", math.inf)
+            self._jobs[slot] = _Running(job, self._job_number, now_s, now_s + predicted_s, until_s)
             self.ledger.spend(slot, now_s, IDLE)
             self.fleet.send(slot, {"type": "job", "id": self._job_number, "kind": job.kind, **body})
             self.journal.append(
@@ -360,19 +371,25 @@ class Coordinator:
         now_s = self.clock.now()
         for slot, running in self._jobs.items():
             if now_s > running.until_s + OVERDUE_S:
-                self._call_back(slot, "goes on beyond its time")
+                self._call_back(slot, OVERDUE)
 
     def _call_back_superseded(self, task_id: str) -> None:
-        """End jobs over a task that a program seems to have solved meanwhile, where others have more to gain."""
+        """End jobs over a task that a program seems to have solved meanwhile, where others have more to gain. What is
+        left of them must be worth the start of a new worker, in case this one does not listen."""
+        now_s, remaining_s = self.clock.now(), self.work_until.remaining()
         for slot, running in self._jobs.items():
-            left_s = running.ends_s - self.clock.now()
-            if running.job.task_id == task_id and self.plan.superseded(running.job, left_s):
-                self._call_back(slot, "a program is taken for right")
+            if running.job.task_id != task_id or running.left_s(now_s) < DEVICE_TYPES[self.device].load_s:
+                continue
+            if self.plan.superseded(running.job, remaining_s):
+                self._call_back(slot, SUPERSEDED)
 
     def _call_back(self, slot: int, cause: str) -> None:
         """Ask a worker to end its job with what it has; one that does not is killed."""
         running = self._jobs[slot]
-        self._jobs[slot] = replace(running, ends_s=-math.inf, until_s=math.inf)  # asked once
+        if running.called_back:
+            return
+        self._jobs[slot] = replace(running, called_back=cause)
+        self.result.called_back[cause] += 1
         self.journal.append("cancel", slot=slot, task_id=running.job.task_id, cause=cause)
         self.fleet.cancel(slot, cause)
 
@@ -421,8 +438,8 @@ class Coordinator:
         elif body["type"] in ("candidates", "programs") and job is not None and body.get("task_id") == job.task_id:
             if self._take(job, body):
                 self.journal.append("found", **job.to_json(), **_found(body))
-        elif body["type"] == "done" and job is not None:
-            self._done(message.slot, job, body)
+        elif body["type"] == "done" and running is not None and job is not None:
+            self._done(message.slot, running, body)
 
     def _calibrated(self, rows: Any) -> None:
         """Let predictions follow what a worker tried out; workers that are started later need not try again."""
@@ -471,21 +488,22 @@ class Coordinator:
             self._dirty = True
         return True
 
-    def _done(self, slot: int, job: Job, body: Mapping[str, Any]) -> None:
+    def _done(self, slot: int, running: _Running, body: Mapping[str, Any]) -> None:
+        job = running.job
         del self._jobs[slot]
         self.fleet.forgive(slot)
         parts = {TRAIN: _number(body, "train_s"), COMPILE: _number(body, "compile_s")}
         self.ledger.spend(slot, self.clock.now(), DECODE, parts)
         known = {name: body[name] for name in DONE_FIELDS if name in body}
         self.journal.append("done", slot=slot, **job.to_json(), **known)
-        self._conclude(job, body)
+        self._conclude(job, body, superseded=running.called_back == SUPERSEDED)
         if job.kind in (BASE, TTT):
             seen = {name: _number(body, name) for name in ("seconds", "train_s", "train_tokens", "steps")}
             self.result.train_tokens += int(seen["train_tokens"])
             self.result.train_s += seen["train_s"]
             self._learn(slot, job, str(body.get("outcome")), str(body.get("reason", "")), seen)
 
-    def _conclude(self, job: Job, body: Mapping[str, Any]) -> None:
+    def _conclude(self, job: Job, body: Mapping[str, Any], *, superseded: bool = False) -> None:
         """Let what is known about a pass, its plan included, follow its end."""
         outcome = str(body.get("outcome"))
         if job.kind == JOINT:
@@ -493,7 +511,8 @@ class Coordinator:
             if outcome == Outcome.FINISHED:
                 self._joint_path = self._joint_file
             return
-        self._outcome(job, outcome, str(body.get("reason", "")), _number(body, "seconds"))
+        reason = SUPERSEDED if superseded and outcome == Outcome.CUT else str(body.get("reason", ""))
+        self._outcome(job, outcome, reason, _number(body, "seconds"))
         if job.kind == SYNTHESIS:
             self.cost.observe_program(job.number, _number(body, "seconds"))
             sure = self.findings.sure(job.task_id)
@@ -525,6 +544,8 @@ class Coordinator:
         result.seconds += seconds
         if result.outcome != Outcome.FINISHED:  # what one pass has finished stays so when a later one is cut
             result.outcome, result.reason = outcome, reason
+        if reason == SUPERSEDED:
+            return
         if outcome == Outcome.CUT:
             self.result.cut.append(job.task_id)
         elif outcome != Outcome.FINISHED and job.kind != SYNTHESIS:
@@ -538,10 +559,13 @@ class Coordinator:
         if death.slot not in self.program_slots:
             self._be_careful(death)
         self._ready.discard(death.slot)
-        again = self.plan.lost(job) if job is not None else False
+        superseded = running is not None and running.called_back == SUPERSEDED
+        again = self.plan.lost(job) if job is not None and not superseded else False
         if death.final and death.slot not in self.program_slots:
             self._replan()
-        if job is not None and job.kind != JOINT and not again:
+        if job is not None and superseded:  # its worker did not listen, which is not the task's fault
+            self._conclude(job, {"outcome": Outcome.CUT}, superseded=True)
+        elif job is not None and job.kind != JOINT and not again:
             self._outcome(job, Outcome.LOST, death.cause)
         self.journal.append(
             "death",

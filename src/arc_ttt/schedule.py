@@ -31,7 +31,6 @@ tasks of held-out generators: 4 right after 10 steps, 7 after 40); the third is 
 LATER = 0.7  # gain of each further training against the one before; a guess
 SURE_GAIN = 0.02  # what is left to gain where a program is taken for right
 LEAST_DOUBT = 0.05  # no vote of views is ever quite decided
-CALL_BACK_S = 5.0  # what must be left of a running job for calling it back to pay
 
 
 FIRST_STEPS = 10  # optimizer steps below which a training is not worth its start; with 10, 4 of 11 tasks are right
@@ -371,12 +370,13 @@ class Plan:
             self._search_number[job.task_id] = job.number + 1
             self._searches.append(job.task_id)
 
-    def superseded(self, job: Job, left_s: float) -> bool:
-        """Whether the `left_s` seconds that a running job still needs have better uses: a program that is taken for
-        right has come for its task since, and a task without one waits for a training."""
-        if job.kind == JOINT or left_s < CALL_BACK_S or not self._states[job.task_id].sure:
+    def superseded(self, job: Job, remaining_s: float) -> bool:
+        """Whether the time that a running job still needs has better uses: a program that is taken for right has come
+        for its task since, and a training of a task without one waits that fits the `remaining_s` of the run."""
+        if job.kind == JOINT or not self._states[job.task_id].sure:
             return False
-        return any(not self._states[task_id].sure for _, task_id in self._ranking)
+        waiting = (task_id for _, task_id in self._ranking if not self._states[task_id].sure)
+        return any(self.predict(self._tasks[i], TTT, self.least_share) <= remaining_s for i in waiting)
 
     @property
     def searches_left(self) -> int:

@@ -15,6 +15,7 @@ import faulthandler
 import io
 import json
 import os
+import random
 import resource
 import select
 import signal
@@ -37,6 +38,7 @@ if TYPE_CHECKING:  # importing it needs torch, which a worker of synthesis does 
     from arc_ttt.solve import Answers
 
 NICENESS = 10  # of synthesis: device workers go first
+AUTOGROUP_TRIES = 20
 OOM_SCORES = {"device": "500", "synthesis": "900"}  # who goes first when the machine runs out of memory
 MEMORY_BYTES = 3 * 1024**3  # address space of a synthesis worker; it uses less than 500 MB
 CPU_SLACK_S, CPU_TIMES = 10, 3  # a job of synthesis that uses so many more CPU seconds than its limit is ended
@@ -349,8 +351,15 @@ def _give_way(niceness: int) -> None:
     """Let other processes go first, also those of other sessions: where the kernel shares cores out among sessions
     (autogroups), the niceness of a process counts only within its own."""
     os.nice(niceness)
-    with contextlib.suppress(OSError):  # no such kernel
-        Path("/proc/self/autogroup").write_text(str(niceness))
+    for _ in range(AUTOGROUP_TRIES):
+        try:
+            Path("/proc/self/autogroup").write_text(str(niceness))
+        except BlockingIOError:  # of all users but root it takes one change in a tenth of a second
+            REAL_CLOCK.sleep(random.uniform(0.1, 0.3))
+        except OSError:  # no such kernel
+            return
+        else:
+            return
 
 
 def _offer_to_the_oom_killer(score: str) -> None:
