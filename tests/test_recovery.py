@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,19 @@ def test_the_fingerprint_is_that_of_the_question() -> None:
         assert fingerprint(parse_tasks(tasks, source="tests"), settings_of(60.0, {})) != mark
     missing = LoadedTasks(LOADED.tasks, (), {**LOADED.test_counts, "unusable": 1})
     assert fingerprint(missing, settings_of(60.0, {})) != mark
+
+
+def test_weights_of_one_size_are_told_apart_by_samples(tmp_path: Path) -> None:
+    marks = set()
+    for seed in (0, 0, 1, 2):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(random.Random(seed).randbytes(100_000))
+        marks.add(fingerprint(LOADED, settings_of(60.0, {}), folder))
+    (folder / "model.safetensors").write_bytes(b"short")
+    marks.add(fingerprint(LOADED, settings_of(60.0, {}), folder))
+    assert len(marks) == 4
 
 
 @pytest.fixture(scope="module")

@@ -89,10 +89,11 @@ class Row:
 
     @property
     def standard_error(self) -> float:
-        """Of the difference, paired."""
+        """Of the difference, paired; where no task differs, as if one did: that is no proof of equality."""
         if not self.common:
             return 0.0
-        return math.sqrt(max(0.0, (self.won + self.lost) / self.common - self.difference**2) / self.common)
+        different = max(1, self.won + self.lost)
+        return math.sqrt(max(0.0, different / self.common - self.difference**2) / self.common)
 
     def document(self) -> dict[str, Any]:
         return {

@@ -71,9 +71,11 @@ class Cost:
 
     @property
     def standard_error(self) -> float:
-        """Of the difference, over questions, paired."""
+        """Of the difference, over questions, paired; where no question differs, as if one did."""
         changes = self._changes()
-        return float(np.std(changes)) / math.sqrt(len(changes)) if len(changes) else 0.0
+        count = len(changes)
+        spread = float(np.std(changes)) if changes.any() else 1 / math.sqrt(max(1, count))
+        return spread / math.sqrt(max(1, count))
 
     def _changes(self) -> np.typing.NDArray[np.float64]:
         changes: np.typing.NDArray[np.float64] = np.array(self.four_bit, float) - np.array(self.plain, float)

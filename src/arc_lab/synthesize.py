@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from arc_lab.datasets import Dataset, load_dataset, select
+from arc_lab.datasets import Dataset, load_dataset, read_ids, select
 from arc_ttt.cost import TTT, work
 from arc_ttt.errors import InputError, SettingsError
 from arc_ttt.grids import Grid, Task, same_grid
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
     try:
         options = _parse(argv)
         dataset = load_dataset(options.tasks)
-        dataset = select(dataset, [part for part in options.ids.split(",") if part])
+        dataset = select(dataset, read_ids(options.ids))
         if not dataset.loaded.tasks:
             raise SettingsError(f"--tasks {options.tasks}: no usable task")
         options.out.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--tasks", default="evaluation", help="evaluation, training, ttt80, or a path (tasks or a pack)"
     )
-    parser.add_argument("--ids", default="", help="only these task ids, separated by commas")
+    parser.add_argument("--ids", default="", metavar="ID,ID|FILE", help="only these tasks, as for kernel.py")
     parser.add_argument("--first", type=int, default=0, help="only the N cheapest tasks (0: all)")
     parser.add_argument("--out", type=Path, required=True, help="folder for results; made if missing")
     parser.add_argument("--cpu-limit", type=float, default=2.0, help="CPU seconds per task")
