@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
     try:
         options = _parse(argv)
         dataset = load_dataset(options.tasks)
-        dataset = select(dataset, read_ids(options.ids))
+        dataset = select(dataset, read_ids(options.ids)) if options.ids else dataset
         if not dataset.loaded.tasks:
             raise SettingsError(f"--tasks {options.tasks}: no usable task")
         options.out.mkdir(parents=True, exist_ok=True)
