@@ -36,6 +36,19 @@ def test_a_command_ends_quietly_when_its_reader_is_gone() -> None:
     assert after_a_line([*lab, *sweep]) == (141, "")
 
 
+def test_unbuffered_output_stays_unbuffered() -> None:
+    """As under `python -u`: the first line is there while the script still waits to be told to end."""
+    code = "import kernel; kernel.last('stdout', 1); print('here'); input()"
+    command = [sys.executable, "-u", "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENV, cwd=ROOT) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"here\n"  # else both would wait for ever
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        assert process.wait(timeout=60) == 0
+
+
 def test_a_broken_pipe_of_another_kind_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from arc_lab import __main__ as lab
 

@@ -26,14 +26,11 @@ from typing import Any
 from arc_lab import dry_run
 from arc_lab.datasets import read_ids
 from arc_lab.evaluate import TaskScore
-from arc_ttt.checkpoints import model_folder
+from arc_ttt.checkpoints import model_folder, weights_mark
 from arc_ttt.cost import BASE, TTT
 from arc_ttt.deadline import REAL_CLOCK
 from arc_ttt.errors import SettingsError
-from arc_ttt.grids import LoadedTasks
 from arc_ttt.launch import count_gpus
-from arc_ttt.recovery import fingerprint
-from arc_ttt.settings import Settings
 from arc_ttt.submission import write_atomically
 
 FULL = "full"
@@ -211,8 +208,7 @@ def run_variant(variant: Variant, options: argparse.Namespace) -> dict[str, Any]
     asked = out / "asked.json"
     report = out / "report.json"
     model = dry_run.make_settings(dry_run.make_parser().parse_args(argv)).model.path
-    weights = fingerprint(LoadedTasks((), (), {}), Settings(), model_folder(model, gpu=count_gpus() > 0))
-    question = json.dumps([argv, weights])
+    question = json.dumps([argv, weights_mark(model_folder(model, gpu=count_gpus() > 0))])
     same = asked.is_file() and asked.read_text(encoding="utf-8") == question
     if not (same and report.is_file()):
         print(f"== {variant.name}: {variant.about}", flush=True)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import hashlib
 import json
 import math
 import shutil
@@ -33,6 +32,7 @@ from arc_lab.datasets import held_out_tasks
 from arc_lab.packs import Pack, read_pack
 from arc_lab.pretrain_data import measuring_sequences
 from arc_lab.pretrain_loop import exact_match
+from arc_ttt.checkpoints import weights_mark
 from arc_ttt.deadline import REAL_CLOCK, Deadline, format_duration
 from arc_ttt.errors import ArcError, InputError, ModelError
 from arc_ttt.formats import TokenSequence
@@ -233,15 +233,6 @@ class Measurement:
         self.say(f"{format_duration(REAL_CLOCK.now() - self.start_s)}  {text}")
 
 
-def digest(folder: Path) -> str:
-    """SHA-256 of a checkpoint's config and weight files."""
-    total = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        with path.open("rb") as file:
-            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
-
-
 def measure(
     model: Path,
     nf4: Path,
@@ -254,7 +245,7 @@ def measure(
     say: Callable[[str], None] = functools.partial(print, flush=True),  # noqa: B008
 ) -> dict[str, Any]:
     """All costs, JSON-ready by name. kept: a file to go on from after an interruption; say: takes lines of progress."""
-    question = json.dumps([settings.to_json(), pack.sha256, digest(model), digest(nf4)])
+    question = json.dumps([settings.to_json(), pack.sha256, weights_mark(model), weights_mark(nf4)])
     folders = {PLAIN: model, FOUR_BIT: nf4}
     measurement = Measurement(folders, settings, Measured(kept, question), say)
     costs = {

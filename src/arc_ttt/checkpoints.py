@@ -1,7 +1,8 @@
-"""Model folders: what their config.json says, read without torch."""
+"""Model folders: what their config.json says, and which weights they hold, read without torch."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from arc_ttt.errors import ModelError
 
 EMBEDDED = Path(__file__).parent / "embedded"  # size XS, 2.7 million parameters
 EMBEDDED_M = Path(__file__).parent / "embedded_m"  # 26 million
+SAMPLES, SAMPLE_BYTES = 64, 256  # of a file of weights
 SIZES = {"embedded-XS": EMBEDDED, "embedded-M": EMBEDDED_M}
 
 
@@ -37,6 +39,25 @@ def read_config(folder: Path) -> dict[str, Any]:
     if kind != "llama":
         raise ModelError(f"{folder}: model_type is {kind!r}; this kernel runs llama checkpoints")
     return dict(config)
+
+
+def weights_mark(folder: Path) -> str:
+    """A text that tells checkpoints apart: a hash of the config, and of names, sizes and samples of the weight files.
+
+    Training changes weights everywhere, so samples tell; reading all of an 8B would take a minute. Source: ours.
+    """
+    total = hashlib.sha256()
+    for file in sorted(folder.glob("*")):
+        if file.name == "config.json":
+            total.update(file.read_bytes())
+        elif file.suffix == ".safetensors":
+            size = file.stat().st_size
+            total.update(f"{file.name} {size}".encode())
+            with file.open("rb") as opened:
+                for number in range(SAMPLES):
+                    opened.seek(number * max(SAMPLE_BYTES, size // SAMPLES))
+                    total.update(opened.read(SAMPLE_BYTES))
+    return total.hexdigest()
 
 
 def parameter_count(config: dict[str, Any]) -> int:

@@ -24,8 +24,8 @@ OVERHEAD_S = 0.2  # of any job: views, prompts, messages
 WRITE = 4.0  # a written token against a read one; measured on 2 CPU cores with the embedded model
 ATTENTION_TOKENS = 3000.0  # length at which attention costs as much as the rest; same machine
 DRIFT_JOBS = 50
-FIRST_CAP_TIMES, FIRST_CAP_LEAST_S = 20.0, 1800.0  # the same for the first three jobs of a device
 CAP_TIMES, CAP_LEAST_S = 6.0, 120.0  # a job may take so many times its prediction, and at least so long
+FIRST_CAP_TIMES, FIRST_CAP_LEAST_S = 20.0, 1800.0  # the same for the first three jobs of a device
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,41 +11,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from arc_ttt.checkpoints import weights_mark
 from arc_ttt.events import read_journal
 from arc_ttt.grids import LoadedTasks
 from arc_ttt.schedule import Job
 from arc_ttt.settings import Settings
 
 _OF_THE_MACHINE = ("limit_s", "reserve_s", "workers", "threads", "in_process", "resume")  # settings that may differ
-SAMPLES, SAMPLE_BYTES = 64, 256
 
 
 def fingerprint(loaded: LoadedTasks, settings: Settings, model: Path | None = None) -> str:
     """A text that two runs share if they ask the same questions in the same way, however long and on what.
 
-    model: the checkpoint's folder; two are the same if their configs, the sizes of their weight files and samples of
-    these are: training changes weights everywhere, and reading all of an 8B would take a minute.
+    model: the checkpoint's folder; two are the same if their `weights_mark` is.
     """
     asked = json.loads(settings.to_json())
     asked["run"] = {name: value for name, value in asked["run"].items() if name not in _OF_THE_MACHINE}
     digest = hashlib.sha256(json.dumps([asked, list(loaded.test_counts.items())]).encode())
-    for file in sorted(model.glob("*")) if model is not None else ():
-        if file.name == "config.json":
-            digest.update(file.read_bytes())
-        elif file.suffix == ".safetensors":
-            digest.update(f"{file.name} {file.stat().st_size}".encode() + _samples(file))
+    if model is not None:
+        digest.update(weights_mark(model).encode())
     for task in loaded.tasks:
         digest.update(json.dumps(task.task_id).encode())
         for grid in (*task.tests, *(grid for e in task.train for grid in (e.input, e.output))):
             digest.update(bytes(grid.shape) + grid.tobytes())
     return digest.hexdigest()[:32]
-
-
-def _samples(file: Path) -> bytes:
-    """A few kilobytes from places all over a file."""
-    with file.open("rb") as opened:
-        step = max(SAMPLE_BYTES, file.stat().st_size // SAMPLES)
-        return b"".join(opened.read(SAMPLE_BYTES) for at in range(SAMPLES) if opened.seek(at * step) >= 0)
 
 
 def take_over(journal: Path, mark: str, *, wanted: bool = True) -> list[dict[str, Any]]:

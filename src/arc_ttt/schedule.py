@@ -270,7 +270,7 @@ class Plan:
             bisect.insort(self._ranking, (state.rate, task_id))
 
     def _rate(self, task_id: str) -> float:
-        """Expected gain a second of a task's next training, negative: the best comes first."""
+        """By which trainings are ranked, the lowest first: under rungs the expected gain a second, negative."""
         if self.order == "first-come":
             return self._places[task_id]
         if self.order == "shortest":
