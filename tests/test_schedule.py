@@ -374,6 +374,17 @@ def test_a_lost_search_is_tried_once_more() -> None:
     assert plan.next_program(100.0, within_share=False) is None
 
 
+def test_a_job_whose_worker_had_to_go_for_others_is_tried_as_often_as_that_happens() -> None:
+    plan = make_plan({"a": 1.0}, searches=3, base=False)
+    for _ in range(5):
+        search, training = plan.next_program(100.0, within_share=False), plan.next_job(100.0)
+        assert search is not None
+        assert training is not None
+        assert plan.lost(search, blamed=False)
+        assert plan.lost(training, blamed=False)
+    assert not plan.quarantined
+
+
 def test_a_training_too_short_to_be_worth_its_start() -> None:
     assert least_share(40) == 0.25  # ten steps
     assert least_share(10_000) == 0.04

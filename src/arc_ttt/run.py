@@ -36,6 +36,7 @@ from arc_ttt.submission import Submission
 POLL_S = 0.2
 WRITE_EVERY_S, WRITE_MOST_S = 0.5, 60.0
 MEMORY_EVERY_S, LOW_MEMORY = 1.0, 512 * 1024**2  # how often memory is looked at, and what is too little of it
+NO_MEMORY = "memory runs low"  # why a worker of synthesis is killed
 OVERDUE, SUPERSEDED = "goes on beyond its time", "a program is taken for right"  # why a job is called back
 OVERDUE_S = 120.0  # beyond its time, after which a job that still shows progress is called back
 WRITE_SHARE = 0.2  # of the coordinator's time at most goes into writing, however slow the disk is
@@ -330,7 +331,7 @@ class Coordinator:
         self._short_of_memory = free is not None and free < LOW_MEMORY
         alive = [slot for slot in self.fleet.slots if slot in self.program_slots and self.fleet.alive(slot)]
         if self._short_of_memory and alive:
-            self._died(self.fleet.kill(alive[-1], "memory runs low"))
+            self._died(self.fleet.kill(alive[-1], NO_MEMORY))
 
     def _dispatch(self) -> None:
         """Give jobs to idle workers: programs within their share, devices, then programs with what cores are left."""
@@ -560,7 +561,8 @@ class Coordinator:
             self._be_careful(death)
         self._ready.discard(death.slot)
         superseded = running is not None and running.called_back == SUPERSEDED
-        again = self.plan.lost(job) if job is not None and not superseded else False
+        blamed = death.cause != NO_MEMORY
+        again = self.plan.lost(job, blamed=blamed) if job is not None and not superseded else False
         if death.final and death.slot not in self.program_slots:
             self._replan()
         if job is not None and superseded:  # its worker did not listen, which is not the task's fault

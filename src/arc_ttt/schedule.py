@@ -310,18 +310,22 @@ class Plan:
         self._first = [i for i in self._first if i != job.task_id or 0 in open_numbers]
         self._rank(job.task_id)
 
-    def lost(self, job: Job) -> bool:
-        """A worker died under `job`: put it back, or leave the task alone. Returns whether it will be tried again."""
+    def lost(self, job: Job, *, blamed: bool = True) -> bool:
+        """A worker died under `job`: put it back, or leave the task alone. Returns whether it will be tried again.
+
+        blamed: whether the job may be why; only such deaths count against it.
+        """
         if job.kind == JOINT:
             self.joint_state = "done"  # without its adapter the tasks train from the base
             return False
         if job.kind == SYNTHESIS:
+            self._search_tries[job.task_id, job.number] -= not blamed
             if self._search_tries[job.task_id, job.number] < MAX_TRIES:
                 self._searches.append(job.task_id)
                 return True
             return False
         state = self._states[job.task_id]
-        state.kills += 1
+        state.kills += blamed
         if state.kills >= KILLS:
             if job.task_id not in self.quarantined:
                 self.quarantined.append(job.task_id)
