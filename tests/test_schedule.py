@@ -364,6 +364,18 @@ def test_synthesis_keeps_to_its_share_where_it_shares_the_cores() -> None:
     assert plan.next_program(100.0, within_share=False) is not None
 
 
+def test_a_task_with_a_sure_program_is_not_among_the_short_trainings_that_come_first() -> None:
+    plan = make_plan({"a": 50.0, "b": 100.0}, passes=3, searches=1, base=False, budget_s=1e6)
+    search = plan.next_program(100.0, within_share=False)
+    assert search is not None
+    assert search.task_id == "a"
+    plan.program_done(search, sure=True)
+    jobs = [plan.next_job(1e6) for _ in range(6)]
+    order = [(job.task_id, job.number) for job in jobs if job is not None]
+    assert order[:3] == [("b", 0), ("b", 1), ("b", 2)]  # its own three would have taken half as long
+    assert order[3:] == [("a", 0), ("a", 1), ("a", 2)]
+
+
 def test_a_lost_search_is_tried_once_more() -> None:
     plan = make_plan({"a": 1.0}, searches=3)
     job = plan.next_program(100.0, within_share=False)

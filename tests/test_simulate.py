@@ -9,6 +9,7 @@ import dataclasses
 import os
 import random
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -31,11 +32,11 @@ from arc_lab.simulate import (
 )
 from arc_lab.virtual_fleet import MIXES, Faults, VirtualFleet
 from arc_ttt import settings as settings_module
-from arc_ttt.cost import Model
-from arc_ttt.deadline import KILL_S, TURN_S, WRITE_S, least_reserve
-from arc_ttt.fleet import PATIENCE, Death
+from arc_ttt.cost import CostModel, Model
+from arc_ttt.deadline import KILL_S, TURN_S, WRITE_S, VirtualClock, least_reserve
+from arc_ttt.fleet import PATIENCE, Death, Message
 from arc_ttt.report import ACCOUNTS, Ledger
-from arc_ttt.run import POLL_S, Coordinator
+from arc_ttt.run import POLL_S, SUPERSEDED, Coordinator
 from arc_ttt.settings import RunSettings, Settings
 
 RUNS = 500
@@ -45,7 +46,7 @@ def cruel(seed: int) -> Scenario:
     """A small random scenario whose disk and workers fail far more often, so that few runs show what many would."""
     scenario = random_scenario(seed, limits_h=(1, 12))
     rng = random.Random(seed)
-    faults = dataclasses.replace(scenario.faults, stall=0.2, slow_kill=0.2, hangs=0.3, outlier=0.1)
+    faults = dataclasses.replace(scenario.faults, stall=0.2, slow_kill=0.2, hangs=0.3, outlier=0.1, deaf=0.5)
     tasks = loaded_from(rng.sample(made_up_tasks(400), rng.randint(5, 25)))
     return dataclasses.replace(scenario, faults=faults, tasks=tasks, load=rng.uniform(1.0, 5.0))
 
@@ -176,8 +177,8 @@ def test_with_mild_faults_little_is_lost() -> None:
     """Those that last the whole run, a lost or a slow device, are left out: they are not the policy's."""
     mild = dataclasses.replace(MIXES["mild"], lost=0.0)
     used = []
-    for seed in range(4):
-        tasks = loaded_from(made_up_tasks(400)[: 100 + 50 * seed])
+    for seed in range(8):
+        tasks = loaded_from(made_up_tasks(400)[: 100 + 50 * (seed % 4)])
         scenario = dataclasses.replace(random_scenario(seed, mild, limits_h=(12,)), devices=2, tasks=tasks)
         used.append(simulate(scenario).utilisation)
     assert min(used) >= 0.90
@@ -231,6 +232,70 @@ def test_a_device_that_is_lost_leaves_its_tasks_to_the_other() -> None:
     assert not outcome.missed
     assert outcome.answered == outcome.trained == 1.0
     assert outcome.report["device_seconds"]["0"]["idle"] > 0.5 * scenario.settings.run.limit_s - 3600.0
+
+
+def test_jobs_whose_task_gets_a_sure_program_are_called_back_and_the_deaf_are_killed() -> None:
+    scenario = random_scenario(0, MIXES["none"], limits_h=(1,))
+    changes = [("synthesis.enabled", True), ("synthesis.cpu_limits_s", "300"), ("synthesis.workers", 4)]
+    settings_ = scenario.settings.override([*changes, ("decode.base_views", 0)])
+    tasks = loaded_from(made_up_tasks(400)[:40])
+    scenario = dataclasses.replace(scenario, settings=settings_, tasks=tasks, load=20.0, devices=4)
+    causes = []
+    for deaf in (0.0, 1.0):
+        outcome = simulate(dataclasses.replace(scenario, faults=dataclasses.replace(scenario.faults, deaf=deaf)))
+        assert not outcome.missed
+        assert outcome.unaccounted < 1e-3
+        assert 0.1 < outcome.sure < 0.6
+        called_back = {e["task_id"] for e in outcome.journal.events if e["event"] == "cancel"}
+        assert called_back
+        lost = {e["task_id"]: e["cause"] for e in outcome.journal.events if e["event"] == "death"}
+        causes.append({lost.get(task_id) for task_id in called_back})
+        assert not outcome.report["quarantined"]
+    assert causes == [{None}, {SUPERSEDED}]
+
+
+def test_without_gpus_devices_and_programs_share_the_cores() -> None:
+    scenario = dataclasses.replace(
+        cruel(3), device_type="cpu", devices=2, load=0.0, model=Model(), tasks=loaded_from(made_up_tasks(400)[:50])
+    )
+    settings_ = Settings.of("embedded").override([("run.limit_s", 300.0)])
+    outcome = simulate(dataclasses.replace(scenario, settings=settings_, faults=MIXES["none"], load_s=10.0))
+    assert not outcome.missed
+    assert outcome.sure > 0
+    running = Counter[str]()
+    for event in outcome.journal.events:
+        running[event["event"]] += 1
+        assert running["job"] - running["done"] <= 2
+    assert running["job"] > 50
+
+
+def test_a_joint_stage_takes_its_part_of_the_time() -> None:
+    scenario = cruel(5)
+    settings_ = scenario.settings.override([("ttt.scope", "joint")])
+    outcome = simulate(dataclasses.replace(scenario, settings=settings_, faults=MIXES["none"]))
+    assert not outcome.missed
+    kinds = {name: [e["kind"] for e in outcome.journal.events if e["event"] == name] for name in ("job", "done")}
+    assert next(kind for kind in kinds["job"] if kind != "synthesis") == "joint"
+    assert kinds["done"].count("joint") == 1
+    assert "ttt" not in kinds["done"][: kinds["done"].index("joint")]
+
+
+def test_what_happens_while_the_coordinator_turns_comes_with_the_next_poll() -> None:
+    clock = VirtualClock()
+    tasks = {task.task_id: task for task in made_up_tasks(3)}
+    settings_ = Settings.of("llama-1b-3b")
+    fleet = VirtualFleet(
+        1, tasks, CostModel(settings_, Model(), "t4"), clock, Faults(), random.Random(0), limit_s=3600.0, searchers=1
+    )
+    assert fleet.slots == [0, 1]
+    for slot in fleet.slots:
+        fleet.start(slot)
+    ready = [fleet.poll(100.0), fleet.poll(100.0)]
+    assert [[message.slot for message in batch] for batch in ready] == [[1], [0]]
+    fleet.send(1, {"type": "job", "kind": "synthesis", "task_id": "task0000", "cpu_limit_s": 5.0})
+    batch = fleet.poll(10.0)
+    assert [message.body["type"] for message in batch if isinstance(message, Message)] == ["programs", "done"]
+    assert not fleet.poll(10.0)
 
 
 def test_a_start_that_takes_twenty_minutes_shrinks_the_first_rung() -> None:

@@ -25,11 +25,11 @@ import numpy as np
 from arc_lab.datasets import DATASETS, load_dataset
 from arc_lab.virtual_fleet import MIXES, Faults, MemoryJournal, VirtualFleet, VirtualSubmission
 from arc_ttt.checkpoints import model_folder, read_config
-from arc_ttt.cost import BASE, DEVICE_TYPES, TTT, CostModel, Model
+from arc_ttt.cost import BASE, DEVICE_TYPES, SYNTHESIS, TTT, CostModel, Model
 from arc_ttt.deadline import Deadline, VirtualClock, format_duration, parse_duration
 from arc_ttt.errors import InputError, SettingsError
 from arc_ttt.grids import Example, LoadedTasks, Task, freeze
-from arc_ttt.launch import work_until
+from arc_ttt.launch import count_searchers, work_until
 from arc_ttt.report import DECODE, TRAIN, report_lines, run_report
 from arc_ttt.run import Coordinator
 from arc_ttt.settings import Settings, parse_overrides
@@ -50,7 +50,7 @@ class Scenario:
     """One simulated run. load: sum of all full trainings over the devices' time; 0 takes the model's and device's own.
 
     load_s: seconds of a worker's start; 0 takes the device's. prior_error: how many times longer jobs take than is
-    predicted at first.
+    predicted at first. cores: of the machine; those that no GPU's worker needs synthesize, if the settings say so.
     """
 
     tasks: LoadedTasks
@@ -58,6 +58,7 @@ class Scenario:
     model: Model
     device_type: str = "t4"
     devices: int = 2
+    cores: int = 4
     load: float = 0.0
     load_s: float = 0.0
     prior_error: float = 1.0
@@ -68,8 +69,12 @@ class Scenario:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a simulated run came to. load: predicted seconds of one full training of every task, over devices x limit.
-    utilisation: device time of jobs that ended by themselves, over the same."""
+    """What a simulated run came to.
+
+    sure: share of tasks with a program that is taken for right; answered, trained: of those with that, or with an
+    answer, or a training, of the model. load: predicted seconds of one full training of every task, over devices x
+    limit. utilisation: device time of jobs that ended by themselves, over the same.
+    """
 
     load: float
     seconds: float
@@ -78,6 +83,7 @@ class Outcome:
     utilisation: float
     answered: float
     trained: float
+    sure: float
     passes: Counter[int]
     report: dict[str, Any]
     journal: MemoryJournal
@@ -107,6 +113,8 @@ def simulate(
         cost.rescale(scenario.load / load)
         truth.rescale(scenario.load / load)
     truth.rescale(scenario.prior_error)
+    gpus = 0 if scenario.device_type == "cpu" else scenario.devices
+    searchers = count_searchers(settings, gpus, scenario.cores, scenario.devices)
     fleet = workers(
         scenario.devices,
         tasks,
@@ -117,6 +125,7 @@ def simulate(
         limit_s=limit_s,
         load_s=scenario.load_s or DEVICE_TYPES[scenario.device_type].load_s,
         cuts=scenario.cuts,
+        searchers=searchers,
     )
     fleet.greet({"deadline": work_until(settings, deadline).at_s})
     submission = VirtualSubmission(scenario.tasks, clock, scenario.faults, rng, limit_s / 60)
@@ -132,6 +141,8 @@ def simulate(
         journal=journal,
         cost=cost,
         poll_s=POLL_S,
+        program_slots=fleet.slots[scenario.devices :],
+        cores=0 if gpus else scenario.devices,
     )
     result = run.run()
     if run.signals:  # meant for the person's command, not for the simulated run
@@ -157,6 +168,7 @@ def _outcome(
         kind: {i for (k, i), result in run.findings.results.items() if k == kind and result.passes}
         for kind in (BASE, TTT)
     }
+    sure = {i for i in run.findings.tasks if run.findings.sure(i)}
     count = max(1, len(scenario.tasks.tasks))
     whole_s = scenario.devices * run.result.limit_s
     accounts = run.ledger.seconds
@@ -174,8 +186,9 @@ def _outcome(
         limit_s=run.result.limit_s,
         valid=valid,
         utilisation=sum(parts[TRAIN] + parts[DECODE] for parts in accounts.values()) / whole_s,
-        answered=len(found[BASE] | found[TTT]) / count,
-        trained=len(found[TTT]) / count,
+        answered=len(found[BASE] | found[TTT] | sure) / count,
+        trained=len(found[TTT] | sure) / count,
+        sure=len(sure) / count,
         passes=Counter(len(run.findings.results[TTT, i].passes) if i in found[TTT] else 0 for i in run.findings.tasks),
         report=report,
         journal=journal,
@@ -208,7 +221,7 @@ def loaded_from(tasks: Sequence[Task]) -> LoadedTasks:
 def random_scenario(
     seed: int, faults: Faults | None = None, limits_h: Sequence[float] = (1, 3, 9, 12), most_tasks: int = 400
 ) -> Scenario:
-    """A scenario at random: tasks, devices, limit, load and, unless given, faults."""
+    """A scenario at random: tasks, devices, limit, load, workers of synthesis and, unless given, faults."""
     rng = random.Random(seed)
     tasks = rng.sample(made_up_tasks(400), round(math.exp(rng.uniform(math.log(20), math.log(most_tasks)))))
     if faults is None:
@@ -217,17 +230,21 @@ def random_scenario(
     settings = Settings.of("llama-1b-3b").override(
         [("run.limit_s", rng.choice(limits_h) * 3600.0), ("ttt.passes", 64), ("synthesis.enabled", False)]
     )
-    return Scenario(
+    devices = rng.choice([1, 2, 4])
+    scenario = Scenario(
         tasks=loaded_from(tasks),
         settings=settings,
         model=MODELS["3b"][1] or Model(),
-        devices=rng.choice([1, 2, 4]),
+        devices=devices,
         load=math.exp(rng.uniform(math.log(0.2), math.log(5.0))),
         load_s=60.0,
         prior_error=math.exp(rng.uniform(-1, 1) * math.log(PRIOR_ERROR)),
         faults=faults,
         seed=seed,
     )
+    searchers = rng.choice([0, 1, 4])
+    changes = {"synthesis.enabled": searchers > 0, "synthesis.workers": searchers}
+    return dataclasses.replace(scenario, settings=settings.override(list(changes.items())))
 
 
 def random_runs(seeds: Iterable[int], faults: Faults | None = None, most_tasks: int = 400) -> list[Outcome]:
@@ -270,7 +287,8 @@ def answer_lines(scenario: Scenario, outcome: Outcome) -> list[str]:
     return [
         f"{count} tasks on {scenario.devices} x {scenario.device_type}, "
         f"{format_duration(outcome.limit_s)}: {verdict}; {outcome.answered:.1%} of the tasks get an answer, "
-        f"{outcome.trained:.1%} a training",
+        f"{outcome.trained:.1%} a training" + " or a program that is taken for right" * (outcome.sure > 0),
+        *([f"such programs are assumed for {outcome.sure:.1%} of the tasks"] if outcome.sure else []),
         f"one full training of every task is predicted to take {outcome.load:.2f} times the devices' time",
         "trainings a task: "
         + ", ".join(f"{n}: {outcome.passes[n]} tasks" for n in range(most + 1) if outcome.passes[n]),
@@ -284,7 +302,7 @@ def timeline(scenario: Scenario, outcome: Outcome, rows: int = 12) -> list[str]:
     """How far the run was after each twelfth of its limit."""
     events = outcome.journal.events
     lines = [
-        f"{'until':>8}{'base':>7}{'short':>7}{'full':>7}{'more':>7}{'cut':>6}{'failed':>8}{'deaths':>8}{'answered':>10}"
+        f"{'until':>8}{'search':>8}{'base':>7}{'short':>7}{'full':>7}{'more':>7}{'cut':>6}{'failed':>8}{'deaths':>8}{'answered':>10}"
     ]
     answered: set[str] = set()
     counts: Counter[str] = Counter()
@@ -296,13 +314,15 @@ def timeline(scenario: Scenario, outcome: Outcome, rows: int = 12) -> list[str]:
             at += 1
             if event["event"] == "death":
                 counts["deaths"] += 1
+            elif event["event"] == "done" and event["kind"] == SYNTHESIS:
+                counts["search"] += 1
             elif event["event"] == "done" and event["kind"] in (BASE, TTT):
                 answered.add(event["task_id"])
                 rung = "base" if event["kind"] == BASE else ("short", "full", "more")[min(2, event["number"])]
                 counts[rung] += 1
                 counts[event["outcome"]] += 1
-        numbers = [counts[name] for name in ("base", "short", "full", "more", "cut", "failed", "deaths")]
-        widths = (7, 7, 7, 7, 6, 8, 8)
+        numbers = [counts[name] for name in ("search", "base", "short", "full", "more", "cut", "failed", "deaths")]
+        widths = (8, 7, 7, 7, 7, 6, 8, 8)
         share = len(answered) / max(1, len(scenario.tasks.tasks))
         cells = "".join(f"{number:>{width}}" for number, width in zip(numbers, widths, strict=True))
         lines.append(f"{format_duration(until_s):>8}{cells}{share:>10.1%}")
@@ -327,6 +347,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="X,X",
         help="full trainings of all tasks over the devices' time, instead of the model's",
     )
+    add("--cores", default="4", metavar="N", help="of the machine; those without a device synthesize (default: 4)")
     add("--faults", default="", metavar="MIX,MIX", help=f"of {', '.join(MIXES)} (default: mild; with --runs any rates)")
     add("--runs", type=int, default=0, metavar="N", help="N random runs with faults instead; exit 1 if any misses")
     add("--seed", type=int, default=0, metavar="N", help="seed, or the first seed of many (default: 0)")
@@ -366,6 +387,7 @@ def _simulate_asked(options: argparse.Namespace) -> int:
             model=model,
             device_type=options.device_type,
             devices=_number("--devices", devices, int, 1, 1024),
+            cores=_number("--cores", options.cores, int, 1, 1024),
             load=_number("--load", load or "0", float, 0, 1000),
             faults=_mix(mix),
             seed=options.seed,
@@ -424,6 +446,6 @@ def _model(options: argparse.Namespace, limit: str) -> tuple[Settings, Model]:
     path = "" if options.model in MODELS else options.model
     with contextlib.suppress(KeyError):
         model = model or Model.of(read_config(model_folder(path, gpu=options.device_type != "cpu")))
-    changes = [("run.limit_s", str(parse_duration(limit))), ("synthesis.enabled", "false")]
+    changes = [("run.limit_s", str(parse_duration(limit)))]
     settings = Settings.of(preset).override([*changes, *parse_overrides(options.set)])
     return settings, model or Model()

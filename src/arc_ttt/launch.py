@@ -63,6 +63,14 @@ def make_hello(
     }
 
 
+def count_searchers(settings: Settings, gpus: int, cores: int, workers: int) -> int:
+    """How many workers synthesize: by default one on each core that no GPU's worker needs, without GPUs as many as
+    there are workers on the CPU."""
+    if not settings.synthesis.enabled:
+        return 0
+    return settings.synthesis.workers or (min(MOST_PROGRAMS, max(1, cores - gpus)) if gpus else workers)
+
+
 def make_fleet(settings: Settings, out: Path, deadline: Deadline) -> tuple[Fleet | Twin, range, int]:
     """One worker a GPU, or without one up to two on the CPU, and the workers of synthesis behind them.
 
@@ -75,9 +83,7 @@ def make_fleet(settings: Settings, out: Path, deadline: Deadline) -> tuple[Fleet
     gpus = count_gpus()
     cores = len(os.sched_getaffinity(0))
     workers = settings.run.workers or gpus or min(2, cores)
-    programs = 0
-    if settings.synthesis.enabled:
-        programs = settings.synthesis.workers or (min(MOST_PROGRAMS, max(1, cores - gpus)) if gpus else workers)
+    programs = count_searchers(settings, gpus, cores, workers)
     source = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
     environments = []

@@ -1,10 +1,10 @@
 """Policy: what is waiting and how much time is left -> the next job. Pure: no clock, no processes.
 
 On devices every task first gets a cheap pass with the base model, within a share of the run, then a short training, the
-shortest predicted first. So every task has an answer early. Then the pass with the largest expected gain a second comes
-next: longer trainings with new seeds, of the tasks whose votes are not decided. There are no barriers between these
-rungs: a free device takes the best that is left. What no longer fits the time is made smaller. Programs are searched
-for beside all this, cheapest task first.
+shortest predicted first; tasks with a program that is taken for right can wait. So every task has an answer early. Then
+the pass with the largest expected gain a second comes next: longer trainings with new seeds, of the tasks whose votes
+are not decided. There are no barriers between these rungs: a free device takes the best that is left. What no longer
+fits the time is made smaller. Programs are searched for beside all this, cheapest task first.
 
 Source: successive halving without barriers (ASHA), greedy by gain a second as for budgeted coverage.
 """
@@ -225,7 +225,7 @@ class Plan:
         """
         self.budget_s = budget_s
         self._base = self._by_cost(self._base)
-        self._first = [i for i, state in self._states.items() if state.number == 0 and self._wanted(i)]
+        self._first = [i for i, state in self._states.items() if self._comes_first(i)]
         self.first_share = self._choose_first_share()
         self._first = self._by_cost(self._first) if self.passes > 1 else []
         self._ranking = []
@@ -258,6 +258,11 @@ class Plan:
         state = self._states[task_id]
         left = bool(state.again) or state.next_number < (self.passes if self._tasks[task_id].train else 1)
         return left and state.kills < KILLS and state.failures < FAILURES
+
+    def _comes_first(self, task_id: str) -> bool:
+        """Whether a task's short training comes before any are weighed: with a sure program it has little to gain."""
+        state = self._states[task_id]
+        return state.number == 0 and not state.sure and self._wanted(task_id)
 
     def _rank(self, task_id: str) -> None:
         """Give a task its place in the ranking after something has changed."""
@@ -337,7 +342,7 @@ class Plan:
             self._base = self._by_cost([*self._base, job.task_id])
             return True
         state.again.append(job.number)
-        if job.number == 0 and self.passes > 1:
+        if self._comes_first(job.task_id) and self.passes > 1:
             self._first = self._by_cost([*self._first, job.task_id])
         self._rank(job.task_id)
         return True
@@ -368,7 +373,7 @@ class Plan:
         if sure:
             self._states[job.task_id].sure = True
             self._base = self._by_cost(self._base)
-            self._first = self._by_cost(self._first)
+            self._first = [i for i in self._first if i != job.task_id]
             self._rank(job.task_id)
         elif job.number + 1 < self.synthesis_passes:
             self._search_number[job.task_id] = job.number + 1
