@@ -376,6 +376,9 @@ def test_scores_are_those_of_a_slow_teacher_forced_computation(base: LoadedModel
     for answer, row in zip(grids, scores, strict=True):
         want = [slow_nll(base, prompt, view.apply(answer)) for prompt, view in zip(prompts, views, strict=True)]
         assert row == pytest.approx(want, rel=1e-4, abs=2e-3)
+    part = batch.first_rows(4)
+    for row, few in zip(scores, score(part, views[:4], grids, Deadline.never()), strict=True):
+        assert few == pytest.approx(row[:4], abs=1e-3)
     after = greedy(batch, Deadline.never())  # scoring leaves the prompts as they were
     assert [a.nll for a in after] == pytest.approx([a.nll for a in before], abs=1e-4)
 

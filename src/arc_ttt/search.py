@@ -6,6 +6,7 @@ the model over its whole vocabulary, not renormalized over the allowed tokens.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,6 +70,14 @@ class PromptBatch:
             raise SequenceTooLong(f"{len(prompts)} prompts of up to {self.longest} tokens: {error}") from error
         last = hidden[torch.arange(len(prompts), device=device), self.lengths - 1]
         self.first = decoder.log_probabilities(last)  # (B, V): of the first token of each answer
+
+    def first_rows(self, count: int) -> PromptBatch:
+        """The first `count` prompts as a batch of their own, with a copy of their part of the cache."""
+        part = copy.copy(self)
+        part.prompts, part.limits = self.prompts[:count], self.limits[:count]
+        part.lengths, part.first = self.lengths[:count], self.first[:count]
+        part.cache = self.rewind().select(range(count), self.cache.capacity)
+        return part
 
     def rewind(self) -> KVCache:
         self.cache.rollback(self.lengths, self.longest)

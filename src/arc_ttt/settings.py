@@ -210,7 +210,7 @@ class VoteSettings:
     rule: str = "product"
     """product: log-likelihood summed over scoring views. hierarchical: the paper's vote, made sound. paper: the vote as
     the official code does it. flattened: one count over all views."""
-    scoring_views: int = 16
+    scoring_views: int = 8
     """Views under which each distinct candidate is scored for the product rule; their prompts are cached already."""
     max_scored: int = 12
     """At most so many candidates of a test input, the most frequent first, are scored."""
@@ -362,7 +362,6 @@ _LLAMA = {
     "ttt.micro_batch_tokens": 0,
     "decode.base_share": 0.2,
     "decode.batch_views": 8,
-    "vote.scoring_views": 8,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {

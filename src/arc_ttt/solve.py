@@ -402,12 +402,13 @@ class TaskSolver:
         columns: list[list[float]] = [[] for _ in chosen]
         left = self.settings.vote.scoring_views
         for batch, views in scoring:
-            scores = score(batch, views, [grids[g] for g in chosen], deadline)
+            part = batch.first_rows(left) if len(views) > left else batch
+            scores = score(part, views[:left], [grids[g] for g in chosen], deadline)
             if len(scores) < len(chosen):
                 return []  # cut: unequal sums do not compare, the count decides
             for column, values in zip(columns, scores, strict=True):
-                column += values[:left]
-            left -= len(views)
+                column += values
+            left -= len(part.prompts)
         if not all(math.isfinite(value) for column in columns for value in column):
             return []
         first = found[0]
