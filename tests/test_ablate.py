@@ -23,10 +23,10 @@ def test_differences_are_paired_over_common_tasks() -> None:
     full = {"a": answer(1), "b": answer(2, 1), "c": answer(0), "d": answer(1)}
     own = {"a": answer(2), "b": answer(1, 3), "c": answer(1), "e": answer(2, 2, seconds=9.0)}
     row = compare(VARIANTS[1], own, full)
-    assert (row.answered, row.solved, row.common, row.won, row.lost) == (4, 3, 3, 1, 1)
+    assert (row.answered, row.solved, row.against.common, row.against.won, row.against.lost) == (4, 3, 3, 1, 1)
     assert (row.solved_1, row.oracle, row.seconds) == (1, 4, 3.0)
-    assert row.difference == 0
-    assert row.standard_error == pytest.approx((2 / 3 / 3) ** 0.5)
+    assert row.against.difference == 0
+    assert row.against.standard_error == pytest.approx((2 / 3 / 3) ** 0.5)
     assert "| 3 of 4 | 1 | 4 | +0.0% ± 47.1% (n = 3) | 1, 1 | 3.0 | 5 |" in table_text([row])
 
 

@@ -23,6 +23,7 @@ COMMANDS = {  # command: (module with `main(argv) -> exit status`, one sentence 
         "arc_lab.rehearse",
         "Run kernel.py as Kaggle would: its folders, no network, a clean interpreter, a limit.",
     ),
+    "revote": ("arc_lab.revote", "Count a finished run's answers again, under fewer views and other rules."),
     "submit": ("arc_lab.submit", "Submit a pushed version of the kernel to the competition."),
     "simulate": ("arc_lab.simulate", "Simulate a run in virtual time: will it fit its limit, and what do tasks get?"),
     "synthesize": ("arc_lab.synthesize", "Run CPU program synthesis on a set of tasks and print a table of results."),

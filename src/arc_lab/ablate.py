@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +24,7 @@ from typing import Any
 
 from arc_lab import dry_run
 from arc_lab.datasets import read_ids
-from arc_lab.evaluate import TaskScore
+from arc_lab.evaluate import Paired, TaskScore
 from arc_ttt.checkpoints import model_folder, weights_mark
 from arc_ttt.cost import BASE, TTT
 from arc_ttt.deadline import REAL_CLOCK
@@ -75,22 +74,7 @@ class Row:
     solved: int
     oracle: int
     seconds: float
-    common: int
-    won: int
-    lost: int
-
-    @property
-    def difference(self) -> float:
-        """Share solved less that of the full method, over the common tasks."""
-        return (self.won - self.lost) / self.common if self.common else 0.0
-
-    @property
-    def standard_error(self) -> float:
-        """Of the difference, paired; where no task differs, as if one did: that is no proof of equality."""
-        if not self.common:
-            return 0.0
-        different = max(1, self.won + self.lost)
-        return math.sqrt(max(0.0, different / self.common - self.difference**2) / self.common)
+    against: Paired
 
     def document(self) -> dict[str, Any]:
         return {
@@ -100,11 +84,11 @@ class Row:
             "solved": self.solved,
             "solved_by_any_candidate": self.oracle,
             "seconds_a_task": round(self.seconds, 2),
-            "common": self.common,
-            "won": self.won,
-            "lost": self.lost,
-            "difference": round(self.difference, 4),
-            "standard_error": round(self.standard_error, 4),
+            "common": self.against.common,
+            "won": self.against.won,
+            "lost": self.against.lost,
+            "difference": round(self.against.difference, 4),
+            "standard_error": round(self.against.standard_error, 4),
             "paper_of_80": self.variant.paper,
         }
 
@@ -133,7 +117,7 @@ def answered_tasks(report: Mapping[str, Any]) -> dict[str, Answer]:
 
 def compare(variant: Variant, own: Mapping[str, Answer], full: Mapping[str, Answer]) -> Row:
     """The row of a variant from how it and the full method answered."""
-    common = [task_id for task_id in own if task_id in full]
+    solved = ({task_id: answer.solved for task_id, answer in answers.items()} for answers in (own, full))
     scores = [answer.score for answer in own.values()]
     return Row(
         variant,
@@ -142,9 +126,7 @@ def compare(variant: Variant, own: Mapping[str, Answer], full: Mapping[str, Answ
         solved=sum(score.solved(2) for score in scores),
         oracle=sum(score.solved(10**9) for score in scores),
         seconds=sum(answer.seconds for answer in own.values()) / max(1, len(own)),
-        common=len(common),
-        won=sum(own[task_id].solved and not full[task_id].solved for task_id in common),
-        lost=sum(full[task_id].solved and not own[task_id].solved for task_id in common),
+        against=Paired.of(*solved),
     )
 
 
@@ -285,11 +267,12 @@ def table_text(rows: Sequence[Row]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        against = f"{row.difference:+.1%} ± {row.standard_error:.1%} (n = {row.common})"
+        pair = row.against
+        against = f"{pair.difference:+.1%} ± {pair.standard_error:.1%} (n = {pair.common})"
         lines.append(
             f"| {row.variant.about} | {row.solved} of {row.answered} | {row.solved_1} | {row.oracle} "
             f"| {against if row.variant.name != FULL else ''} "
-            f"| {f'{row.won}, {row.lost}' if row.variant.name != FULL else ''} "
+            f"| {f'{pair.won}, {pair.lost}' if row.variant.name != FULL else ''} "
             f"| {row.seconds:.1f} | {row.variant.paper or ''} |"
         )
     return "\n".join(lines)

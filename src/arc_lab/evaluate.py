@@ -92,3 +92,36 @@ def summarize(scores: Iterable[TaskScore]) -> Summary:
         inputs_2=sum(1 <= rank <= 2 for score in scores for rank in score.ranks),
         greedy=sum(all(right) for right in alone) if len(alone) == len(scores) else None,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Two ways on the same `common` tasks: how many only the one (won) or only the other (lost) solves."""
+
+    common: int
+    won: int
+    lost: int
+
+    @classmethod
+    def of(cls, own: Mapping[str, bool], other: Mapping[str, bool]) -> Paired:
+        """From whether each way solved its tasks, over those that both have."""
+        common = [task_id for task_id in own if task_id in other]
+        won = sum(own[task_id] and not other[task_id] for task_id in common)
+        return cls(len(common), won, sum(other[task_id] and not own[task_id] for task_id in common))
+
+    @property
+    def difference(self) -> float:
+        """Share solved by the one less the share solved by the other."""
+        return (self.won - self.lost) / self.common if self.common else 0.0
+
+    @property
+    def standard_error(self) -> float:
+        """Of the difference, paired; where no task differs, as if one did: that is no proof of equality."""
+        if not self.common:
+            return 0.0
+        different = max(1, self.won + self.lost)
+        return math.sqrt(max(0.0, different / self.common - self.difference**2) / self.common)
+
+    def text(self) -> str:
+        """As "+1.0% ± 2.0% (3 won, 1 lost)"."""
+        return f"{self.difference:+.1%} ± {self.standard_error:.1%} ({self.won} won, {self.lost} lost)"

@@ -92,10 +92,12 @@ def rank_result(result: TaskResult, test_index: int, rule: str) -> list[Grid]:
         PassResult(one.weight, one.candidates, [s for s in one.scored if s.stage != SYNTHESIS])
         for one in result.of(test_index)
     ]
-    return _rank(own, rule)
+    return rank_passes_of(own, rule)
 
 
-def _rank(passes: list[PassResult], rule: str) -> list[Grid]:
+def rank_passes_of(passes: list[PassResult], rule: str) -> list[Grid]:
+    """Distinct grids of one test input from its passes, best first; the likelihoods of a single one compare as they
+    are."""
     if len(passes) == 1:
         return rank(passes[0].candidates, passes[0].scored, rule=rule)
     return rank_passes(passes, rule=rule) if passes else []
@@ -109,7 +111,7 @@ def merged(results: Mapping[tuple[str, str], TaskResult], task: Task, index: int
         result = results.get((stage, task.task_id))
         if result is not None:
             if index not in result.ranked:
-                result.ranked[index] = _rank(result.of(index), settings.vote.rule)
+                result.ranked[index] = rank_passes_of(result.of(index), settings.vote.rule)
             found = result.ranked[index]
             if found and not neural and stage == TTT:
                 agreement = result.agreement(index)
