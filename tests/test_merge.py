@@ -99,7 +99,8 @@ def test_only_tasks_without_a_sure_program_get_another_pass() -> None:
     assert second is not None
     plan.program_done(first, sure=True)
     plan.program_done(second, sure=False)
-    again = plan.next_program(100.0, within_share=True)
+    assert plan.next_program(100.0, within_share=True) is None  # the last effort comes behind the first trainings
+    again = plan.next_program(100.0, within_share=False)
     assert again is not None
     assert (again.kind, again.task_id, again.number, again.predicted_s) == (SYNTHESIS, second.task_id, 1, 10.0)
     plan.program_done(again, sure=False)

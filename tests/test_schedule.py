@@ -364,6 +364,21 @@ def test_synthesis_keeps_to_its_share_where_it_shares_the_cores() -> None:
     assert plan.next_program(100.0, within_share=False) is not None
 
 
+def test_the_last_effort_for_programs_waits_for_the_first_trainings() -> None:
+    plan = make_plan({"a": 1.0}, searches=3, passes=2, base=False)
+    for number in range(2):
+        search = plan.next_program(100.0, within_share=True)
+        assert search is not None
+        assert search.number == number
+        plan.program_done(search, sure=False)
+    assert plan.next_program(100.0, within_share=True) is None
+    training = plan.next_job(100.0)
+    assert training is not None
+    last = plan.next_program(100.0, within_share=True)  # which waits for no second training
+    assert last is not None
+    assert last.number == 2
+
+
 def test_a_task_with_a_sure_program_is_not_among_the_short_trainings_that_come_first() -> None:
     plan = make_plan({"a": 50.0, "b": 100.0}, passes=3, searches=1, base=False, budget_s=1e6)
     search = plan.next_program(100.0, within_share=False)

@@ -355,11 +355,16 @@ class Plan:
     # Programs
 
     def next_program(self, remaining_s: float, *, within_share: bool) -> Job | None:
-        """The next synthesis job, or None. within_share: only while synthesis has not had its share of the budget."""
+        """The next synthesis job, or None. within_share: only what comes before trainings, which is while synthesis has
+        not had its share of the budget; the last of several efforts waits for the first trainings of all tasks."""
         if within_share and self.spent_s[SYNTHESIS] >= self.synthesis_share * self.budget_s:
             return None
+        last = self.synthesis_passes - 1
+        not_yet = last if within_share and last > 0 and (self._first if self.passes > 1 else self._ranking) else None
         for task_id in self._searches:
             number = self._search_number.get(task_id, 0)
+            if number == not_yet:
+                continue
             predicted = self.predict_program(number)
             if predicted <= remaining_s:
                 self._searches.remove(task_id)
