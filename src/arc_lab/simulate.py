@@ -288,7 +288,13 @@ def answer_lines(scenario: Scenario, outcome: Outcome) -> list[str]:
         f"{count} tasks on {scenario.devices} x {scenario.device_type}, "
         f"{format_duration(outcome.limit_s)}: {verdict}; {outcome.answered:.1%} of the tasks get an answer, "
         f"{outcome.trained:.1%} a training" + " or a program that is taken for right" * (outcome.sure > 0),
-        *([f"such programs are assumed for {outcome.sure:.1%} of the tasks"] if outcome.sure else []),
+        *(
+            [
+                f"such programs are assumed for {outcome.sure:.1%} of the tasks, about as on ARC-AGI-1's public evaluation"
+            ]
+            if outcome.sure
+            else []
+        ),
         f"one full training of every task is predicted to take {outcome.load:.2f} times the devices' time",
         "trainings a task: "
         + ", ".join(f"{n}: {outcome.passes[n]} tasks" for n in range(most + 1) if outcome.passes[n]),
