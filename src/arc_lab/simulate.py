@@ -288,13 +288,7 @@ def answer_lines(scenario: Scenario, outcome: Outcome) -> list[str]:
         f"{count} tasks on {scenario.devices} x {scenario.device_type}, "
         f"{format_duration(outcome.limit_s)}: {verdict}; {outcome.answered:.1%} of the tasks get an answer, "
         f"{outcome.trained:.1%} a training" + " or a program that is taken for right" * (outcome.sure > 0),
-        *(
-            [
-                f"such programs are assumed for {outcome.sure:.1%} of the tasks, about as on ARC-AGI-1's public evaluation"
-            ]
-            if outcome.sure
-            else []
-        ),
+        *_assumed(outcome),
         f"one full training of every task is predicted to take {outcome.load:.2f} times the devices' time",
         "trainings a task: "
         + ", ".join(f"{n}: {outcome.passes[n]} tasks" for n in range(most + 1) if outcome.passes[n]),
@@ -302,6 +296,11 @@ def answer_lines(scenario: Scenario, outcome: Outcome) -> list[str]:
         "",
         *timeline(scenario, outcome),
     ]
+
+
+def _assumed(outcome: Outcome) -> list[str]:
+    share = f"{outcome.sure:.1%} of the tasks"
+    return [f"such programs are assumed for {share}, about as on ARC-AGI-1's public evaluation"] if outcome.sure else []
 
 
 def timeline(scenario: Scenario, outcome: Outcome, rows: int = 12) -> list[str]:
