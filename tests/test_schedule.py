@@ -379,16 +379,51 @@ def test_the_last_effort_for_programs_waits_for_the_first_trainings() -> None:
     assert last.number == 2
 
 
+@pytest.mark.parametrize("passes", [1, 8])
+def test_the_last_effort_does_not_wait_for_trainings_that_cannot_come(passes: int) -> None:
+    plan = make_plan({"a": 1.0, "huge": 1e6, "sure": 2.0}, searches=2, passes=passes, base=False, budget_s=2000.0)
+    for task_id in ("a", "sure", "huge"):
+        search = plan.next_program(100.0, within_share=True)
+        assert search is not None
+        assert search.task_id == task_id
+        plan.program_done(search, sure=task_id == "sure")
+    assert plan.next_program(100.0, within_share=True) is None
+    training = plan.next_job(100.0)
+    assert training is not None
+    assert training.task_id == "a"
+    last = plan.next_program(100.0, within_share=True)  # the huge one does not fit, the sure one can wait
+    assert last is not None
+    assert last.number == 1
+
+
+def test_short_trainings_have_what_the_early_searches_leave() -> None:
+    def plan_of(budget_s: float) -> Plan:
+        return Plan(
+            [make_task(f"t{i}") for i in range(10)],
+            lambda task, kind, share: 100.0 * share,
+            budget_s,
+            passes=4,
+            least_share=0.05,
+            device_share=0.2,
+            base_share=0.0,
+            synthesis_passes=3,
+            predict_program=lambda number: (1.0, 4.0, 50.0)[number],
+        )
+
+    assert plan_of(200.0).first_share == pytest.approx(0.08, abs=0.01)  # 60% of the 150 s beside 10 x 5 s of searches
+    assert plan_of(60.0).first_share == 0.05  # a fifth of the time is left all the same, and the least size
+    assert plan_of(1000.0).first_share == FIRST_MOST
+
+
 def test_a_task_with_a_sure_program_is_not_among_the_short_trainings_that_come_first() -> None:
-    plan = make_plan({"a": 50.0, "b": 100.0}, passes=3, searches=1, base=False, budget_s=1e6)
+    plan = make_plan({"a": 99.0, "b": 100.0}, passes=3, searches=1, base=False, budget_s=1e6)
     search = plan.next_program(100.0, within_share=False)
     assert search is not None
     assert search.task_id == "a"
     plan.program_done(search, sure=True)
     jobs = [plan.next_job(1e6) for _ in range(6)]
     order = [(job.task_id, job.number) for job in jobs if job is not None]
-    assert order[:3] == [("b", 0), ("b", 1), ("b", 2)]  # its own three would have taken half as long
-    assert order[3:] == [("a", 0), ("a", 1), ("a", 2)]
+    assert order == [("b", 0), ("b", 1), ("b", 2), ("a", 0), ("a", 1), ("a", 2)]
 
 
 def test_a_lost_search_is_tried_once_more() -> None:

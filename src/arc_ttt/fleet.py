@@ -221,8 +221,8 @@ class Fleet:
             worker.until_s = self._clock.now() + self.patience.cancel_s
 
     def kill(self, slot: int, cause: str) -> Death:
-        """Kill the worker of a slot now."""
-        return self._bury(slot, cause)
+        """Kill the worker of a slot now. It does not count as one of its deaths, for it is not its fault."""
+        return self._bury(slot, cause, counts=False)
 
     def poll(self, timeout_s: float) -> list[Message | Death]:
         """What happened, waiting at most `timeout_s` for something to happen."""
@@ -389,7 +389,7 @@ class Fleet:
         _kill_group(worker.process, signal.SIGTERM)
         worker.state, worker.cause, worker.until_s = _State.ENDING, cause, self._clock.now() + grace_s
 
-    def _bury(self, slot: int, cause: str) -> Death:
+    def _bury(self, slot: int, cause: str, *, counts: bool = True) -> Death:
         """Kill what is left of a worker and its process group, and forget it without waiting for its end."""
         worker = self._workers.pop(slot)
         process = worker.process
@@ -404,7 +404,8 @@ class Fleet:
         with contextlib.suppress(OSError):
             process.stdin.close()
         process.stdout.close()
-        self._count_death(slot)
+        if counts:
+            self._count_death(slot)
         return Death(slot, cause or _describe(code), final=self._slots[slot].retired)
 
     def _count_death(self, slot: int) -> None:
