@@ -278,6 +278,15 @@ def test_deaths_count_within_a_window_and_until_a_job_is_done(tmp_path: Path) ->
     assert fleet.slots == []
 
 
+def test_kills_that_the_coordinator_orders_are_no_fault_of_the_slot(make: Make) -> None:
+    fleet = make("")
+    for _ in range(2 * PATIENCE.deaths):
+        assert not fleet.kill(0, "memory runs low").final
+        while not fleet.start(0):  # the last one is still going
+            fleet.poll(0.01)
+    assert fleet.slots == [0]
+
+
 def test_restarts_wait_longer_each_time(tmp_path: Path) -> None:
     clock = VirtualClock()
     fleet = Fleet([["/no/such/program"]], {}, [{}], tmp_path, clock, Patience(deaths=9, backoff_s=1.0))

@@ -89,6 +89,7 @@ def test_the_table_of_a_run_counted_by_hand(tmp_path: Path, capsys: pytest.Captu
     assert found["product, views: 1"][3].endswith("(1 won, 1 lost)")
     assert main([str(run), "--tasks", str(tasks), "--views", "4", "--scoring", "1", "--rules", "product"]) == 0
     found = cells(capsys.readouterr().out)
+    assert len(found) == 2
     assert found["product, views: 4, scoring: 1"][:3] == ["1", "2", "2"]  # "a" has wrong before right now
 
 
@@ -115,3 +116,9 @@ def test_wrong_use_gets_one_clear_line(
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
     assert "give the folder of a run" in capsys.readouterr().err
+
+
+def test_a_run_that_scored_under_fewer_views_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, tasks = make_run(tmp_path)
+    assert main([str(run), "--tasks", str(tasks), "--views", "4,8", "--rules", "product", "--scoring", "16"]) == 0
+    assert set(cells(capsys.readouterr().out)) == {"as it was", "product, views: 4", "product, views: 8, scoring: 4"}

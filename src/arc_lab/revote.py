@@ -6,7 +6,9 @@
 A run's journal holds every answer with the view that it was read under, and its likelihood under the scoring views. So
 what other settings of `decode.views`, `vote.scoring_views` and `vote.rule` would have made of the same trainings needs
 no second run. Only answers of the model count, no programs. A task counts as solved when all its test inputs are right
-at two attempts; differences are paired, against the run's own rule over everything that it found.
+at two attempts; differences are paired, against the run's own rule over everything that its model found. A run scores
+under `vote.scoring_views` views at most, and the `vote.max_scored` most frequent grids of all its views: set both high
+in the run that is to be counted again.
 """
 
 from __future__ import annotations
@@ -110,14 +112,28 @@ def count(
     }
 
 
-def make_ways(rules: Sequence[str], views: Sequence[int], scoring: int | None) -> dict[str, tuple[str, int, int]]:
-    """Ways to count by what they are called. The rule `product` scores under the views that answer, or `scoring`."""
+def most_scoring_views(findings: Findings, stage: str) -> int:
+    """Under how many views a run has scored at most."""
+    passes = (
+        one
+        for (kind, _), result in findings.results.items()
+        for index in result.passes
+        for one in (result.of(index) if kind == stage else ())
+    )
+    return max((len(scored.nll_by_view) for one in passes for scored in one.scored), default=0)
+
+
+def make_ways(
+    rules: Sequence[str], views: Sequence[int], scoring: int | None, most: int
+) -> dict[str, tuple[str, int, int]]:
+    """Ways to count by what they are called. The rule `product` scores under the views that answer, or `scoring`, of
+    the `most` under which the run scored; where that is another number it is said."""
     ways = {}
     for rule in rules:
         for number in views:
-            scored = scoring or number
-            about = f"{rule}, views: {number}" + (f", scoring: {scored}" if scoring and rule == "product" else "")
-            ways[about] = rule, number, scored
+            scored = min(scoring or number, most)
+            said = f", scoring: {scored}" if rule == "product" and scored != number else ""
+            ways[f"{rule}, views: {number}{said}"] = rule, number, scored
     return ways
 
 
@@ -163,7 +179,8 @@ def main(argv: Sequence[str]) -> int:
     if not own["as it was"]:
         print(f"arc_lab revote: {options.run}: no task with a known solution in stage {options.stage}", file=sys.stderr)
         return 2
-    scores = count(findings, dataset, options.stage, make_ways(rules, views, options.scoring))
+    ways = make_ways(rules, views, options.scoring, most_scoring_views(findings, options.stage))
+    scores = count(findings, dataset, options.stage, ways)
     print(f"{len(own['as it was'])} tasks of {dataset.name}, stage {options.stage}")
     print("| way to count | right at 1 attempt | at 2 | any candidate | against the run's own, at 2 |")
     print("|---|---|---|---|---|")
