@@ -416,11 +416,8 @@ def test_short_trainings_have_what_the_early_searches_leave() -> None:
 
 
 def test_a_task_with_a_sure_program_is_not_among_the_short_trainings_that_come_first() -> None:
-    plan = make_plan({"a": 99.0, "b": 100.0}, passes=3, searches=1, base=False, budget_s=1e6)
-    search = plan.next_program(100.0, within_share=False)
-    assert search is not None
-    assert search.task_id == "a"
-    plan.program_done(search, sure=True)
+    plan = make_plan({"a": 200.0, "b": 100.0}, passes=3, searches=1, base=False, budget_s=1e6)
+    plan.program_done(Job(SYNTHESIS, "a", 10.0), sure=True)
     jobs = [plan.next_job(1e6) for _ in range(6)]
     order = [(job.task_id, job.number) for job in jobs if job is not None]
     assert order == [("b", 0), ("b", 1), ("b", 2), ("a", 0), ("a", 1), ("a", 2)]
