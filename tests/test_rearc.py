@@ -80,13 +80,18 @@ def test_a_pack_is_also_a_set_of_tasks_of_pairs_that_no_training_sees(tmp_path: 
     assert [task.task_id for task in dataset.loaded.tasks] == ["rearc-1-0", "rearc-1-1"]  # group 0 is trained on
     more = load_dataset(f"{tmp_path}/tasks.pack:3")
     assert [task.task_id for task in more.loaded.tasks] == ["rearc-1-0", "rearc-1-1", "rearc-1-2"]
-    told = hashlib.sha256()
+    told, used = hashlib.sha256(), list[bytes]()
     for task in more.loaded.tasks:
         shown = [(example.input, example.output) for example in task.train]
         shown.append((task.tests[0], more.solutions.by_task[task.task_id][0]))
         assert len({pair_bytes(pair) for pair in shown} & set(groups[1][1])) == 4
         told.update(task.task_id.encode() + b"".join(map(pair_bytes, shown)))
-    assert told.hexdigest()[:16] == "8978902285c37614"  # measurements refer to these very tasks
+        used += map(pair_bytes, shown)
+    assert len(set(used)) == len(used) == 12  # no task shows another's answer
+    most = load_dataset(f"{tmp_path}/tasks.pack:99").loaded.tasks
+    assert len(most) == len(groups[1][1]) // 4
+    assert [task.task_id for task in most[:3]] == [task.task_id for task in more.loaded.tasks]
+    assert told.hexdigest()[:16] == "92043c92b53ea3f9"  # measurements refer to these very tasks
 
 
 def test_a_pack_gives_back_every_pair(small: Path) -> None:

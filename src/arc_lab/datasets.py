@@ -143,22 +143,26 @@ def _held_out(pack: Pack) -> list[Group]:
 def held_out_tasks(pack: Pack, count: int, max_tokens: int) -> list[tuple[Task, Grid]]:
     """About `count` tasks of held-out groups with their answers: three demonstrations and one test input each.
 
-    The same for the same pack; those of a smaller count come first. Tasks of more than `max_tokens` tokens in the
-    compact format are left out.
+    The same for the same pack; those of a smaller count come first. No pair is in two tasks, so none shows another's
+    answer. Tasks of more than `max_tokens` tokens in the compact format are left out.
     """
     groups = _held_out(pack)
-    turns = range(-(-count // max(1, len(groups))))
-    drawn = [_task_of(group, turn, number) for turn in turns for number, group in enumerate(groups)]
-    return [(task, answer) for task, answer, tokens in drawn if tokens <= max_tokens][:count]
+    orders = [stream(0, f"tasks {group.name}", number).permutation(len(group)) for number, group in enumerate(groups)]
+    found: list[tuple[Task, Grid]] = []
+    for turn in range(max((len(order) // 4 for order in orders), default=0)):
+        for group, order in zip(groups, orders, strict=True):
+            pairs = order[4 * turn : 4 * turn + 4]
+            if len(pairs) == 4 and sum(int(group.tokens[index]) for index in pairs) <= max_tokens:
+                found.append(_task_of(group, turn, [int(index) for index in pairs]))
+        if len(found) >= count:
+            break
+    return found[:count]
 
 
-def _task_of(group: Group, turn: int, number: int) -> tuple[Task, Grid, int]:
-    """A task of four random pairs of a group, its answer, and its length in tokens."""
-    drawn = stream(turn, f"task {group.name}", number).choice(len(group), size=4, replace=False)
-    examples = [group.example(int(index)) for index in drawn]
-    length = sum(int(group.tokens[index]) for index in drawn)
-    task = Task(f"{group.name.replace('/', '-')}-{turn}", tuple(examples[:3]), (examples[3].input,))
-    return task, examples[3].output, length
+def _task_of(group: Group, turn: int, pairs: Sequence[int]) -> tuple[Task, Grid]:
+    """A task of four pairs of a group, and its answer."""
+    *shown, asked = (group.example(index) for index in pairs)
+    return Task(f"{group.name.replace('/', '-')}-{turn}", tuple(shown), (asked.input,)), asked.output
 
 
 def _test_outputs(document: dict[str, Any]) -> dict[str, tuple[Grid, ...]]:
