@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from arc_lab.datasets import load_dataset
 from arc_lab.packs import Pack, pair_bytes, read_pack, write_pack
-from arc_lab.pretrain import PretrainSettings, RunOptions, main, pretrain
+from arc_lab.pretrain import PretrainSettings, RunOptions, _parser, main, make_settings, pretrain
 from arc_lab.pretrain_data import (
     DataSettings,
     Feed,
@@ -538,6 +538,17 @@ def test_a_signal_ends_the_command_with_a_checkpoint(
     assert not json.loads((tmp_path / "card.json").read_text())["finished"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "preset"), [([], "XS"), (["--init", "embedded-M"], "M"), (["--preset", "S"], "S")]
+)
+def test_the_preset_is_that_of_the_checkpoint_to_go_on_from(arguments: list[str], preset: str, tmp_path: Path) -> None:
+    options = _parser().parse_args(["--pack", "x", "--out", str(tmp_path), "--steps", "1", *arguments])
+    settings = make_settings(options, torch.device("cpu"))
+    assert settings.preset == preset
+    assert settings.muon_lr == PRESETS[preset].muon_lr
+    assert settings.data.max_tokens == PRESETS[preset].max_tokens
+
+
 # Several processes, real sizes
 
 
@@ -593,6 +604,27 @@ def test_a_minute_of_training_solves_new_pairs_of_an_easy_generator(pack_file: P
     losses = [line["loss"] for line in card["curve"] if "loss" in line]
     assert losses[-1] < 0.5 * losses[0]
     assert card["exact_match"]["seen"]["exact"] > 0
+
+
+@pytest.mark.slow
+def test_the_command_ends_well_under_torchrun(pack_file: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "arc_lab", "pretrain", "--pack", str(pack_file), "--steps", "3", "--batch-tokens", "1024"]
+    small = ["--window-sequences", "8", "--windows-ahead", "1", "--eval-sequences", "2", "--processes", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, *command, *small, "--out", str(tmp_path / "out")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"finished"')]
+    assert [(line["finished"], line["steps"]) for line in lines] == [(True, 3)]  # the first process alone tells
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["processes"] == 2
 
 
 @pytest.mark.slow

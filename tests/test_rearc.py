@@ -9,6 +9,7 @@ import os
 import struct
 import subprocess
 import sys
+import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from arc_lab.datasets import load_dataset
 from arc_lab.families import arc_training_ids, families, family_of, held_out_families
-from arc_lab.generators import as_grid, package_folder
+from arc_lab.generators import as_grid, package_folder, source_mark
 from arc_lab.packs import PackError, Pair, pair_bytes, pair_tokens, read_pack, split_pairs, write_pack
 from arc_lab.rearc import (
     Answered,
@@ -338,6 +339,19 @@ def test_an_interrupted_build_goes_on_and_gives_the_same_pack(tmp_path: Path) ->
     assert len(Answered(partial).known) >= 2
     assert build(WHEEL, tmp_path / "part.pack", settings)["sha256"] == whole["sha256"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["part.pack", "whole.pack"]
+
+
+def test_answers_of_other_generators_are_not_taken_over(tmp_path: Path) -> None:
+    marks = []
+    for text in ("def generate_a(): 1", "def generate_a(): 2"):
+        utils = tmp_path / "reasoning_gym" / "arc" / "rearc_utils"
+        utils.mkdir(parents=True, exist_ok=True)
+        (utils / "generators.py").write_text(text)
+        marks.append(source_mark(package_folder(str(tmp_path))))
+        with zipfile.ZipFile(tmp_path / "reasoning_gym-0.whl", "w") as wheel:
+            wheel.write(utils / "generators.py", "reasoning_gym/arc/rearc_utils/generators.py")
+        assert source_mark(package_folder(str(tmp_path / "reasoning_gym-0.whl"))) == marks[-1]
+    assert marks[0] != marks[1]
 
 
 @needs_generators

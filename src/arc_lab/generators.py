@@ -12,6 +12,7 @@ Source: Hodel, "Addressing the Abstraction and Reasoning Corpus via Procedural E
 from __future__ import annotations
 
 import base64
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -19,6 +20,7 @@ import random
 import signal
 import sys
 import types
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,6 +76,22 @@ def package_folder(wheel: str) -> str:
     if path.is_file() and path.suffix == ".whl":
         return str(path / "reasoning_gym")
     raise InputError(f"--wheel {wheel}: neither a wheel of reasoning-gym nor a folder that holds the package")
+
+
+def source_mark(folder: str) -> str:
+    """A text that tells versions of the generators in `folder` (or in a wheel, as WHEEL/reasoning_gym) apart."""
+    prefix, total = "arc/rearc_utils/", hashlib.sha256()
+    inside = Path(folder)
+    if inside.is_dir():
+        files = {str(path.relative_to(inside)): path for path in (inside / prefix).rglob("*.py")}
+        for name in sorted(files):
+            total.update(name.encode() + files[name].read_bytes())
+    else:
+        with zipfile.ZipFile(inside.parent) as wheel:
+            start = f"{inside.name}/{prefix}"
+            for name in sorted(name for name in wheel.namelist() if name.startswith(start) and name.endswith(".py")):
+                total.update(name.removeprefix(f"{inside.name}/").encode() + wheel.read(name))
+    return total.hexdigest()[:16]
 
 
 def load_generators(wheel: str) -> Generators:

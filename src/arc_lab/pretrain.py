@@ -48,8 +48,9 @@ import torch
 from arc_lab.packs import read_pack
 from arc_lab.pretrain_data import DataSettings, Feed, measuring_sequences
 from arc_lab.pretrain_loop import Trainer, join_processes
-from arc_lab.pretrain_model import PRESETS, ROPES, can_pack
+from arc_lab.pretrain_model import PRESETS, ROPES, can_pack, size_of
 from arc_lab.rearc import evaluation_pairs
+from arc_ttt.checkpoints import model_folder
 from arc_ttt.deadline import parse_duration
 from arc_ttt.errors import ArcError, InputError, SettingsError
 from arc_ttt.model import compute_dtype
@@ -188,9 +189,10 @@ def make_settings(options: argparse.Namespace, device: torch.device) -> Pretrain
     Raises:
         SettingsError: a value that cannot be.
     """
-    if options.preset not in PRESETS:
-        raise SettingsError(f"--preset {options.preset}: there are {', '.join(PRESETS)}")
-    preset = PRESETS[options.preset]
+    name = options.preset or (size_of(model_folder(options.init)) if options.init else "XS")
+    if name not in PRESETS:
+        raise SettingsError(f"--preset {name}: there are {', '.join(PRESETS)}")
+    preset = PRESETS[name]
     chosen = {
         name: getattr(preset, name) if getattr(options, name) is None else getattr(options, name)
         for name in ("max_tokens", "batch_tokens", "muon_lr", "adam_lr", "window_sequences", "windows_ahead")
@@ -214,7 +216,7 @@ def make_settings(options: argparse.Namespace, device: torch.device) -> Pretrain
         packed=packed,
     )
     return PretrainSettings(
-        preset=options.preset,
+        preset=name,
         rope=options.rope,
         init=options.init,
         seed=options.seed,
@@ -256,7 +258,9 @@ def main(argv: Sequence[str]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    print(json.dumps({name: card[name] for name in ("finished", "steps", "tokens", "seconds", "loss", "exact_match")}))
+    if "steps" in card:  # the first process, where there are several
+        told = ("finished", "steps", "tokens", "seconds", "loss", "exact_match")
+        print(json.dumps({name: card[name] for name in told}))
     return 0 if card["finished"] else 130
 
 
@@ -268,7 +272,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--pack", type=Path, action="append", required=True, help="a pack of `arc_lab rearc`; may be given again")
     add("--out", type=Path, required=True, metavar="DIR")
     add("--checkpoints", type=Path, metavar="DIR", help="where the training's own state is kept (OUT/checkpoint)")
-    add("--preset", default="XS", help=f"size: {', '.join(PRESETS)}")
+    add("--preset", help=f"size: {', '.join(PRESETS)} (default: XS, or that of --init)")
     add(
         "--init",
         default="",

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from arc_ttt.checkpoints import read_config
 from arc_ttt.errors import InputError
 from arc_ttt.formats import CompactFormat
 from arc_ttt.model import LoadedModel, attend_without_mask, compute_dtype, cpu_has_bfloat16, load_model
@@ -52,6 +53,17 @@ PRESETS = {
     "S": Preset(256, 8, 4, 640, 1024, 6144, 0.02, 3e-3, 512, 3),  # 6.0M
     "M": Preset(512, 10, 8, 1024, 4096, 65_536, 0.015, 2e-3, 2048, 24),  # 26M
 }
+
+
+def size_of(folder: Path) -> str:
+    """The preset whose learning rates and batches suit the checkpoint in `folder`: the largest that is not wider.
+
+    Raises:
+        ModelError: there is no Llama in the folder.
+    """
+    hidden = int(read_config(folder).get("hidden_size", 0))
+    fitting = [name for name, preset in PRESETS.items() if preset.hidden <= hidden]
+    return max(fitting, key=lambda name: PRESETS[name].hidden, default="XS")
 
 
 def rotary_frequencies(head_size: int) -> list[float]:

@@ -35,22 +35,23 @@ from typing import Any
 
 from arc_lab.datasets import Dataset, load_dataset
 from arc_lab.families import family_of, held_out_families
-from arc_lab.generators import package_folder
+from arc_lab.generators import package_folder, source_mark
 from arc_lab.packs import Pair, pair_bytes, pair_tokens, split_pairs, write_pack
 from arc_ttt.deadline import REAL_CLOCK, format_duration
 from arc_ttt.errors import InputError, SettingsError
 from arc_ttt.grids import Grid
 from arc_ttt.views import dihedral
 
+HELD_PAIRS = 12
 Listed = tuple[dict[str, Any], list[bytes]]  # a group's entry in the header, and its pairs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackSettings:
-    """What a pack is made of. The same settings give the same pack."""
+    """What a pack is made of. The same settings and version of the generators give the same pack."""
 
     pairs_per_generator: int = 1000
-    held_pairs: int = 12
+    held_pairs: int = HELD_PAIRS
     """Pairs of each training generator that are held back."""
     held_out_pairs: int = 40
     """Pairs of each generator of a held-out family."""
@@ -209,7 +210,7 @@ def generate(
     Raises:
         InputError: the package is not there, an id of `settings.only` is unknown, or a worker died.
     """
-    package_folder(wheel)
+    source = source_mark(package_folder(wheel))
     with _workers(wheel, processes) as (ids, idle):
         wanted = list(settings.only) or ids
         unknown = sorted(set(wanted) - set(ids))
@@ -217,7 +218,7 @@ def generate(
             raise InputError(f"--only: there is no generator {', '.join(unknown[:5])}")
 
         def ask(task_id: str) -> dict[str, Any]:
-            request = settings.request(task_id)
+            request = settings.request(task_id) | {"source": source}  # what other generators answered is not mixed in
             known = answered.get(request)
             if known is not None:
                 return known
@@ -399,11 +400,14 @@ def main(argv: Sequence[str]) -> int:
     try:
         settings = PackSettings(
             pairs_per_generator=options.pairs_per_generator,
-            held_pairs=options.held_pairs,
+            held_pairs=min(HELD_PAIRS, options.pairs_per_generator // 2)
+            if options.held_pairs is None
+            else options.held_pairs,
             held_out_pairs=options.held_out_pairs,
             max_side=options.max_side,
             max_tokens=options.max_tokens,
             difficulty=_two_numbers(options.difficulty),
+            attempts_per_pair=options.attempts_per_pair,
             cpu_s_per_generator=options.cpu_s_per_generator,
             seed=options.seed,
             only=tuple(options.only.split(",")) if options.only else (),
@@ -464,7 +468,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--wheel", default="installed", help="'installed', a wheel of reasoning-gym, or a folder with it")
     add("--out", type=Path, required=True, help="the file to write")
     add("--pairs-per-generator", type=int, default=1000, metavar="N")
-    add("--held-pairs", type=int, default=12, metavar="N", help="of each training generator, held back")
+    add("--held-pairs", type=int, metavar="N", help=f"of each training generator, held back (default: {HELD_PAIRS})")
     add("--held-out-pairs", type=int, default=40, metavar="N", help="of each generator of a held-out family")
     add("--max-side", type=int, default=30, metavar="CELLS")
     add("--max-tokens", type=int, default=1900, metavar="N", help="longest pair in tokens of the compact format")
@@ -476,6 +480,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="cut a generator after so many CPU seconds",
     )
+    add("--attempts-per-pair", type=int, default=6, metavar="N", help="at most so many for each pair wanted")
     add("--seed", type=int, default=0)
     add("--only", default="", metavar="ID,ID", help="only these generators")
     add("--training-tasks", action="store_true", help="also the ARC-AGI-1 training tasks' own pairs")
