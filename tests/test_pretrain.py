@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from arc_lab.datasets import load_dataset
 from arc_lab.packs import Pack, pair_bytes, read_pack, write_pack
-from arc_lab.pretrain import PretrainSettings, RunOptions, _parser, main, make_settings, pretrain
+from arc_lab.pretrain import PretrainSettings, RunOptions, _Avoided, _parser, main, make_settings, pretrain
 from arc_lab.pretrain_data import (
     DataSettings,
     Feed,
@@ -201,6 +201,17 @@ def test_a_feed_goes_on_exactly_and_background_processes_change_nothing(pack: Pa
     begun, state = feed_ids(pack, 0, 17)
     rest, _ = feed_ids(pack, 1, 23, json.loads(json.dumps(state)))
     assert begun + rest == whole
+
+
+def test_pairs_that_are_held_back_to_measure_on_are_avoided_too(pack_file: Path) -> None:
+    pack = read_pack(pack_file)
+    avoid = _Avoided([pack])
+    groups = [group for group in pack.groups if len(group.training) and len(group.held)]
+    assert groups
+    for group in pack.groups:
+        assert all(avoid(pair_bytes(group.pair(index))) == group.name for index in group.held)
+    for group in groups:
+        assert all(avoid(pair_bytes(group.pair(index))) is None for index in group.training)
 
 
 @needs_generators

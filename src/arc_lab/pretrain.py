@@ -45,7 +45,7 @@ from typing import Any
 
 import torch
 
-from arc_lab.packs import read_pack
+from arc_lab.packs import Pack, pair_bytes, read_pack
 from arc_lab.pretrain_data import DataSettings, Feed, measuring_sequences
 from arc_lab.pretrain_loop import Trainer, join_processes
 from arc_lab.pretrain_model import PRESETS, ROPES, can_pack, size_of
@@ -165,7 +165,7 @@ def pretrain(
         TrainingDiverged: the loss is not finite.
     """
     loaded = [read_pack(path) for path in packs]
-    avoid = evaluation_pairs().task_with if options.live else _nothing
+    avoid = _Avoided(loaded) if options.live else _nothing
     feed = Feed(loaded, settings.data, processes=options.processes, wheel=options.live, avoid=avoid)
     try:
         measured = {
@@ -177,6 +177,18 @@ def pretrain(
             return trainer.run(stopped)
     finally:
         feed.close()
+
+
+class _Avoided:
+    """Pairs that no training may see: those of evaluation tasks, and those that the packs hold back to measure on."""
+
+    def __init__(self, packs: Sequence[Pack]) -> None:
+        self.evaluation = evaluation_pairs()
+        held = ((group, index) for pack in packs for group in pack.groups for index in group.held)
+        self.held = {pair_bytes(group.pair(index)): group.name for group, index in held}
+
+    def __call__(self, pair: bytes) -> str | None:
+        return self.held.get(pair) or self.evaluation.task_with(pair)
 
 
 def _nothing(pair: bytes) -> str | None:
