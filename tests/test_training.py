@@ -358,7 +358,7 @@ class _Scaled:
     """Gradients as a recording gives them: scaled by what it is told, never by the scaler itself."""
 
     def __init__(self, weights: list[torch.nn.Parameter]) -> None:
-        self.weights, self.scales = weights, []
+        self.weights, self.scales, self.preparing_s = weights, [], 5.0
 
     def clear(self) -> None:
         for weight in self.weights:
@@ -366,6 +366,7 @@ class _Scaled:
 
     def add(self, rows: Any, count: int, scale: float) -> torch.Tensor:
         self.scales.append(scale)
+        self.preparing_s += 0.25
         for weight in self.weights:
             assert weight.grad is not None
             weight.grad += 0.01 * scale
@@ -378,5 +379,6 @@ def test_recorded_gradients_pass_through_the_loss_scaler(base: LoadedModel, sequ
     recorded = _Scaled(weights)
     report = train(half, weights, steps_of(sequences, 3), SMALL, Deadline.never(), recorded=recorded)
     assert report.steps == 3
+    assert report.preparing_s == 0.75  # of this training alone
     assert recorded.scales[0] == SMALL.loss_scale
     assert float(weights[0].detach().max()) < 1.0

@@ -266,6 +266,10 @@ class Trainer:
         self.say(f"step {self.state['step']}  exact match: {text}")
         return figures
 
+    def _last_measured(self) -> int:
+        """The step after which exact match was measured last; -1 before the first."""
+        return max((line["step"] for line in self.state["curve"] if "exact_match" in line), default=-1)
+
     def _save(self, *, finished: bool) -> None:
         """Write checkpoint, model and card; never of weights that are not finite."""
         weights = torch.stack([weight.detach().abs().amax() for weight in self.base.llama.parameters()])
@@ -318,7 +322,7 @@ class Trainer:
             self._log()
         if not self.group.first:
             return {"finished": finished}
-        if finished:
+        if finished and self._last_measured() != self.state["step"]:  # a finished run that is started again has it
             self._measure()
         self._save(finished=finished)
         return self._card(finished)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from arc_ttt.deadline import REAL_CLOCK
 from arc_ttt.faults import device_lost, out_of_memory
 from arc_ttt.formats import TokenSequence
 from arc_ttt.model import LoadedModel, attend_without_mask, hidden_states
@@ -31,6 +32,7 @@ class RecordedGradients:
         self.parameters = list(parameters)
         self.gradients = [torch.zeros_like(weight) for weight in parameters]
         self.scale = torch.ones((), device=base.device)
+        self.preparing_s = 0.0
         self._recordings: dict[tuple[int, int], _Recording | None] = {}
         self._pool = torch.cuda.graph_pool_handle()
         attend_without_mask(base.llama)
@@ -50,7 +52,9 @@ class RecordedGradients:
         if shape not in self._recordings:
             if len(self._recordings) >= MOST_RECORDINGS:
                 self._recordings.pop(next(iter(self._recordings)))
+            start_s = REAL_CLOCK.now()
             self._recordings[shape] = self._record(shape)
+            self.preparing_s += REAL_CLOCK.now() - start_s
         recording = self._recordings[shape]
         return recording.replay(rows, count) if recording is not None else None
 

@@ -500,6 +500,7 @@ class Coordinator:
         self._conclude(job, body, superseded=running.called_back == SUPERSEDED)
         if job.kind in (BASE, TTT):
             seen = {name: _number(body, name) for name in ("seconds", "train_s", "train_tokens", "steps")}
+            seen["seconds"] -= _number(body, "compile_s")  # which the next job of its shape is spared
             self.result.train_tokens += int(seen["train_tokens"])
             self.result.train_s += seen["train_s"]
             self._learn(slot, job, str(body.get("outcome")), str(body.get("reason", "")), seen)
@@ -627,7 +628,18 @@ def on_signals(act: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-DONE_FIELDS = ("outcome", "reason", "seconds", "steps", "loss", "tokens", "train_s", "train_tokens", "degraded")
+DONE_FIELDS = (
+    "outcome",
+    "reason",
+    "seconds",
+    "steps",
+    "loss",
+    "tokens",
+    "train_s",
+    "compile_s",
+    "train_tokens",
+    "degraded",
+)
 
 
 def _found(body: Mapping[str, Any]) -> dict[str, Any]:

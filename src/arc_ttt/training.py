@@ -30,7 +30,8 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # ids, positions (B, T)
 @dataclass(slots=True)
 class TrainingReport:
     """What a training did. losses: one a step that counted, nats a target. stopped_by: finished, learned or deadline.
-    restores: how often it went back to earlier weights at half the learning rate."""
+    restores: how often it went back to earlier weights at half the learning rate. preparing_s: those of its seconds in
+    which steps were recorded."""
 
     steps: int = 0
     tokens: int = 0
@@ -38,6 +39,7 @@ class TrainingReport:
     stopped_by: str = "finished"
     seconds: float = 0.0
     restores: int = 0
+    preparing_s: float = 0.0
 
 
 def collate(sequences: Sequence[TokenSequence], pad: int, device: torch.device) -> Batch:
@@ -139,7 +141,12 @@ def learning_rate_factor(step: int, total: int, settings: TttSettings) -> float:
 
 
 class StepGradients(Protocol):
-    """What computes gradients of a micro-batch faster than the plain pass (`recording.RecordedGradients`)."""
+    """What computes gradients of a micro-batch faster than the plain pass (`recording.RecordedGradients`).
+
+    preparing_s: seconds that it has spent so far on getting ready for new shapes.
+    """
+
+    preparing_s: float
 
     def clear(self) -> None:
         """Set all gradients to 0."""
@@ -184,6 +191,7 @@ def train(
     base.training()
     recorded = None if settings.checkpointing else recorded
     _clear(parameters, recorded)
+    prepared_s = recorded.preparing_s if recorded is not None else 0.0
     try:
         with _checkpointing(base, settings.checkpointing):
             for number, step in enumerate(steps):
@@ -221,6 +229,7 @@ def train(
     finally:
         base.inference()
         report.seconds = deadline.clock.now() - start_s
+        report.preparing_s = recorded.preparing_s - prepared_s if recorded is not None else 0.0
     return report
 
 

@@ -305,7 +305,9 @@ class ModelServer(Server):
         body |= {"degraded": answers.degraded} if answers.degraded else {}
         if answers.training is not None:
             report = answers.training
-            body |= {"train_s": round(report.seconds, 3), "train_tokens": report.tokens, "steps": report.steps}
+            seconds = {"train_s": report.seconds - report.preparing_s, "compile_s": report.preparing_s}
+            body |= {name: round(value, 3) for name, value in seconds.items()}
+            body |= {"train_tokens": report.tokens, "steps": report.steps}
             body |= {"loss": [round(report.losses[0], 4), round(report.losses[-1], 4)] if report.losses else []}
         return body
 
