@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -141,6 +143,18 @@ def test_the_limit_counts_from_the_start_of_the_process_not_from_its_first_look_
     assert before - 0.1 <= start_s <= after - 0.4  # the system counts in hundredths of a second
 
 
+@pytest.mark.parametrize(("container", "counts"), [(False, False), (True, True)])
+def test_what_a_shell_did_before_it_became_this_process_is_no_part_of_the_run(container: bool, counts: bool) -> None:
+    """As in `bash -c "pip install ... && python kernel.py"`, whose last command takes over the process of the shell."""
+    code = (
+        "from arc_ttt.deadline import *\nfrom arc_ttt import deadline\nseen = REAL_CLOCK.now()\n"
+        f"print(deadline._started_s('self') < seen - 0.4, run_start(seen, container={container}) < seen - 0.4)"
+    )
+    command = f"sleep 0.5 && {shlex.quote(sys.executable)} -c {shlex.quote(code)}"
+    shell = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, env=child_env())
+    assert shell.stdout.split() == ["True", str(counts)]
+
+
 @pytest.mark.parametrize(
     ("container_s", "counts", "expected"),
     [(850.0, True, 850.0), (850.0, False, 990.0), (-5000.0, True, 990.0), (math.inf, True, 990.0)],
@@ -150,6 +164,7 @@ def test_on_kaggle_the_limit_counts_from_the_start_of_the_container(
     container_s: float, counts: bool, expected: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deadline_module, "_started_s", {"self": 990.0, "1": container_s}.__getitem__)
+    monkeypatch.setattr(deadline_module.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=0))
     assert run_start(1000.0, container=counts) == expected
 
 

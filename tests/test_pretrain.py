@@ -501,6 +501,15 @@ def test_a_checkpoint_made_under_other_conditions_is_refused(
     assert files == {path: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
 
 
+def test_a_finished_training_that_is_started_again_changes_nothing(pack_file: Path, tmp_path: Path) -> None:
+    first = run(pack_file, settings_of(steps=3), options_of(tmp_path))
+    kept = weights(tmp_path)
+    again = run(pack_file, settings_of(steps=3), options_of(tmp_path))
+    assert again["curve"] == first["curve"]
+    assert again["exact_match"] is not None
+    assert all(torch.equal(weight, kept[name]) for name, weight in weights(tmp_path).items())
+
+
 def test_a_checkpoint_that_says_nothing_of_its_conditions_goes_on(pack_file: Path, tmp_path: Path) -> None:
     options = options_of(tmp_path)
     run(pack_file, settings_of(steps=3), options_of(tmp_path, stop_after_steps=1))

@@ -24,7 +24,7 @@ from typing import Any
 
 from arc_lab import dry_run
 from arc_lab.datasets import read_ids
-from arc_lab.evaluate import Paired, TaskScore
+from arc_lab.evaluate import Paired, TaskScore, summarize
 from arc_ttt.checkpoints import model_folder, weights_mark
 from arc_ttt.cost import BASE, TTT
 from arc_ttt.deadline import REAL_CLOCK
@@ -118,13 +118,13 @@ def answered_tasks(report: Mapping[str, Any]) -> dict[str, Answer]:
 def compare(variant: Variant, own: Mapping[str, Answer], full: Mapping[str, Answer]) -> Row:
     """The row of a variant from how it and the full method answered."""
     solved = ({task_id: answer.solved for task_id, answer in answers.items()} for answers in (own, full))
-    scores = [answer.score for answer in own.values()]
+    summary = summarize(answer.score for answer in own.values())
     return Row(
         variant,
         answered=len(own),
-        solved_1=sum(score.solved(1) for score in scores),
-        solved=sum(score.solved(2) for score in scores),
-        oracle=sum(score.solved(10**9) for score in scores),
+        solved_1=summary.at_1,
+        solved=summary.at_2,
+        oracle=summary.oracle,
         seconds=sum(answer.seconds for answer in own.values()) / max(1, len(own)),
         against=Paired.of(*solved),
     )

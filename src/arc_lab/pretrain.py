@@ -201,10 +201,10 @@ def make_settings(options: argparse.Namespace, device: torch.device) -> Pretrain
     Raises:
         SettingsError: a value that cannot be.
     """
-    name = options.preset or (size_of(model_folder(options.init)) if options.init else "XS")
-    if name not in PRESETS:
-        raise SettingsError(f"--preset {name}: there are {', '.join(PRESETS)}")
-    preset = PRESETS[name]
+    size = options.preset or (size_of(model_folder(options.init)) if options.init else "XS")
+    if size not in PRESETS:
+        raise SettingsError(f"--preset {size}: there are {', '.join(PRESETS)}")
+    preset = PRESETS[size]
     chosen = {
         name: getattr(preset, name) if getattr(options, name) is None else getattr(options, name)
         for name in ("max_tokens", "batch_tokens", "muon_lr", "adam_lr", "window_sequences", "windows_ahead")
@@ -228,7 +228,7 @@ def make_settings(options: argparse.Namespace, device: torch.device) -> Pretrain
         packed=packed,
     )
     return PretrainSettings(
-        preset=name,
+        preset=size,
         rope=options.rope,
         init=options.init,
         seed=options.seed,

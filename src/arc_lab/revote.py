@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arc_lab.datasets import Dataset, load_dataset
-from arc_lab.evaluate import Paired, TaskScore, score_task
+from arc_lab.evaluate import Paired, Summary, TaskScore, score_task, summarize
 from arc_ttt.cost import BASE, TTT
 from arc_ttt.errors import InputError, SettingsError
 from arc_ttt.events import read_journal
@@ -36,16 +36,14 @@ RULES = ("product", "flattened", "hierarchical", "paper")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One way to count: tasks solved at one and at two attempts and with any candidate, against the run's own way."""
+    """One way to count: the tasks solved by it, and against the run's own way."""
 
     about: str
-    solved_1: int
-    solved: int
-    oracle: int
+    solved: Summary
     against: Paired
 
     def text(self) -> str:
-        cells = (self.about, self.solved_1, self.solved, self.oracle, self.against.text())
+        cells = (self.about, self.solved.at_1, self.solved.at_2, self.solved.oracle, self.against.text())
         return "| " + " | ".join(map(str, cells)) + " |"
 
 
@@ -114,12 +112,8 @@ def count(
 
 def most_scoring_views(findings: Findings, stage: str) -> int:
     """Under how many views a run has scored at most."""
-    passes = (
-        one
-        for (kind, _), result in findings.results.items()
-        for index in result.passes
-        for one in (result.of(index) if kind == stage else ())
-    )
+    results = [result for (kind, _), result in findings.results.items() if kind == stage]
+    passes = [one for result in results for index in result.passes for one in result.of(index)]
     return max((len(scored.nll_by_view) for one in passes for scored in one.scored), default=0)
 
 
@@ -138,12 +132,15 @@ def make_ways(
 
 
 def rows_of(scores: Mapping[str, Mapping[str, TaskScore]], own: Mapping[str, TaskScore]) -> list[Row]:
-    solved = {task_id: score.solved(2) for task_id, score in own.items()}
-    rows = []
-    for about, by_task in scores.items():
-        numbers = [sum(score.solved(attempts) for score in by_task.values()) for attempts in (1, 2, 10**9)]
-        rows.append(Row(about, *numbers, Paired.of({i: score.solved(2) for i, score in by_task.items()}, solved)))
-    return rows
+    """A row for each way to count. own: the scores of the run's own way."""
+
+    def solved(by_task: Mapping[str, TaskScore]) -> dict[str, bool]:
+        return {task_id: score.solved(2) for task_id, score in by_task.items()}
+
+    return [
+        Row(about, summarize(by_task.values()), Paired.of(solved(by_task), solved(own)))
+        for about, by_task in scores.items()
+    ]
 
 
 def main(argv: Sequence[str]) -> int:

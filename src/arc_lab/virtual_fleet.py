@@ -126,8 +126,7 @@ class VirtualFleet:
             )
             for _ in range(devices)
         ]
-        self.searchers = [_Device() for _ in range(searchers)]
-        self._workers = self.devices + self.searchers  # by slot
+        self._workers = self.devices + [_Device() for _ in range(searchers)]  # by slot
         by_length = sorted(tasks, key=lambda task_id: -prompt_tokens(tasks[task_id]))
         self.too_long = set(by_length[: round(faults.long_task * len(tasks))])
         self._talent = {task_id: rng.random() for task_id in tasks}  # how likely a view of a task answers right
@@ -196,10 +195,10 @@ class VirtualFleet:
                 self._at(killed_s, slot, Death(slot, cause, final=False))
 
     def kill(self, slot: int, cause: str) -> Death:
-        """The worker of a slot is dead from now on."""
-        death = Death(slot, cause, final=False)
-        self._workers[slot].generation += 1
-        self._happen(self._workers[slot], death)
+        """The worker of a slot is dead from now on. It does not count as one of its deaths."""
+        death, device = Death(slot, cause, final=False), self._workers[slot]
+        device.generation += 1
+        self._happen(device, death, counts=False)
         return death
 
     def poll(self, timeout_s: float) -> list[Message | Death]:
@@ -238,7 +237,7 @@ class VirtualFleet:
         """A turn of the coordinator's loop takes time too, now and then as long as it may."""
         self.clock.advance(TURN_S if self.rng.random() < 0.001 else 0.002)
 
-    def _happen(self, device: _Device, event: Message | Death) -> None:
+    def _happen(self, device: _Device, event: Message | Death, *, counts: bool = True) -> None:
         now = self.clock.now()
         spent_s = now - device.begun_s
         if isinstance(event, Death):
@@ -247,10 +246,11 @@ class VirtualFleet:
             device.alive = device.ready = device.working = False
             while device.deaths_s and now - device.deaths_s[0] > self.patience.window_s:
                 device.deaths_s.popleft()
-            device.deaths_s.append(now)
+            if counts:
+                device.deaths_s.append(now)
             device.retired = device.retired or len(device.deaths_s) >= self.patience.deaths
             leaving_s = self.rng.uniform(0, SLOW_KILL_S) if self.rng.random() < self.faults.slow_kill else 0.0
-            backoff_s = self.patience.backoff_s * 2 ** (len(device.deaths_s) - 1)
+            backoff_s = self.patience.backoff_s * 2 ** (len(device.deaths_s) - 1) if counts else 0.0
             device.not_before_s = now + max(leaving_s, backoff_s)
             event.final = device.retired
             self._at(device.not_before_s, event.slot, None)

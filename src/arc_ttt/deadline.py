@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,10 +117,15 @@ CONTAINER_OLDEST_S = 3600.0  # an older first process did not start for this run
 def run_start(seen_s: float, *, container: bool = False) -> float:
     """The moment from which a limit counts: the start of this process, or of its container where that is earlier.
 
-    seen_s: when this process first looked at the clock. container: whether the container was started for this run, so
-    that its start counts; that of a home machine's first process does not.
+    seen_s: when this process first looked at the clock, before it had children. container: whether the container was
+    started for this run, so that its start counts; that of a home machine's first process does not.
+
+    A process that has had children by then was another program before: a shell that became its last command. What it
+    did before, such as installing packages, is no part of the run, unless all that the container does is.
     """
-    starts = [seen_s, _started_s("self")]
+    starts = [seen_s]
+    if container or resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss == 0:
+        starts.append(_started_s("self"))
     if container and seen_s - _started_s("1") < CONTAINER_OLDEST_S:
         starts.append(_started_s("1"))
     return min(starts)
