@@ -147,6 +147,41 @@ def test_the_first_file_of_a_run_that_goes_on_is_as_good_as_the_last_of_the_one_
     assert valid(tmp_path, LOADED.test_counts) == expected(4)
 
 
+def test_a_task_that_killed_its_workers_is_left_alone_by_the_run_that_goes_on(tmp_path: Path) -> None:
+    def answer(job: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{"type": "die"}] if job["task_id"] == "t1" else answer_all(job)
+
+    first = instant_run(tmp_path, LOADED, answer)
+    assert first.quarantined == ["t1"]
+    given: list[str] = []
+
+    def tell(job: dict[str, Any]) -> list[dict[str, Any]]:
+        given.append(job["task_id"])
+        return answer_all(job)
+
+    second = instant_run(tmp_path, LOADED, tell, past=read_journal(tmp_path / "events.jsonl"))
+    assert second.quarantined == ["t1"]
+    assert given == []
+    assert [run.results["base", "t1"].outcome for run in (first, second)] == ["lost", "lost"]
+
+
+def test_a_death_of_the_run_before_counts_as_one(tmp_path: Path) -> None:
+    deaths = []
+
+    def answer(job: dict[str, Any]) -> list[dict[str, Any]]:
+        if job["task_id"] == "t1":
+            deaths.append(job["kind"])
+            return [{"type": "die"}]
+        return answer_all(job)
+
+    instant_run(tmp_path, LOADED, answer)
+    assert len(deaths) == 2
+    past = read_journal(tmp_path / "events.jsonl")
+    seen = [number for number, event in enumerate(past) if event["event"] == "death"]
+    instant_run(tmp_path, LOADED, answer, past=past[: seen[1]])
+    assert len(deaths) == 3
+
+
 def test_lines_of_an_older_kind_are_passed_over(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "events.jsonl")
     journal.append("found", kind="ttt", task_id="t0")

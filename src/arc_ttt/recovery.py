@@ -57,9 +57,10 @@ def _was_interrupted(events: Sequence[Mapping[str, Any]], mark: str) -> bool:
 
 
 def past_lines(events: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """What workers had said, with the jobs they were on: lines "candidates", "programs" and "done", in their order."""
+    """What workers had said, with the jobs they were on: lines "candidates", "programs" and "done", in their order, and
+    "death" where one died under a job."""
     fields = [field.name for field in dataclasses.fields(Job)]
     for event in events:
-        if event.get("event") in ("found", "done") and all(name in event for name in fields):
+        if event.get("event") in ("found", "done", "death") and all(name in event for name in fields):
             job = Job(**{name: event[name] for name in fields})
-            yield job, {**event, "type": event.get("type", "done")}
+            yield job, {**event, "type": event.get("type", event["event"])}

@@ -236,12 +236,15 @@ class Coordinator:
         return self.result
 
     def _resume(self) -> None:
-        """Take in what an interrupted run of the same tasks and settings had found. Passes that it had not ended wait
-        again; their messages are replaced when they come anew."""
+        """Take in what an interrupted run of the same tasks and settings had found, and what it blamed for deaths.
+        Passes that it had not ended wait again; their messages are replaced when they come anew."""
         for job, body in past_lines(self.past):
             if job.task_id not in self.tasks and job.kind != JOINT:
                 continue
-            if body["type"] != "done":
+            if body["type"] == "death":
+                if body.get("blamed") and not self.plan.past_death(job):
+                    self._outcome(job, Outcome.LOST, str(body.get("cause")))
+            elif body["type"] != "done":
                 self._take(job, body)
             elif job.kind != JOINT or Path(self._joint_file).is_file():
                 self.plan.past(job)
@@ -562,7 +565,7 @@ class Coordinator:
             self._be_careful(death)
         self._ready.discard(death.slot)
         superseded = running is not None and running.called_back == SUPERSEDED
-        blamed = death.cause != NO_MEMORY
+        blamed = death.cause != NO_MEMORY and not superseded
         again = self.plan.lost(job, blamed=blamed) if job is not None and not superseded else False
         if death.final and death.slot not in self.program_slots:
             self._replan()
@@ -574,7 +577,8 @@ class Coordinator:
             "death",
             slot=death.slot,
             cause=death.cause,
-            task_id=job.task_id if job else "",
+            **(job.to_json() if job else {"task_id": ""}),
+            blamed=blamed,
             again=again,
             final=death.final,
         )

@@ -325,6 +325,18 @@ class Plan:
         self._first = [i for i in self._first if i != job.task_id or 0 in open_numbers]
         self._rank(job.task_id)
 
+    def past_death(self, job: Job) -> bool:
+        """An interrupted run lost a worker and had `job` to blame. Returns whether it will be tried again."""
+        if job.kind == JOINT:
+            return True
+        if job.kind == SYNTHESIS:
+            tries = self._search_tries.get((job.task_id, job.number), 0) + 1
+            self._search_tries[job.task_id, job.number] = tries
+            if tries >= MAX_TRIES and job.task_id in self._searches:
+                self._searches.remove(job.task_id)
+            return tries < MAX_TRIES
+        return self._spared(job.task_id, blamed=True)
+
     def lost(self, job: Job, *, blamed: bool = True) -> bool:
         """A worker died under `job`: put it back, or leave the task alone. Returns whether it will be tried again.
 
@@ -339,23 +351,29 @@ class Plan:
                 self._searches.append(job.task_id)
                 return True
             return False
-        state = self._states[job.task_id]
-        state.kills += blamed
-        if state.kills >= KILLS:
-            if job.task_id not in self.quarantined:
-                self.quarantined.append(job.task_id)
-            self._base = [i for i in self._base if i != job.task_id]
-            self._first = [i for i in self._first if i != job.task_id]
-            self._rank(job.task_id)
+        if not self._spared(job.task_id, blamed=blamed):
             return False
         if job.kind == BASE:
             self._base = self._by_cost([*self._base, job.task_id])
             return True
-        state.again.append(job.number)
+        self._states[job.task_id].again.append(job.number)
         if self._comes_first(job.task_id) and self.passes > 1:
             self._first = self._by_cost([*self._first, job.task_id])
         self._rank(job.task_id)
         return True
+
+    def _spared(self, task_id: str, *, blamed: bool) -> bool:
+        """Count a death under a task. Returns False if it is left alone from now on."""
+        state = self._states[task_id]
+        state.kills += blamed
+        if state.kills < KILLS:
+            return True
+        if task_id not in self.quarantined:
+            self.quarantined.append(task_id)
+        self._base = [i for i in self._base if i != task_id]
+        self._first = [i for i in self._first if i != task_id]
+        self._rank(task_id)
+        return False
 
     @property
     def left(self) -> int:
