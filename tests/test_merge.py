@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arc_ttt.cost import BASE, SYNTHESIS, TTT
-from arc_ttt.grids import Example, Grid, Task, freeze, grid_bytes, same_grid
+from arc_ttt.findings import Findings
+from arc_ttt.grids import Example, Grid, LoadedTasks, Task, freeze, grid_bytes, same_grid
 from arc_ttt.schedule import Job, Plan
 from arc_ttt.votes import Program, attempts, merge, strength
 
@@ -64,6 +65,19 @@ def test_merge_keeps_every_grid_once_and_wastes_no_attempt(
     assert len({grid_bytes(g) for g in ranked}) == len(ranked)
     first, second = attempts(ranked, [grid(0), freeze(np.zeros((1, 1)))])
     assert not same_grid(first, second)
+
+
+@pytest.mark.parametrize(("cut", "expected"), [(False, [(3, 0.1), (4, 0.05)]), (True, [(1, 0.7), (3, 0.3), (4, 0.05)])])
+def test_a_search_that_was_cut_takes_nothing_from_the_one_before(cut: bool, expected: list[tuple[int, float]]) -> None:
+    """What a whole one finds takes the place of earlier programs, and of their confidence."""
+    task = Task("t", (Example(grid(0), grid(1)),), (grid(2),))
+    findings = Findings(LoadedTasks((task,), (), {"t": 1}))
+    for rows, was_cut in (([(1, 0.7), (3, 0.3)], False), ([(3, 0.1), (4, 0.05)], cut), ([], cut)):
+        programs = [{"grid": grid(v).tolist(), "text": "", "confidence": c, "fits_all": True} for v, c in rows]
+        body = {"type": "programs", "test_index": 0, "programs": programs, "cut": was_cut}
+        assert findings.take(SYNTHESIS, "t", 0, 0.0, body) == ""
+    kept = findings.of(SYNTHESIS, "t").programs
+    assert [(int(p.grid[0, 0]), p.confidence) for p in kept] == expected
 
 
 def test_strength_is_the_share_of_views_that_agree() -> None:

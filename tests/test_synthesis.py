@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 import tracemalloc
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from arc_ttt.deadline import Deadline, VirtualClock
 from arc_ttt.grids import Example, Task, freeze
 from arc_ttt.synthesis import cells, frames, gate, invariants, others, pieces, solver, stacker, synthesize
 from arc_ttt.synthesis.budget import Budget
-from arc_ttt.synthesis.images import Image, state_key
+from arc_ttt.synthesis.groups import map_parts
+from arc_ttt.synthesis.images import MAX_CELLS, Image, State, state_key
 from arc_ttt.synthesis.panels import panel_views
 from arc_ttt.synthesis.tree import Leaf, predict
 from arc_ttt.votes import SURE
@@ -142,56 +144,52 @@ def test_both_engines_find_a_mirror_and_are_confident() -> None:
     assert first.depth >= 1
 
 
-def test_search_at_depth_one_is_brute_force() -> None:
-    task, _ = made_by(RULES["mirror"])
-    problem = frames.plain(task)
-    sizes = frames.output_sizes(problem)
-    assert sizes is not None
-    search = pieces.Search(problem, sizes, 10)
-    found = {state_key(piece.state) for piece in search.run(10, plenty())}
-    start = tuple(Image(grid, 0, 0) for grid in problem.inputs)
-    expected = {state_key(start)} | {state_key(state) for state, _, _ in pieces.starts(problem, sizes)}
-    one_step = [p for p in search.primitives + search.on_inputs if p.cost == 10]
-    for primitive in one_step:
-        state = pieces.apply_to_all(primitive.apply, start)
-        if state is not None and all(0 < image.cells.size <= 1200 for image in state):
-            expected.add(state_key(state))
+def one_step(search: pieces.Search, state: State, cost: int) -> Iterator[tuple[State, int]]:
+    """All that one more step makes of some images, said as plainly as can be."""
+    for primitive in search.primitives + (search.on_inputs if cost <= pieces.PLACED else []):
+        yield from whole([primitive.apply(image) for image in state], cost + primitive.cost)
     for sized in search.sized:
-        images = [sized.apply(image, size) for image, size in zip(start, sizes, strict=True)]
-        whole = tuple(image for image in images if image is not None)
-        if len(whole) == len(start) and sized.cost == 10:
-            expected.add(state_key(whole))
-    assert expected <= found
-    assert len(found) == len(search.pieces)
+        placed = [sized.apply(image, size) for image, size in zip(state, search.sizes or [], strict=True)]
+        yield from whole(placed, cost + sized.cost)
+    for cutter in search.cutters:
+        groups = [parts for image in state if (parts := cutter.apply(image)) is not None]
+        if len(groups) < len(state) or all(len(parts) == 1 for parts in groups):
+            continue
+        for made, _ in (*pieces.choose(groups), *pieces.join(groups, search.joiners)):
+            yield made, cost + 10
+        for primitive in pieces.part_primitives() if cost == 0 and search.max_cost >= 15 else ():
+            changed = [new for parts in groups if (new := map_parts(parts, primitive.apply)) is not None]
+            if len(changed) == len(groups):
+                yield from ((made, cost + 15) for made, _ in pieces.join(changed, search.joiners[:2]))
 
 
-class _WithoutEquivalence(set[bytes]):
-    """Remembers nothing, so that no piece counts as seen."""
+def whole(images: Sequence[Image | None], cost: int) -> Iterator[tuple[State, int]]:
+    state = tuple(image for image in images if image is not None)
+    if len(state) == len(images):
+        yield state, cost
 
-    def __contains__(self, key: object) -> bool:
-        return False
 
-
-def test_equivalence_loses_no_image() -> None:
-    task, _ = made_by(RULES["left half"], rows=2, columns=4)
+@pytest.mark.parametrize(("rule", "most", "every"), [("mirror", 10, 1), ("left half", 15, 4), ("left half", 20, 7)])
+def test_search_finds_what_brute_force_finds_and_the_cheapest_program_for_it(rule: str, most: int, every: int) -> None:
+    """Brute force tries every sequence of steps, also those that give images which others gave before."""
+    task, _ = made_by(RULES[rule], rows=2, columns=4)
     problem = frames.plain(task)
-    sizes = frames.output_sizes(problem)
-
-    def run(seen: set[bytes]) -> tuple[dict[bytes, int], int]:
-        search = pieces.Search(problem, sizes, 10)
-        search.primitives = search.primitives[::5]
-        search.on_inputs, search.cutters, search.sized = [], search.cutters[:2], search.sized[:2]
-        search.max_cost = 20
-        search.seen = seen
-        cheapest: dict[bytes, int] = {}
-        for piece in search.run(20, plenty()):
-            cheapest.setdefault(state_key(piece.state), piece.cost)
-        return cheapest, len(search.pieces)
-
-    pruned, few = run(set())
-    everything, many = run(_WithoutEquivalence())
-    assert few < many
-    assert pruned == everything
+    search = pieces.Search(problem, frames.output_sizes(problem), most)
+    search.primitives, search.on_inputs = search.primitives[::every], search.on_inputs[::every]
+    search.sized, search.cutters = search.sized[::every], search.cutters[::every]
+    cheapest: dict[bytes, int] = {}
+    programs = 0
+    waiting = [(state, cost) for state, cost, _ in search.starts]
+    while waiting:
+        state, cost = waiting.pop()
+        if cost > most or any(not 0 < image.cells.size <= MAX_CELLS for image in state):
+            continue
+        programs += 1
+        cheapest[state_key(state)] = min(cost, cheapest.get(state_key(state), cost))
+        waiting += one_step(search, state, cost)
+    found = {state_key(piece.state): piece.cost for piece in search.run(most + 12, plenty())}
+    assert found == cheapest
+    assert len(found) == len(search.pieces) < programs
 
 
 def test_greedy_stack_is_right_wherever_it_settles() -> None:

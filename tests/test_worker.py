@@ -53,6 +53,16 @@ def poll_for(fleet: Fleet, what: str, seconds: float = 20.0) -> list[Message | D
     raise AssertionError(events)
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_worker_of_synthesis_says_whether_its_search_was_cut(cut: bool) -> None:
+    said: list[dict[str, Any]] = []
+    server = worker.ProgramServer(settings_of(60.0, {}), {"deadline": 0.0}, said.append, None)
+    job = {"id": 1, "task_id": "t0", "task": document(1)["t0"], "cpu_limit_s": 0.5}
+    end = server.work(job, JobDeadline(-1.0 if cut else 10.0, VirtualClock()), lambda *_: None)
+    assert end["outcome"] == (Outcome.CUT if cut else Outcome.FINISHED)
+    assert [line["cut"] for line in said] == [cut]
+
+
 def test_a_worker_of_synthesis_gives_way_within_its_session_and_beyond(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "arc_ttt.worker", "synthesis"]
     hello = make_hello(settings_of(600.0, {}), Deadline.after(600.0))

@@ -142,8 +142,10 @@ class Findings:
         try:
             if body["type"] == "programs":
                 fresh = [_program(row, index, where, task_id) for row in body["programs"]]
-                if fresh:  # those of the latest pass stand for the task
-                    result.programs = [p for p in result.programs if p.test_index != index] + fresh
+                known = [p for p in result.programs if p.test_index == index]
+                if fresh:
+                    others = [p for p in result.programs if p.test_index != index]
+                    result.programs = others + (_best_of(known, fresh) if body.get("cut") else fresh)
                 return ""
             candidates = [_candidate(row, kind, index, where, task_id) for row in body["candidates"]]
             scored = [_scored(row, kind, index, where, task_id) for row in body["scored"]]
@@ -195,6 +197,15 @@ def _scored(row: Mapping[str, Any], kind: str, index: int, where: str, task_id: 
 def _program(row: Mapping[str, Any], index: int, where: str, task_id: str) -> Program:
     grid = parse_grid(row["grid"], where=where, task_id=task_id)
     return Program(index, grid, str(row["text"]), _finite(row["confidence"]), bool(row["fits_all"]))
+
+
+def _best_of(known: list[Program], fresh: list[Program]) -> list[Program]:
+    """Programs for one test input, best first, where a search was cut that may not have come as far as the one before:
+    each answer by its more confident program. Those of a whole search stand for the task instead."""
+    found: dict[bytes, Program] = {}
+    for program in sorted([*known, *fresh], key=lambda p: -p.confidence):
+        found.setdefault(grid_bytes(program.grid), program)
+    return list(found.values())
 
 
 def _finite(value: Any) -> float:

@@ -519,7 +519,8 @@ class Coordinator:
         reason = SUPERSEDED if superseded and outcome == Outcome.CUT else str(body.get("reason", ""))
         self._outcome(job, outcome, reason, _number(body, "seconds"))
         if job.kind == SYNTHESIS:
-            self.cost.observe_program(job.number, _number(body, "seconds"))
+            if outcome == Outcome.FINISHED:
+                self.cost.observe_program(job.number, _number(body, "seconds"))
             sure = self.findings.sure(job.task_id)
             self.plan.program_done(job, sure=sure)
             if sure:

@@ -226,6 +226,7 @@ class ProgramServer(Server):
             limit_s = int(cpu_seconds() + CPU_TIMES * message["cpu_limit_s"] + CPU_SLACK_S)
             resource.setrlimit(resource.RLIMIT_CPU, (limit_s, resource.getrlimit(resource.RLIMIT_CPU)[1]))
         found = synthesize(task, cpu_limit_s=message["cpu_limit_s"], deadline=deadline)
+        cut = deadline.passed()
         for index in range(len(task.tests)):
             rows = [p for p in found if p.test_index == index][:MAX_PROGRAMS]
             programs = [
@@ -239,9 +240,10 @@ class ProgramServer(Server):
                     "task_id": task.task_id,
                     "test_index": index,
                     "programs": programs,
+                    "cut": cut,
                 }
             )
-        return {"outcome": Outcome.FINISHED, "reason": ""}
+        return {"outcome": Outcome.CUT if cut else Outcome.FINISHED, "reason": ""}
 
 
 class ModelServer(Server):

@@ -17,8 +17,8 @@ _NEVER = Deadline.never()
 
 def synthesize(
     task: Task,
-    *,
     cpu_limit_s: float = 2.0,
+    *,
     deadline: Deadline = _NEVER,
     max_memory_bytes: int | None = None,
 ) -> tuple[ProgramCandidate, ...]:
@@ -30,7 +30,8 @@ def synthesize(
         cpu_limit_s: CPU seconds of this process (user + system) that the call may take; a call that finds a sure
             answer early takes less. 2 is a good first limit; 10 and 60 find a few tasks more.
         deadline: work also ends when this moment has passed.
-        max_memory_bytes: bound on stored images and tables; default 200 MiB. The process as a whole stays below 500 MB.
+        max_memory_bytes: bound on what is stored of images and tables, default 200 MiB. What is just being made comes
+            on top, at most 60 MB in one table; the process as a whole stays below 500 MB with the default.
 
     Raises:
         ValueError: a limit is not positive.

@@ -22,12 +22,17 @@ class Problem:
     """A task seen through a frame.
 
     inputs: (H, W) each, demonstrations first, then test inputs. outputs: of the demonstrations.
-    renamings: for each input, what was done to its colours.
+    renamings: for each input, what was done to its colours. name: the same in words, or nothing if nothing was done.
     """
 
     inputs: tuple[Cells, ...]
     outputs: tuple[Cells, ...]
     renamings: tuple[Renaming, ...]
+    name: str = ""
+
+    def told(self, program: str) -> str:
+        """A program of this frame, for a reader who sees the task as it is."""
+        return f"with {self.name}: {program}" if self.name else program
 
     def undo(self, cells: NDArray[np.generic], number: int) -> NDArray[np.int8]:
         """Give an output of input `number` its own colours back."""
@@ -49,6 +54,7 @@ class Problem:
             tuple(self.inputs[n] for n in order),
             tuple(self.outputs[n] for n in order[: count - 1]),
             tuple(self.renamings[n] for n in order),
+            self.name,
         )
 
 
@@ -70,6 +76,7 @@ def plain(task: Task) -> Problem:
         tuple(renaming[grid] for grid in inputs),
         tuple(renaming[example.output] for example in task.train),
         (renaming,) * len(inputs),
+        f"colours 0 and {colour} exchanged" if colour else "",
     )
 
 
@@ -89,10 +96,12 @@ def by_rank(task: Task) -> Problem | None:
     if all((move == moves[0]).all() for move in moves):
         return None
     renamings = tuple(move[first] for move, first in zip(moves, base.renamings, strict=True))
+    ranks = f"colours {''.join(map(str, free))} of each input renamed in this order, most frequent first"
     return Problem(
         tuple(move[cells] for move, cells in zip(moves, base.inputs, strict=True)),
         tuple(move[cells] for move, cells in zip(moves, base.outputs, strict=False)),
         renamings,
+        ", then ".join(filter(None, (base.name, ranks))),
     )
 
 

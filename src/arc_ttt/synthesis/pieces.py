@@ -69,8 +69,8 @@ class Search:
         self.sizes = sizes
         self.max_cost = max_cost
         self.pieces: list[Piece] = []
-        self.seen: set[bytes] = set()
-        self.queue: list[tuple[int, int, int]] = []  # cost of what it will make, order of entry, piece or ~piece
+        self.numbers: dict[bytes, int] = {}  # of the piece that gives these images
+        self.queue: list[tuple[int, int, int, int]] = []  # cost of what it makes, order, piece or ~piece, its own
         self.primitives = unary_primitives(shared_colours(problem))
         self.on_inputs = pattern_primitives() + repairs(problem) + about_colours(problem)
         self.sized: list[SizedPrimitive] = sized_primitives() if sizes else []
@@ -85,8 +85,11 @@ class Search:
         while self.starts:
             self.add(*self.starts.pop(0), budget)
         while self.queue and self.queue[0][0] <= until and not self.full and not budget.spent():
-            _, _, number = heapq.heappop(self.queue)
-            made = self.cut(self.pieces[~number]) if number < 0 else self.step(self.pieces[number])
+            _, _, number, cost = heapq.heappop(self.queue)
+            piece = self.pieces[max(number, ~number)]
+            if cost != piece.cost:
+                continue  # a cheaper program was found for it since
+            made = self.cut(piece, budget) if number < 0 else self.step(piece, budget)
             for state, cost, program in made:
                 self.add(state, cost, program, budget)
                 if self.full or budget.spent():
@@ -95,33 +98,38 @@ class Search:
 
     def close(self, budget: Budget) -> None:
         """Drop all pieces and give their memory back."""
-        self.pieces, self.seen, self.queue = [], set(), []
+        self.pieces, self.numbers, self.queue = [], {}, []
         budget.release(self.stored_bytes)
         self.stored_bytes = 0
 
     def add(self, state: State, cost: int, program: str, budget: Budget) -> None:
-        """Keep a piece if it is new, and fits in memory."""
+        """Keep a piece if it is new, or cheaper than the one that gives the same images, and fits in memory."""
         if any(not 0 < image.cells.size <= MAX_CELLS for image in state):
             return
         key = state_key(state)
-        if key in self.seen:
-            return
-        size = state_bytes(state) + len(key) + 100
-        self.full = not budget.store(size, leave=MEMORY_FOR_OTHERS)
-        if self.full:
-            return
-        self.stored_bytes += size
-        self.seen.add(key)
-        number = len(self.pieces)
-        self.pieces.append(Piece(state, cost, program))
+        number = self.numbers.get(key, len(self.pieces))
+        if number < len(self.pieces):
+            if cost >= self.pieces[number].cost:
+                return
+            self.pieces[number] = Piece(self.pieces[number].state, cost, program)
+        else:
+            size = state_bytes(state) + len(key) + 100
+            self.full = not budget.store(size, leave=MEMORY_FOR_OTHERS)
+            if self.full:
+                return
+            self.stored_bytes += size
+            self.numbers[key] = number
+            self.pieces.append(Piece(state, cost, program))
         if cost + 2 <= self.max_cost:
-            heapq.heappush(self.queue, (cost + 10, number, number))
+            heapq.heappush(self.queue, (cost + 10, number, number, cost))
         if cost + CUT_COST <= self.max_cost:
-            heapq.heappush(self.queue, (cost + 12, number, ~number))
+            heapq.heappush(self.queue, (cost + 12, number, ~number, cost))
 
-    def step(self, piece: Piece) -> Iterator[tuple[State, int, str]]:
-        """All primitives of one piece."""
+    def step(self, piece: Piece, budget: Budget) -> Iterator[tuple[State, int, str]]:
+        """What all primitives make of one piece, until the time is up."""
         for primitive in self.primitives + (self.on_inputs if piece.cost <= PLACED else []):
+            if budget.spent():
+                return
             if piece.cost + primitive.cost <= self.max_cost:
                 state = apply_to_all(primitive.apply, piece.state)
                 if state is not None:
@@ -129,6 +137,8 @@ class Search:
         if self.sizes is None:
             return
         for sized in self.sized:
+            if budget.spent():
+                return
             if piece.cost + sized.cost <= self.max_cost:
                 images = []
                 for image, size in zip(piece.state, self.sizes, strict=True):
@@ -139,9 +149,11 @@ class Search:
                 else:
                     yield tuple(images), piece.cost + sized.cost, f"{piece.program} > {sized.name}"
 
-    def cut(self, piece: Piece) -> Iterator[tuple[State, int, str]]:
-        """All ways to cut one piece and to choose or join the parts."""
+    def cut(self, piece: Piece, budget: Budget) -> Iterator[tuple[State, int, str]]:
+        """All ways to cut one piece and to choose or join the parts, until the time is up."""
         for cutter in self.cutters:
+            if budget.spent():
+                return
             groups = cut_all(cutter, piece.state)
             if groups is None:
                 continue
@@ -151,6 +163,8 @@ class Search:
             yield from ((state, cost, f"{name} > {how}") for state, how in join(groups, self.joiners))
             if piece.cost == 0 and cost + 5 <= self.max_cost:
                 for primitive in part_primitives():
+                    if budget.spent():
+                        return
                     mapped = [map_parts(parts, primitive.apply) for parts in groups]
                     if all(mapped):
                         whole = [parts for parts in mapped if parts is not None]

@@ -6,7 +6,7 @@ frame -> output sizes -> pieces -> stacks, and views of pieces -> cell rules; th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
 import numpy as np
@@ -114,8 +114,8 @@ def well_formed(cells: NDArray[np.int8] | Grid) -> bool:
 
 def solve(
     task: Task,
-    *,
     cpu_limit_s: float = 2.0,
+    *,
     deadline: Deadline | None = None,
     max_memory_bytes: int | None = None,
 ) -> tuple[ProgramCandidate, ...]:
@@ -124,7 +124,7 @@ def solve(
     Args:
         cpu_limit_s: CPU seconds (user + system) that the whole call may take, in steps of one primitive.
         deadline: work also ends when this has passed.
-        max_memory_bytes: bound on stored images and tables. Default 200 MiB.
+        max_memory_bytes: bound on what is stored of images and tables. Default 200 MiB.
     """
     if not task.train:
         return ()
@@ -161,6 +161,8 @@ def _solve_framed(problem: Problem, pool: _Pool, budget: Budget, share: float) -
         if budget.left_s() < effort.needs_s:
             break
         if effort.max_cost != search.max_cost:
+            if search.full:
+                break  # it would only be full sooner
             search.close(budget)
             search = Search(problem, sizes, effort.max_cost)
         found = search.run(effort.until, until(effort.search))
@@ -220,13 +222,14 @@ def _stack(problem: Problem, pieces: Pieces, pool: _Pool, budget: Budget) -> Non
     right = 0
     for number in everyone if len(everyone) > 1 else ():
         others = [n for n in everyone if n != number]
-        made = stacks(pieces, CAPS[:4], others, budget)
-        right += any(stack.fits == len(everyone) for stack in made[:1])
-        parts += made
-    for number, stack in enumerate([*whole, *parts]):
-        answer = pool.at(problem, stack.answers)
+        found = stacks(pieces, CAPS[:4], others, budget)
+        right += any(stack.fits == len(everyone) for stack in found[:1])
+        parts += found
+    for number, made in enumerate([*whole, *parts]):
+        answer = pool.at(problem, made.answers)
         if answer is None:
             continue
+        stack = replace(made, program=problem.told(made.program))
         if answer.stack is None or (-stack.fits, stack.cost) < (-answer.stack.fits, answer.stack.cost):
             answer.stack = stack
         answer.fits = max(answer.fits, stack.fits / len(everyone))
@@ -237,10 +240,11 @@ def _stack(problem: Problem, pieces: Pieces, pool: _Pool, budget: Budget) -> Non
 def _learn(
     problem: Problem, view: View, pool: _Pool, budget: Budget, rng: np.random.Generator, *, turned: bool
 ) -> None:
-    for rule in learn(problem, view, budget, rng, turned=turned):
-        answer = pool.at(problem, rule.answers)
+    for learnt in learn(problem, view, budget, rng, turned=turned):
+        answer = pool.at(problem, learnt.answers)
         if answer is None:
             continue
+        rule = replace(learnt, program=problem.told(learnt.program))
         if answer.rule is None or rule.splits < answer.rule.splits:
             answer.rule = rule
         answer.votes += rule.votes
