@@ -108,15 +108,38 @@ def test_any_changed_byte_is_damage(tmp_path_factory: pytest.TempPathFactory, pl
         ("models/me/llama/transformers/4bit/1", "/kaggle/input/llama/transformers/4bit/1"),
         ("datasets/me/my-model", "/kaggle/input/my-model"),
         ("my-model", "/kaggle/input/datasets/me/my-model"),
+        ("datasets/me/my-model/weights/8b", "/kaggle/input/my-model"),
     ],
 )
 def test_a_model_is_found_in_either_layout(tmp_path: Path, mounted: str, asked: str) -> None:
-    for name in (mounted, "models/me/other/transformers/default/2"):
-        (tmp_path / "input" / name).mkdir(parents=True)
-        (tmp_path / "input" / name / "config.json").write_text("{}")
-    mounts = find_mounts(tmp_path)
-    assert find_model(asked, mounts) == tmp_path / "input" / mounted
+    mounts = mounts_with(tmp_path, mounted, "models/me/other/transformers/default/1", "datasets/you/other-model")
+    assert find_model(asked, mounts) == (tmp_path / "input" / mounted, "")
     assert find_model("/kaggle/input/unheard-of", mounts) is None
+
+
+def mounts_with(root: Path, *models: str) -> Mounts:
+    for name in models:
+        (root / "input" / name).mkdir(parents=True)
+        (root / "input" / name / "config.json").write_text("{}")
+    return find_mounts(root)
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ("models/me/llama/transformers/4bit/1", None),  # of another owner
+        ("llama/transformers/8bit/2", None),
+        ("models/you/other/transformers/4bit/2", None),
+        ("models/you/llama/transformers/4bit/1", "version 12 of the model instead of 1"),
+        ("llama/transformers/4bit/9", "version 12 of the model instead of 9"),
+        ("models/you/llama/transformers/4bit/2", ""),
+        ("models/you/llama", None),  # which of two?
+    ],
+)
+def test_no_other_model_is_taken_for_the_one_asked_for(tmp_path: Path, asked: str, why: str | None) -> None:
+    mounts = mounts_with(tmp_path, *(f"models/you/llama/transformers/4bit/{version}" for version in (2, 12)))
+    found = find_model(f"/kaggle/input/{asked}", mounts)
+    assert (found and found[1]) == why
 
 
 def test_a_damaged_manifest_is_a_problem_and_no_more(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from arc_ttt import bootstrap, kaggle
 from arc_ttt.bootstrap import CHALLENGES, Packages, scratch_folder
 from arc_ttt.checkpoints import parameter_count
+from arc_ttt.report import RunResult
 from arc_ttt.settings import Settings
 
 GIB = 2**30
@@ -103,6 +104,28 @@ def test_a_model_of_another_kind_gives_way_to_the_embedded_one(decide: Decide, t
     settings = decide(Packages(), gpu=15, **chosen(**{"vote.rule": "flattened"}))
     assert settings.model == Settings.of("embedded").model
     assert settings.vote.rule == "flattened"  # what is not about the model stays as chosen
+
+
+def test_another_version_of_the_model_is_used_and_named(decide: Decide, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = decide(Packages(), gpu=15, **chosen(**{"model.path": f"{MODEL[:-1]}7"}))
+    assert settings.model.path.endswith("/llama/transformers/4bit/1")
+    assert "FALLBACK: version 1 of the model instead of 7" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("note", "falls_back"),
+    [("backend: transformers instead of unsloth: no kernels", True), ("sequences of 4096 tokens at most", False)],
+)
+def test_what_a_worker_does_otherwise_than_asked_is_told_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], note: str, falls_back: bool
+) -> None:
+    """It may find out only when it has loaded the model that unsloth does not work."""
+    (tmp_path / "submission.json").write_text("{}")
+    setup = kaggle.Setup()
+    settings = Settings.of("embedded").override([("run.limit_s", 60.0)])
+    kaggle._look_back(tmp_path, {}, RunResult(notes=[note]), settings, setup)
+    assert (setup.fallbacks if falls_back else setup.notes) == [note]
+    assert ("FALLBACK" in capsys.readouterr().out) == falls_back
 
 
 def test_the_count_of_weights_is_the_published_one() -> None:

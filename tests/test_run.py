@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from arc_lab.dry_run import main
+from arc_ttt import kaggle
 from arc_ttt.cost import BASE, TTT, work
 from arc_ttt.deadline import REAL_CLOCK, Deadline
 from arc_ttt.events import Outcome, read_journal
@@ -754,10 +755,14 @@ def test_a_kaggle_run_without_any_input_still_leaves_a_file(tmp_path: Path) -> N
     assert json.loads((tmp_path / "working" / "submission.json").read_text()) == {}
 
 
+@pytest.mark.parametrize("wrong", [{"ttt.rang": 3, "run.limit_s": 10.0}, {"run.limit_s": -5}, {"run.limit_s": "12h"}])
 def test_wrong_settings_of_a_kaggle_run_still_leave_a_complete_file(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]
 ) -> None:
+    monkeypatch.setattr(kaggle, "LIMIT_S", 10.0)
     mount(tmp_path, "arc", arc_test_challenges=json.dumps(DOCUMENT))
-    assert kaggle_run(tmp_path, {"ttt.rang": 3, "run.limit_s": 10.0}, 2, time.monotonic()) == 0
+    assert kaggle_run(tmp_path, wrong, 2, time.monotonic()) == 0
     check_submission(json.loads((tmp_path / "working" / "submission.json").read_text()), COUNTS)
-    assert "ttt.rang" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert f"FALLBACK: SETTINGS: {'no setting' if len(wrong) == 2 else 'run.limit_s'}" in said
+    assert "submission.json is valid" in said

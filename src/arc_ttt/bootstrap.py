@@ -24,6 +24,7 @@ MANIFEST = "arc_ttt_manifest.json"
 PROJECT = "arc-ttt"
 BASE = frozenset({"bitsandbytes"})
 """Distributions of the base set; every other wheel but the project's own belongs to the set of unsloth."""
+NO_UNSLOTH = "transformers instead of unsloth"  # how a line says so, wherever it was found out
 LEAST_PROBE_S = 60.0  # with less time than this, an import is not tried out before it is needed
 MOST_PROBE_S = 300.0
 
@@ -92,26 +93,41 @@ def _read_manifest(path: Path, mounts: Mounts) -> None:
         mounts.problems.append(f"{path.name} cannot be read, wheels are not compared with it: {type(error).__name__}")
 
 
-def find_model(wanted: str, mounts: Mounts) -> Path | None:
-    """The mounted model folder that `wanted` names, although it may be mounted in the other layout.
+def find_model(wanted: str, mounts: Mounts) -> tuple[Path, str] | None:
+    """The mounted model folder that `wanted` names, and what is different about it: nothing, or that it is another
+    version. None if no folder is that model.
 
-    .../input/models/OWNER/MODEL/FRAMEWORK/VARIATION/1 and .../input/MODEL/FRAMEWORK/VARIATION/1 end alike, and so do a
-    dataset's two paths: the folder with the longest common end is taken. None if no folder ends like it.
+    It may be mounted in the other layout, .../input/models/OWNER/MODEL/FRAMEWORK/VARIATION/1 or
+    .../input/MODEL/FRAMEWORK/VARIATION/1 (a dataset: .../input/datasets/OWNER/SLUG or .../input/SLUG), and may lie
+    deeper than the path says where it is the only one there.
     """
     path = Path(wanted)
     if (path / "config.json").is_file():
-        return path
-    best = max(mounts.models, key=lambda folder: _common_end(folder, path), default=None)
-    return best if best is not None and _common_end(best, path) else None
+        return path, ""
+    owner, name = _source(path)
+    mounted = [(folder, *_source(folder)) for folder in mounts.models]
+    same = [(folder, other) for folder, by, other in mounted if not owner or not by or owner == by]
+    for folder, other in same:
+        if other == name:
+            return folder, ""
+    inside = [folder for folder, other in same if name and other[: len(name)] == name]
+    if len(inside) == 1:
+        return inside[0], ""
+    if len(name) > 1 and name[-1].isdigit():
+        versions = [folder for folder, other in same if other[:-1] == name[:-1] and other[-1].isdigit()]
+        if versions:
+            newest = max(versions, key=lambda folder: int(folder.name))
+            return newest, f"version {newest.name} of the model instead of {name[-1]}"
+    return None
 
 
-def _common_end(first: Path, second: Path) -> int:
-    count = 0
-    for a, b in zip(reversed(first.parts), reversed(second.parts), strict=False):
-        if a.lower() != b.lower():
-            break
-        count += 1
-    return count
+def _source(folder: Path) -> tuple[str, tuple[str, ...]]:
+    """Owner, empty where the layout does not tell, and the rest of a mount's path, in lower case."""
+    parts = [part.lower() for part in folder.parts]
+    below = parts[len(parts) - parts[::-1].index("input") :] if "input" in parts else parts
+    if below[:1] and below[0] in ("models", "datasets", "notebooks") and len(below) > 2:
+        return below[1], tuple(below[2:])
+    return "", tuple(below)
 
 
 def is_rerun() -> bool:
@@ -159,6 +175,7 @@ def set_environment(scratch: Path) -> None:
         "ARC_TTT_SCRATCH": str(scratch),
         "HF_HOME": str(scratch / "hf"),
         "XDG_CACHE_HOME": str(scratch / "cache"),
+        "PYTHONPYCACHEPREFIX": str(scratch / "pyc"),
         "TRITON_CACHE_DIR": str(scratch / "triton"),
         "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
         "UNSLOTH_COMPILE_LOCATION": str(scratch / "unsloth"),
@@ -299,7 +316,7 @@ def prepare_packages(mounts: Mounts, scratch: Path, *, unsloth: bool, seconds: f
         if why:
             sys.path[:] = before[0]
             _restore("PYTHONPATH", before[1])
-            result.fallbacks.append(f"transformers instead of unsloth: {why}")
+            result.fallbacks.append(f"{NO_UNSLOTH}: {why}")
     return result
 
 

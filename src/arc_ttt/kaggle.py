@@ -15,7 +15,7 @@ from typing import Any
 from arc_ttt import bootstrap
 from arc_ttt.checkpoints import model_folder, parameter_count, read_config
 from arc_ttt.cost import TTT, work
-from arc_ttt.deadline import REAL_CLOCK
+from arc_ttt.deadline import REAL_CLOCK, format_duration
 from arc_ttt.errors import ModelError, SettingsError, SubmissionError, TaskFileError
 from arc_ttt.events import Outcome, read_journal
 from arc_ttt.grids import LoadedTasks, load_tasks, read_json
@@ -27,6 +27,7 @@ from arc_ttt.settings import Settings
 from arc_ttt.submission import Submission, check_submission, write_atomically
 
 _TRAINED = (Outcome.FINISHED, Outcome.CUT)
+LIMIT_S = 11.5 * 3600  # where SETTINGS name none that can be used; Kaggle ends a run after 12 hours
 LONG_S = 600.0  # a run of this length has time to train something
 COMMIT_PASSES = 2  # trainings of a task in the public commit run, to save quota
 RECORD = "setup.json"
@@ -192,6 +193,11 @@ def _settings(chosen: dict[str, Any], setup: Setup) -> tuple[Settings, dict[str,
     except SettingsError as error:
         setup.fall_back(f"SETTINGS: {error}; the embedded model and its defaults instead")
     limits = {name: value for name, value in chosen.items() if name == "run.limit_s"}
+    try:
+        return Settings.of("embedded").override(limits.items()), limits
+    except SettingsError as error:
+        setup.fall_back(f"SETTINGS: {error}; {format_duration(LIMIT_S)} instead")
+    limits = {"run.limit_s": LIMIT_S}
     return Settings.of("embedded").override(limits.items()), limits
 
 
@@ -206,10 +212,12 @@ def _usable(
     try:
         folder = model_folder(settings.model.path, gpu=count_gpus() > 0)
         if settings.model.path:
-            found = bootstrap.find_model(settings.model.path, mounts)
-            if found is not None and found != folder:
+            found, other = bootstrap.find_model(settings.model.path, mounts) or (folder, "")
+            if found != folder:
                 setup.note(f"model: {settings.model.path} is mounted as {found}")
-            folder = found or folder
+            if other:
+                setup.fall_back(other)
+            folder = found
             changes.append(("model.path", str(folder)))
         config = read_config(folder)
         if not packages.four_bit and settings.model.quantize != "none":
@@ -264,7 +272,10 @@ def _write_first(path: Path, loaded: LoadedTasks, setup: Setup) -> bool:
     """
     try:
         Submission(path, loaded).write()
-        setup.note("submission.json is complete")
+        if loaded.test_counts:
+            setup.note("submission.json is complete")
+        else:
+            setup.fall_back("no task is known; submission.json is empty")
         return True
     except OSError as error:
         why = error.strerror or str(error)
@@ -290,6 +301,10 @@ def _look_back(out: Path, asked: Mapping[str, int], result: RunResult, settings:
         events = [event for event in read_journal(out / "events.jsonl") if event.get("event") == "fallback"]
     if events or fatal:
         setup.fall_back(f"the model could not be loaded: {fatal or 'see the logs; the embedded model answered'}")
+    for note in result.notes:
+        (setup.fall_back if bootstrap.NO_UNSLOTH in note else setup.note)(note)
+    if not asked:
+        return
     try:
         check_submission(json.loads((out / "submission.json").read_text(encoding="utf-8")), asked)
         setup.note("submission.json is valid")

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from arc_ttt.bootstrap import NO_UNSLOTH
 from arc_ttt.errors import ModelError
 from arc_ttt.kv_cache import Decoder
 from arc_ttt.memory import CONTEXT, SMALL_PARAMETERS, Device, MemoryPlan, fitted, plan
@@ -44,7 +45,7 @@ def ready_solver(settings: Settings, device: torch.device) -> tuple[TaskSolver, 
         try:
             return _solver(settings, device, notes), notes
         except ModelError as error:
-            notes.append(f"backend: transformers instead of unsloth: {error}")
+            notes.append(f"backend: {NO_UNSLOTH}: {error}")
         gc.collect()
         torch.cuda.empty_cache()
         settings = replace(settings, model=replace(settings.model, backend="transformers"))

@@ -51,6 +51,7 @@ class RunResult:
     stopped_by: str = "all done"
     deaths: list[str] = field(default_factory=list)
     fatal: str = ""
+    notes: list[str] = field(default_factory=list)  # what workers did otherwise than asked while they loaded
     train_tokens: int = 0
     train_s: float = 0.0
     write_errors: int = 0
@@ -80,6 +81,7 @@ def run_report(result: RunResult) -> dict[str, Any]:
         "actual_by_predicted": {kind: _quantiles(ratios) for kind, ratios in sorted(result.ratios.items())},
         "restarts": dict(Counter(result.deaths).most_common()),
         "called_back": dict(result.called_back),
+        "notes": result.notes,
         "cut": sorted(set(result.cut)),
         "degraded": sorted(set(result.degraded)),
         "quarantined": sorted(set(result.quarantined)),

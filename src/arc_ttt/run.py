@@ -34,6 +34,7 @@ from arc_ttt.settings import Settings
 from arc_ttt.submission import Submission
 
 POLL_S = 0.2
+MOST_NOTES = 50  # of workers, while they load
 WRITE_EVERY_S, WRITE_MOST_S = 0.5, 60.0
 MEMORY_EVERY_S, LOW_MEMORY = 1.0, 512 * 1024**2  # how often memory is looked at, and what is too little of it
 NO_MEMORY = "memory runs low"  # why a worker of synthesis is killed
@@ -436,6 +437,7 @@ class Coordinator:
             self._ready.add(message.slot)
             self.ledger.spend(message.slot, self.clock.now(), LOAD)
             self.journal.append("ready", slot=message.slot, device=body.get("device"), dtype=body.get("dtype"))
+            self._noted(body.get("notes"))
             self._calibrated(body.get("calibration"))
             if self.cost.observations == 0:
                 self._replan()
@@ -460,6 +462,13 @@ class Coordinator:
         self._calibrates = self._calibrates and calibrate
         hello = make_hello(self.settings, self.limit, calibrate=self._calibrates, generation=self._generation)
         self.fleet.greet(hello)
+
+    def _noted(self, notes: object) -> None:
+        """What a worker did otherwise than asked while it loaded, once for all that did so."""
+        for note in notes if isinstance(notes, list) else ():
+            if isinstance(note, str) and note not in self.result.notes and len(self.result.notes) < MOST_NOTES:
+                self.result.notes.append(note)
+                self.journal.append("note", text=note)
 
     def _model_failed(self, slot: int, body: Mapping[str, Any]) -> None:
         """A worker cannot load the model: go on with the fallback, or without devices where there is none."""
