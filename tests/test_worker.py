@@ -78,7 +78,8 @@ def test_a_worker_of_synthesis_gives_way_within_its_session_and_beyond(tmp_path:
         assert made.start(0)
         poll_for(made, "ready")
         process = Path("/proc") / str(made.pid(0))
-        assert os.getpriority(os.PRIO_PROCESS, made.pid(0)) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + worker.NICENESS)
+        expected_nice = min(19, os.getpriority(os.PRIO_PROCESS, 0) + worker.NICENESS)
+        assert os.getpriority(os.PRIO_PROCESS, made.pid(0)) == expected_nice
         if (process / "autogroup").exists():
             assert (process / "autogroup").read_text().split()[-1] == str(worker.NICENESS)
     finally:
