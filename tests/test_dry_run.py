@@ -54,6 +54,23 @@ def test_the_first_view_alone_is_scored_beside_the_vote() -> None:
     assert report["paired"][BASE]["at_2"] == 2
 
 
+def test_a_transductive_run_says_so() -> None:
+    for scope, expected in (("per-task", False), ("none", False), ("shared", True), ("joint", True)):
+        settings = Settings.of("embedded").override([("ttt.scope", scope)])
+        assert make_report(DATASET, settings, RunResult({}), {})["transductive"] == expected
+
+
+def test_the_report_has_a_program_for_every_test_input() -> None:
+    tasks = parse_tasks({"a": {"train": [PAIR, PAIR], "test": [{"input": [[1]]}] * 2}}, source="made")
+    findings = Findings(tasks)
+    for index, texts in enumerate((["p", "q"], ["r"])):
+        rows = [{"grid": [[n]], "text": text, "confidence": 0.5, "fits_all": True} for n, text in enumerate(texts)]
+        findings.take(SYNTHESIS, "a", 0, 1.0, {"type": "programs", "test_index": index, "programs": rows})
+    report = make_report(Dataset("made", tasks, Solutions({})), Settings(), RunResult(findings.results), {})
+    programs = report["by_task"]["a"][SYNTHESIS]["programs"]
+    assert [(row["test_index"], row["program"]) for row in programs] == [(0, "p"), (1, "r")]
+
+
 def test_both_engines_and_their_union_are_counted_on_the_same_tasks() -> None:
     """Task a is the network's, task b the program's; the submission has b alone."""
     findings = Findings(TASKS)

@@ -34,6 +34,9 @@ COMMANDS = {  # command: (module with `main(argv) -> exit status`, one sentence 
 def main(argv: list[str]) -> int:
     """Run one command and return its exit status; 2 for wrong use."""
     if argv and argv[0] in COMMANDS:
+        if argv[0] == "synthesize":  # before NumPy is there: its limits count the CPU seconds of all threads
+            for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+                os.environ.setdefault(name, "1")
         module = importlib.import_module(COMMANDS[argv[0]][0])
         return int(module.main(argv[1:]))
     asked = argv[:1] in ([], ["-h"], ["--help"])

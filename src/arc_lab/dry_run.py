@@ -27,7 +27,7 @@ from arc_ttt.grids import Grid, LoadedTasks, Solutions, freeze, read_json, same_
 from arc_ttt.launch import count_gpus
 from arc_ttt.report import RunResult, report_lines, run_report
 from arc_ttt.run import Status, start_run
-from arc_ttt.settings import Settings, parse_overrides
+from arc_ttt.settings import TRANSDUCTIVE, Settings, parse_overrides
 from arc_ttt.submission import write_atomically
 
 JOINED = "joined"
@@ -172,7 +172,8 @@ def _announce(dataset: Dataset, settings: Settings, out: Path) -> None:
     model = settings.model.path or ("embedded model M" if count_gpus() else "embedded model XS")
     print(
         f"dry run: {len(dataset.loaded.tasks)} tasks of {dataset.name}, {model}, "
-        f"limit {format_duration(settings.run.limit_s)}, seed {settings.run.seed}, into {out}/",
+        f"limit {format_duration(settings.run.limit_s)}, seed {settings.run.seed}, into {out}/"
+        + (f" ({TRANSDUCTIVE})" if settings.ttt.transductive else ""),
         flush=True,
     )
     if settings.run.reserve_raised:
@@ -243,8 +244,7 @@ def make_report(dataset: Dataset, settings: Settings, result: RunResult, submitt
         row[stage] = {"outcome": found.outcome, "reason": found.reason, "seconds": found.seconds}
         row[stage]["candidates"] = len(found.candidates) + len(found.programs)
         if found.programs:
-            best = found.programs[0]
-            row[stage] |= {"program": best.text, "confidence": round(best.confidence, 3), "fits": best.fits_all}
+            row[stage]["programs"] = _programs(found)
         answers = dataset.solutions.by_task.get(task_id)
         if answers is not None and len(answers) == dataset.loaded.test_counts[task_id] and found.outcome:
             ranked = [
@@ -277,6 +277,7 @@ def make_report(dataset: Dataset, settings: Settings, result: RunResult, submitt
             "joined": len(right[JOINED]),
             "either": len(right[TTT] | right[SYNTHESIS]),
         },
+        "transductive": settings.ttt.transductive,
         **run_report(result),
         "deaths": result.deaths,
         "train_tokens": result.train_tokens,
@@ -285,6 +286,15 @@ def make_report(dataset: Dataset, settings: Settings, result: RunResult, submitt
         "settings": json.loads(settings.to_json()),
         "by_task": rows,
     }
+
+
+def _programs(found: TaskResult) -> list[dict[str, Any]]:
+    """The best program of every test input that has one, in words."""
+    firsts = {p.test_index: p for p in reversed(found.programs)}
+    return [
+        {"test_index": index, "program": p.text, "confidence": round(p.confidence, 3), "fits": p.fits_all}
+        for index, p in sorted(firsts.items())
+    ]
 
 
 def _one_view(found: TaskResult, stage: str, answers: Sequence[Grid]) -> tuple[bool, ...] | None:
@@ -323,6 +333,7 @@ def _print_report(report: dict[str, Any], result: RunResult, settings: Settings,
     for name in ("", "one view", "1 attempt", "2 attempts", "any candidate", "test inputs, 2 attempts"):
         table.add_column(name, justify="left" if not name else "right")
     trained = "with test-time training" if settings.ttt.scope != "none" else "without it, under more views"
+    trained += ", transductive" if settings.ttt.transductive else ""
     for stage, name in ((BASE, "without test-time training"), (TTT, trained)):
         s = paired[stage]
         at_2 = f"{s.at_2} ± {s.standard_error:.1f}"

@@ -28,6 +28,7 @@ from arc_ttt.synthesis import ProgramCandidate, synthesize
 from arc_ttt.votes import SURE
 
 GUESSES = 2
+PLAIN_LINE_EVERY_S = 10.0
 ENGINES = ("pieces", "cells", "both")
 DEPTHS = ("1", "2", "3", "more")
 SOLVED_BY = {
@@ -127,7 +128,7 @@ class _Progress(Protocol):
 
 @contextmanager
 def progress(total: int) -> Iterator[_Progress]:
-    """A progress bar on a terminal, a plain line about every 20th task elsewhere."""
+    """A progress bar on a terminal; elsewhere a plain line for every 20th task, and after every ten seconds."""
     if sys.stdout.isatty():
         from rich.progress import Progress
 
@@ -136,8 +137,12 @@ def progress(total: int) -> Iterator[_Progress]:
             yield lambda done, solved: bar.update(row, completed=done, description=f"synthesize, {solved} solved")
         return
 
+    last_s = time.monotonic()
+
     def line(done: int, solved: int) -> None:
-        if done % 20 == 0 or done == total:
+        nonlocal last_s
+        if done % 20 == 0 or done == total or time.monotonic() - last_s >= PLAIN_LINE_EVERY_S:
+            last_s = time.monotonic()
             print(f"{done}/{total} tasks, {solved} solved", flush=True)
 
     yield line

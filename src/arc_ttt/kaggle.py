@@ -23,7 +23,7 @@ from arc_ttt.host import free_memory
 from arc_ttt.launch import count_gpus
 from arc_ttt.report import RunResult, report_lines, run_report
 from arc_ttt.run import Status, on_signals, start_run
-from arc_ttt.settings import Settings
+from arc_ttt.settings import TRANSDUCTIVE, Settings
 from arc_ttt.submission import Submission, check_submission, write_atomically
 
 _TRAINED = (Outcome.FINISHED, Outcome.CUT)
@@ -159,6 +159,8 @@ def _kaggle_run(
         passes = min(COMMIT_PASSES, settings.ttt.passes)
         settings = settings.override([("ttt.passes", passes)])
         setup.note(f"commit run: {len(few)} of {len(asked)} tasks")
+    if settings.ttt.transductive:
+        setup.note(f"ttt.scope={settings.ttt.scope}: {TRANSDUCTIVE}")
     setup.write(out / RECORD, settings)
     shown = start_s
 

@@ -65,13 +65,16 @@ class ModelSettings:
         _within("model.max_tokens", self.max_tokens, 64)
 
 
+TRANSDUCTIVE = "transductive: adapters learn from the demonstrations of all tasks of the run"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TttSettings:
     """Test-time training: what it trains on, and how. The defaults are those of the embedded model."""
 
     scope: str = "per-task"
-    """per-task: one adapter a task. shared: one adapter for all. joint: a short stage over all tasks, then per task
-    (transductive). none: the base model answers."""
+    """per-task: one adapter a task. shared: one adapter for all. joint: a short stage over all tasks, then per task.
+    These two are transductive. none: the base model answers."""
     augment: str = "dihedral"
     """paper: the 23 augmenters, then colours and order. dihedral: fresh symmetry, colours and order for every
     sequence. none: only the order of demonstrations changes."""
@@ -119,6 +122,11 @@ class TttSettings:
     """First loss scale under float16; low, so that the first steps count."""
     joint_sequences: int = 4
     """Sequences of each task in the joint stage."""
+
+    @property
+    def transductive(self) -> bool:
+        """Whether answers to one task depend on the demonstrations of others."""
+        return self.scope in ("shared", "joint")
 
     def __post_init__(self) -> None:
         _one_of("ttt.scope", self.scope, ("per-task", "shared", "joint", "none"))
