@@ -18,7 +18,8 @@ Parts = tuple[Image, ...]
 
 @dataclass(frozen=True, slots=True)
 class Cutter:
-    """A named function from an image to its parts, in reading order; None when there are none or too many."""
+    """A named function from an image to its parts, in reading order (layers of colours in that of colours); None when
+    there are none or too many."""
 
     name: str
     apply: Callable[[Image], Parts | None]
@@ -72,7 +73,7 @@ def colour_layers(image: Image) -> Parts | None:
 
 
 def boxes(image: Image) -> Parts | None:
-    """Connected parts of the most frequent non-background colour, each with all that lies in its bounding box."""
+    """Connected parts of any colours, each with all that lies in its bounding box."""
     parts = []
     labels, count = label(image.cells != 0, eight=True)
     if not 0 < count <= MAX_PARTS:
@@ -97,6 +98,8 @@ def regions(image: Image) -> Parts | None:
 def lines(image: Image, axis: str) -> Parts | None:
     """Single rows, or single columns."""
     cells = image.cells
+    if cells.shape[axis == "columns"] > MAX_PARTS:
+        return None
     if axis == "rows":
         return tuple(Image(cells[row : row + 1], image.y + row, image.x) for row in range(len(cells)))
     return tuple(
@@ -135,7 +138,7 @@ def panels(image: Image) -> Parts | None:
 def equal_panels(image: Image, rows: int, columns: int) -> Parts | None:
     """A division into rows x columns equal parts."""
     height, width = image.cells.shape
-    if height % rows or width % columns:
+    if height % rows or width % columns or rows * columns > MAX_PARTS:
         return None
     tall, wide = height // rows, width // columns
     return tuple(
@@ -183,7 +186,7 @@ def part_keys(parts: Parts) -> NDArray[np.float64]:
     """What parts can be compared by, (parts, len(KEYS)); larger means more of it."""
     shapes = [(part.cells.shape, (part.cells != 0).tobytes()) for part in parts]
     looks = [(part.cells.shape, part.cells.tobytes()) for part in parts]
-    colours = [int(colour_counts(part.cells)[1:].argmax()) + 1 for part in parts]
+    colours = [majority(part.cells) for part in parts]
     table = np.empty((len(parts), len(KEYS)))
     for row, part in enumerate(parts):
         cells = part.cells
@@ -211,8 +214,8 @@ def part_keys(parts: Parts) -> NDArray[np.float64]:
             number - counts[1:].max(),
             cells.shape[0] == cells.shape[1],
             number == cells.size,
-            -colours[row],
-            number - 2 * min(number, int((full[1:] & full[:-1]).sum() + (full[:, 1:] & full[:, :-1]).sum())),
+            colours[row],
+            (full[1:] & full[:-1]).sum() + (full[:, 1:] & full[:, :-1]).sum(),
             *counts[1:],
         )
     return table
@@ -259,7 +262,7 @@ def colours_in_line(parts: Parts, axis: int, *, by: str) -> Image:
         parts = tuple(sorted(parts, key=lambda part: -int(np.count_nonzero(part.cells))))
     elif by == "axis":
         parts = tuple(sorted(parts, key=lambda part: part.x if axis else part.y))
-    cells = np.array([[int(colour_counts(part.cells)[1:].argmax()) + 1 for part in parts]], dtype=np.int8)
+    cells = np.array([[majority(part.cells) for part in parts]], dtype=np.int8)
     return Image(cells if axis else np.ascontiguousarray(cells.T), 0, 0)
 
 
@@ -299,7 +302,8 @@ def grow(parts: Parts, *, largest_first: bool) -> Image:
 def lay_over(parts: Parts, *, how: str) -> Image | None:
     """Parts of one size on top of each other at the corner.
 
-    first, last: the first (last) part that is not background there shows; and, nor, xor: logic on "not background".
+    first, last: the first (last) part that is not background there shows; and, nor, xor: where all, none, exactly one
+    of them are not background.
     """
     if len(parts) < 2 or len({part.cells.shape for part in parts}) > 1:
         return None
@@ -319,7 +323,8 @@ def summary(parts: Parts, *, how: str) -> Image | None:
     how: "all"; "fullest": only for the parts with most coloured cells; "whole": only for parts without background.
     """
     rows, columns = sorted({part.y for part in parts}), sorted({part.x for part in parts})
-    if len(parts) < 2 or len(rows) * len(columns) != len(parts):
+    places = {(part.y, part.x) for part in parts}
+    if len(parts) < 2 or not len(rows) * len(columns) == len(places) == len(parts):
         return None
     cells = np.zeros((len(rows), len(columns)), dtype=np.int8)
     numbers = [int(np.count_nonzero(part.cells)) for part in parts]

@@ -56,7 +56,7 @@ def _laid(problem: Problem, chosen: NDArray[np.intp] | None, name: str) -> Itera
         return
     shown = [problem.outputs[number] for number in chosen]
     right = sum(bool((one == output).all()) for one, output in zip(shown, problem.outputs, strict=False))
-    if 2 * right >= len(problem.outputs) and len({cells.tobytes() for cells in shown}) > 1:
+    if 2 * right >= len(problem.outputs) and len({(cells.shape, cells.tobytes()) for cells in shown}) > 1:
         yield tuple(Image(cells, 0, 0) for cells in shown), name
 
 

@@ -167,7 +167,8 @@ def _free_rows(mask: Mask, taken: Mask) -> int:
 def attract(image: Image, *, single: bool, colour: int | None = None) -> Image | None:
     """Objects move straight towards the largest object until they touch it. single: objects are of one colour.
 
-    colour: they move towards the cells of this colour instead. Objects that are in no line with it vanish.
+    colour: they move towards the cells of this colour instead. Objects that are in line with it in no direction, or in
+    two, vanish.
     """
     cells = image.cells
     anchor = cells == colour
