@@ -110,11 +110,11 @@ def on_kaggle() -> int:
             return kaggle_run(ROOT, SETTINGS, COMMIT_TASKS, start_s, SIGNALS, strict=COMMIT_STRICT)
     except Exception as error:
         why = f"arc_ttt cannot be used: {type(error).__name__}: {error}"
-    print(f"kernel.py: {why}; the submission holds no answers", flush=True)
+    print(f"FALLBACK: kernel.py: {why}; the submission holds no answers", flush=True)
     try:
         write_fillers()
     except Exception as error:
-        print(f"kernel.py: no submission could be written: {type(error).__name__}: {error}", flush=True)
+        print(f"FALLBACK: kernel.py: no submission could be written: {type(error).__name__}: {error}", flush=True)
     return 0 if os.environ.get("KAGGLE_IS_COMPETITION_RERUN") else 1
 
 

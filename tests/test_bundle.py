@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,16 +16,35 @@ import pytest
 
 from arc_lab import bundle as bundles
 from arc_lab import preflight
-from arc_lab.bundle import METADATA, Build, build_bundle, build_wheel, current_build
-from arc_lab.metadata import dataset_problems
-from arc_lab.preflight import FAIL, OK, Plan, check_bundle, check_metadata, check_settings, check_wheels, findings
+from arc_lab.bundle import METADATA, Build, build_bundle, build_wheel, current_build, outdated
+from arc_lab.metadata import dataset_problems, model_path_problem, source_of
+from arc_lab.preflight import (
+    FAIL,
+    OK,
+    SKIPPED,
+    WARN,
+    Plan,
+    check_bundle,
+    check_memory,
+    check_metadata,
+    check_model,
+    check_settings,
+    check_wheels,
+    findings,
+)
+from arc_lab.rehearse import Rehearsal
 from arc_lab.wheels import NEVER, WHEELS, Wheel, conflicts, members, read_image, read_lock, state
 from arc_ttt.bootstrap import MANIFEST, choose_wheels, find_mounts, misfit
+from arc_ttt.checkpoints import EMBEDDED
 from arc_ttt.errors import InputError
+from arc_ttt.events import Journal
 from test_bootstrap import make_wheel
+from test_kaggle import LLAMA_1B
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE = read_image()
+DATASET = "somebody/arc-ttt-wheels"
+FOO = "foo-1.0-py3-none-any.whl"
 
 
 def wheel_row(path: Path, **changes: Any) -> Wheel:
@@ -136,39 +156,123 @@ def test_a_bundle_is_not_built_from_what_is_missing_damaged_or_in_the_way(tmp_pa
     assert (into / "thesis.txt").is_file()
 
 
+def change_inside(wheel: Path) -> None:
+    """Give a wheel other code under the same stamp, as a further edit of a changed tree does."""
+    with zipfile.ZipFile(wheel) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, body in files.items():
+            changed = name == "arc_ttt/kaggle.py" or name.endswith("/RECORD")
+            archive.writestr(name, body + b"# changed\n" if changed else body)
+
+
+def test_a_bundle_is_known_to_hold_other_code_although_its_stamp_is_the_same(plan: Plan) -> None:
+    assert outdated(plan.bundle) == ""
+    (wheel,) = plan.bundle.glob("arc_ttt-*.whl")
+    content = wheel.read_bytes()
+    change_inside(wheel)
+    assert "not made from the sources here: arc_ttt/kaggle.py differs" in outdated(plan.bundle)
+    wheel.write_bytes(content[:-1000])
+    assert "is damaged" in outdated(plan.bundle)
+    wheel.write_bytes(content)
+    shutil.copyfile(wheel, wheel.with_name("arc_ttt-0.0.9-py3-none-any.whl"))  # the first one found would run
+    assert outdated(plan.bundle) == ""
+    change_inside(wheel.with_name("arc_ttt-0.0.9-py3-none-any.whl"))
+    assert "arc_ttt-0.0.9" in outdated(plan.bundle)
+
+
+def test_only_what_the_wheel_is_made_from_counts_as_a_change(tmp_path: Path) -> None:
+    """Not kernel.py and kernel-metadata.json, which everybody edits before the first bundle."""
+    names = ("pyproject.toml", "LICENSE", "kernel.py", "kernel-metadata.json", "src/arc_ttt/solve.py")
+    (tmp_path / "src" / "arc_ttt").mkdir(parents=True)
+    for name in names:
+        (tmp_path / name).write_text('[project]\nversion = "0.1.0"\n')
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    for name in ("kernel.py", "kernel-metadata.json"):
+        (tmp_path / name).write_text("edited")
+    assert not current_build(tmp_path).dirty
+    for name in ("src/arc_ttt/solve.py", "src/arc_ttt/new.py"):
+        (tmp_path / name).write_text("edited")
+        assert current_build(tmp_path).stamp.endswith("+changes")
+        subprocess.run([*git, "stash", "-q", "-u"], check=True)
+
+
+def test_a_bundle_is_built_for_the_python_of_the_image_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = Wheel("", "foo", "1.0", "0", 1, "base", (), "for a test")
+    lock = [replace(row, file=f"foo-1.0-cp31{n}-cp31{n}-linux_x86_64.whl", python=(f"3.1{n}",)) for n in (2, 3)]
+    monkeypatch.setattr(bundles, "read_lock", lambda: lock)
+    image = tmp_path / "setup.json"
+    image.write_text(json.dumps({"python": "3.13.2", "glibc": "2.35", "packages": {}}))
+    assert bundles.main(["--into", str(tmp_path / "new"), "--image", str(image)]) == 2
+    told = capsys.readouterr().err
+    assert f"{lock[1].file} is missing: run python -m arc_lab wheels --image {image} first" in told
+    image.write_text(json.dumps({"python": "3.14.0", "glibc": "2.35", "packages": {}}))
+    assert bundles.main(["--into", str(tmp_path / "new"), "--image", str(image)]) == 2
+    assert "no wheel of set base for Python 3.14" in capsys.readouterr().err
+
+
 # Preflight
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose one foreign wheel is a stand-in."""
+    folder = tmp_path_factory.mktemp("built")
+    row = wheel_row(make_wheel(folder / "wheels", FOO))
+    build_bundle(folder / "bundle", [row], dataset=DATASET, wheel_folder=folder / "wheels")
+    return folder / "bundle"
+
+
 @pytest.fixture
-def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
-    """A clone with an owner's name and a bundle whose one foreign wheel is a stand-in."""
+def plan(tmp_path: Path, built: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """A clone with an owner's name and the settings that it came with, whatever has been edited here, and a bundle."""
     kernel = tmp_path / "kernel"
     kernel.mkdir()
-    for name in ("kernel.py", "LICENSE"):
-        shutil.copyfile(ROOT / name, kernel / name)
-    text = (ROOT / "kernel-metadata.json").read_text().replace("OWNER", "somebody")
-    (kernel / "kernel-metadata.json").write_text(text)
-    path = make_wheel(tmp_path / "wheels", "foo-1.0-py3-none-any.whl")
-    monkeypatch.setattr(preflight, "read_lock", lambda: [wheel_row(path)])
-    dataset = "somebody/arc-ttt-wheels"
-    build_bundle(tmp_path / "bundle", [wheel_row(path)], dataset=dataset, wheel_folder=path.parent)
+    shutil.copyfile(ROOT / "LICENSE", kernel / "LICENSE")
+    settings = 'SETTINGS: dict[str, object] = {\n    "preset": "embedded",\n    "run.limit_s": 11.5 * 3600,\n}\n'
+    text = (ROOT / "kernel.py").read_text()
+    (kernel / "kernel.py").write_text(re.sub(r"SETTINGS: .*?\n}\n", settings, text, count=1, flags=re.DOTALL))
+    body = json.loads((ROOT / "kernel-metadata.json").read_text())
+    body |= {"id": "somebody/arc-ttt-kernel", "title": "ARC TTT kernel", "dataset_sources": [DATASET]}
+    (kernel / "kernel-metadata.json").write_text(json.dumps(body | {"model_sources": [], "kernel_sources": []}))
+    shutil.copytree(built, tmp_path / "bundle")
+    monkeypatch.setattr(preflight, "read_lock", lambda: [wheel_row(built / FOO)])
     return Plan(kernel, tmp_path / "bundle", IMAGE, "base", None, True)
 
 
-CHEAP = (check_metadata, check_settings, check_bundle, check_wheels, preflight.check_model)
+CHEAP = (preflight.check_licence, check_metadata, check_settings, check_bundle, check_wheels, check_model, check_memory)
 
 
 def test_a_good_setup_passes_and_every_kind_of_check_says_so(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "CHECKS", CHEAP)
     found = list(findings(plan))
     assert [str(finding) for finding in found if finding.grade != OK] == []
-    assert {finding.subject for finding in found} >= {"kernel-metadata.json", "SETTINGS", "bundle", "wheels", "model"}
+    subjects = {"LICENSE", "kernel-metadata.json", "SETTINGS", "bundle", "wheels", "model", "memory"}
+    assert {finding.subject for finding in found} >= subjects
 
 
 def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
+
+
+def set_kernel(plan: Plan, **settings: Any) -> None:
+    """Settings by name, with __ for the dot."""
+    lines = "".join(f"    {name.replace('__', '.')!r}: {value!r},\n" for name, value in settings.items())
+    edit(plan.kernel / "kernel.py", '    "preset": "embedded",\n', f'    "preset": "embedded",\n{lines}')
+
+
+def set_metadata(plan: Plan, **values: Any) -> None:
+    path = plan.kernel / "kernel-metadata.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+MODEL_PATH = "/kaggle/input/models/me/llama/transformers/4bit/1"
 
 
 @pytest.mark.parametrize(
@@ -180,14 +284,23 @@ def edit(path: Path, old: str, new: str) -> None:
         ("long", "SETTINGS", "no room"),
         ("unknown setting", "SETTINGS", "ttt.rang"),
         ("unsloth", "SETTINGS", "--set unsloth"),
+        ("what unsloth refuses", "SETTINGS", "unsloth trains lm_head whole"),
+        ("unsloth without a model", "SETTINGS", "unsloth is for mounted checkpoints"),
+        ("placeholders", "SETTINGS", "replace OWNER, MODEL, VARIATION"),
+        ("model of no source", "SETTINGS", "under model_sources as owner/model/framework/variation/version"),
+        ("other model", "SETTINGS", f"write {MODEL_PATH}"),
+        ("no model in the bundle", "SETTINGS", "holds no model: run python -m arc_lab bundle --model DIR"),
         ("no settings", "settings", "there are no SETTINGS"),
         ("licence", "LICENSE", "missing"),
-        ("old bundle", "bundle", "run arc_lab bundle again"),
+        ("empty licence", "LICENSE", "empty"),
+        ("no bundle", "bundle", "run python -m arc_lab wheels, then python -m arc_lab bundle"),
+        ("old bundle", "bundle", "run python -m arc_lab bundle"),
+        ("changed since", "bundle", "not made from the sources here"),
+        ("no code", "bundle", "no arc_ttt wheel: run python -m arc_lab bundle"),
         ("other dataset", "bundle", "not among dataset_sources"),
         ("folder", "bundle", "folders are not uploaded"),
         ("name", "bundle", "may refuse this name"),
-        ("damaged wheel", "foo-1.0-py3-none-any.whl", "damaged"),
-        ("no model", "model", "no readable config.json"),
+        ("damaged wheel", FOO, "damaged"),
     ],
 )
 def test_a_broken_setup_fails_with_what_to_do(
@@ -195,28 +308,223 @@ def test_a_broken_setup_fails_with_what_to_do(
 ) -> None:
     monkeypatch.setattr(preflight, "CHECKS", CHEAP)
     kernel, metadata = plan.kernel / "kernel.py", plan.kernel / "kernel-metadata.json"
-    preset = '"preset": "embedded",'
+    sources = ["me/llama/Transformers/4bit/1"]
+    placeholders = "/kaggle/input/models/OWNER/MODEL/transformers/VARIATION/1"
     faults: dict[str, Any] = {
         "owner": lambda: edit(metadata, "somebody", "OWNER"),
         "no metadata": metadata.unlink,
         "internet": lambda: edit(metadata, '"enable_internet": false', '"enable_internet": true'),
         "long": lambda: edit(kernel, "11.5 * 3600", "12 * 3600"),
-        "unknown setting": lambda: edit(kernel, preset, f'{preset} "ttt.rang": 3,'),
-        "unsloth": lambda: edit(kernel, preset, f'{preset} "model.backend": "unsloth",'),
+        "unknown setting": lambda: set_kernel(plan, ttt__rang=3),
+        "unsloth": lambda: set_kernel(plan, model__backend="unsloth"),
+        "what unsloth refuses": lambda: set_kernel(plan, preset="llama-8b", model__backend="unsloth"),
+        "unsloth without a model": lambda: set_kernel(plan, model__backend="unsloth"),
+        "placeholders": lambda: set_kernel(plan, model__path=placeholders),
+        "model of no source": lambda: set_kernel(plan, model__path=MODEL_PATH),
+        "other model": lambda: [
+            set_kernel(plan, model__path=MODEL_PATH.replace("llama", "other")),
+            set_metadata(plan, model_sources=sources),
+        ],
+        "no model in the bundle": lambda: set_kernel(plan, model__path=f"/kaggle/input/datasets/{DATASET}"),
         "no settings": lambda: edit(kernel, "SETTINGS: dict[str, object] =", "OTHER ="),
         "licence": (plan.kernel / "LICENSE").unlink,
+        "empty licence": lambda: (plan.kernel / "LICENSE").write_text("\n"),
+        "no bundle": lambda: shutil.rmtree(plan.bundle),
         "old bundle": lambda: edit(plan.bundle / MANIFEST, current_build().commit, "0123456789ab"),
+        "changed since": lambda: change_inside(next(plan.bundle.glob("arc_ttt-*.whl"))),
+        "no code": lambda: next(plan.bundle.glob("arc_ttt-*.whl")).unlink(),
         "other dataset": lambda: edit(plan.bundle / METADATA, "somebody", "another"),
         "folder": (plan.bundle / "inner").mkdir,
         "name": lambda: (plan.bundle / "a&b.txt").write_text("x"),
-        "damaged wheel": lambda: (plan.bundle / "foo-1.0-py3-none-any.whl").write_bytes(b"x"),
-        "no model": lambda: None,
+        "damaged wheel": lambda: (plan.bundle / FOO).write_bytes(b"x"),
     }
     faults[fault]()
-    changed = replace(plan, model=plan.kernel / "nothing") if fault == "no model" else plan
-    failed = [finding for finding in findings(changed) if finding.grade == FAIL]
-    assert failed
+    failed = [finding for finding in findings(plan) if finding.grade == FAIL]
     assert any(finding.subject == subject and words in finding.text for finding in failed), [*map(str, failed)]
+    assert len({finding.text for finding in failed}) == len(failed)
+
+
+def test_what_stops_several_checks_is_told_once(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "CHECKS", (*CHEAP, preflight.check_forecast, preflight.check_run))
+    set_kernel(plan, ttt__rang=3)
+    found = [finding for finding in findings(replace(plan, short=False)) if finding.grade != OK]
+    assert [finding.grade for finding in found] == [FAIL, *[SKIPPED] * 4]
+    assert [finding.subject for finding in found] == ["SETTINGS", "model", "memory", "forecast", "run"]
+    assert str(found[1]) == "skipped  model: it needs what failed above"
+
+
+def test_a_bundle_without_the_project_is_told_once(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "CHECKS", (check_bundle, preflight.check_imports))
+    next(plan.bundle.glob("arc_ttt-*.whl")).unlink()
+    assert [(finding.grade, finding.subject) for finding in findings(plan)] == [(FAIL, "bundle"), (SKIPPED, "imports")]
+
+
+def test_checks_that_lack_something_say_that_they_were_skipped(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "CHECKS", (check_settings, check_model, check_memory, preflight.check_forecast))
+    set_kernel(plan, preset="llama-1b-3b", model__path=MODEL_PATH)
+    set_metadata(plan, model_sources=["me/llama/transformers/4bit/1"])
+    grades = [(finding.grade, finding.subject) for finding in findings(plan)]
+    assert grades == [(OK, "SETTINGS"), *((SKIPPED, name) for name in ("model", "memory", "forecast"))]
+    (short,) = preflight.check_run(plan)
+    assert str(short) == "skipped  run of 2 tasks: --short was given"
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        (MODEL_PATH, "me/llama/Transformers/4bit/1"),
+        (MODEL_PATH.upper().replace("/KAGGLE/INPUT", "/kaggle/input"), "me/llama/Transformers/4bit/1"),
+        ("/kaggle/input/llama/transformers/4bit/1/merged", "me/llama/Transformers/4bit/1"),
+        (f"{MODEL_PATH[:-1]}2", ""),
+        (f"{MODEL_PATH}2", ""),
+        ("/kaggle/input/datasets/me/weights", "me/weights/3"),
+        ("/kaggle/input/weights/inner", "me/weights/3"),
+        ("/kaggle/input/datasets/you/weights", ""),
+        ("/kaggle/input/notebooks/me/trained", "me/trained"),
+        ("../input/weights", ""),
+    ],
+)
+def test_a_path_on_kaggle_is_held_against_the_sources_in_both_layouts(path: str, source: str) -> None:
+    body = {"model_sources": ["me/llama/Transformers/4bit/1"], "dataset_sources": ["me/weights/3"]}
+    body["kernel_sources"] = ["me/trained"]
+    assert source_of(path, body) == source
+    assert bool(model_path_problem(path, body)) == (not source)
+
+
+def test_a_model_in_the_bundle_that_nothing_uses_is_told_with_its_path(plan: Plan) -> None:
+    for path in EMBEDDED.iterdir():
+        shutil.copyfile(path, plan.bundle / path.name)
+    warning, fine = check_settings(plan)
+    path = f"/kaggle/input/datasets/{DATASET}"
+    assert (warning.grade, fine.grade) == (WARN, OK)
+    assert f"set model.path to {path}" in warning.text
+    set_kernel(plan, model__path=path)
+    assert [finding.grade for finding in check_settings(plan)] == [OK]
+    (model,) = check_model(plan)  # in the bundle, so no --model is needed
+    assert (model.grade, "3M weights" in model.text) == (OK, True)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("", ""),
+        ("no folder", "no readable config.json"),
+        ("no weights", "no safetensors file"),
+        ("four bytes", "model.safetensors is damaged or cut short"),
+        ("cut short", "model.safetensors is damaged or cut short"),
+        ("more layers", "9 weights are missing, the first is model.layers.6.self_attn.q_proj.weight"),
+        ("wider", "numbers, config.json asks for"),
+        ("other format", "tokenizer.json is missing"),
+        ("empty tokenizer", "tokenizer.json is missing or damaged"),
+    ],
+)
+def test_a_model_is_opened_and_its_format_written(plan: Plan, tmp_path: Path, fault: str, words: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(EMBEDDED, folder)
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    body = json.loads(config.read_text())
+    if fault == "no folder":
+        shutil.rmtree(folder)
+    elif fault == "no weights":
+        weights.unlink()
+    elif fault in ("four bytes", "cut short"):
+        weights.write_bytes(b"fake" if fault == "four bytes" else weights.read_bytes()[:-1])
+    elif fault == "more layers":
+        config.write_text(json.dumps(body | {"num_hidden_layers": body["num_hidden_layers"] + 1}))
+    elif fault == "wider":
+        config.write_text(json.dumps(body | {"intermediate_size": body["intermediate_size"] * 2}))
+    elif fault:
+        set_kernel(plan, model__format="architects")
+        if fault == "empty tokenizer":
+            (folder / "tokenizer.json").write_text("{}")
+    try:
+        failed = [finding.text for finding in check_model(replace(plan, model=folder)) if finding.grade == FAIL]
+    except InputError as error:
+        failed = [str(error)]
+    assert bool(failed) == bool(fault)
+    assert any(words in text for text in failed) or not fault, failed
+
+
+LLAMA_8B = {**LLAMA_1B, "hidden_size": 4096, "num_hidden_layers": 32, "head_dim": 128, "intermediate_size": 14336}
+LLAMA_8B["tie_word_embeddings"] = False
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "grades", "words"),
+    [
+        ("NvidiaTeslaT4", {}, [WARN, OK], ["T4: 5.31 GiB of weights in 4 bits on 13.1 GiB", "L4: 5.31 GiB"]),
+        (
+            "NvidiaTeslaT4",
+            {"model__quantize": "none"},
+            [FAIL, WARN],
+            ["T4: 14.96 GiB of weights in 16 bits", "no room"],
+        ),
+        ("NvidiaL4", {"model__quantize": "none"}, [WARN, FAIL], ["take 4 bits", "L4: 14.96 GiB"]),
+    ],
+)
+def test_memory_is_told_for_each_gpu_and_fails_only_on_the_one_asked_for(
+    plan: Plan, tmp_path: Path, shape: str, settings: dict[str, str], grades: list[str], words: list[str]
+) -> None:
+    set_metadata(plan, machine_shape=shape)
+    set_kernel(plan, preset="llama-8b", **settings)
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA_8B, "model_type": "llama"}))
+    found = list(check_memory(replace(plan, model=tmp_path)))
+    assert [finding.grade for finding in found] == grades
+    for finding, word in zip(found, words, strict=True):
+        assert word in finding.text
+        assert bool(re.search(r"sequences of up to \d+ of 8192 tokens", finding.text)) == (not settings)
+
+
+def test_another_image_wants_other_wheels_and_the_advice_names_the_commands(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = replace(wheel_row(plan.bundle / FOO), file="foo-1.0-cp313-cp313-any.whl", python=("3.13",))
+    monkeypatch.setattr(preflight, "read_lock", lambda: [row])
+    image = Path("out/setup.json")
+    other = replace(plan, image=replace(IMAGE, python="3.13"), set="unsloth", image_file=image)
+    (finding,) = check_wheels(other)
+    options = "--set unsloth --image out/setup.json"
+    assert finding.text.endswith(f"run python -m arc_lab wheels {options}, then python -m arc_lab bundle {options}")
+    with pytest.raises(InputError, match=r"no wheel of set base for Python 3\.12"):
+        list(check_wheels(plan))
+
+
+def test_a_run_without_the_project_is_no_good_run(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends well and leaves a valid submission, of fillers."""
+    next(plan.bundle.glob("arc_ttt-*.whl")).unlink()
+    monkeypatch.setattr(preflight, "clean_interpreter", lambda *_: (Path(sys.executable), []))
+    (finding,) = preflight.check_run(replace(plan, short=False))
+    assert (finding.grade, "FALLBACK: kernel.py: neither src/arc_ttt" in finding.text) == (FAIL, True)
+
+
+@pytest.mark.parametrize(
+    ("first_line", "found", "words"),
+    [
+        ("arc_ttt 0.1.0 of commit abc", {"base": 2}, ""),
+        ("arc_ttt 0.1.0 of commit abc", {"base": 1, "ttt": 2}, ""),
+        ("arc_ttt 0.1.0 of commit abc", {"base": 1}, "answered 1 of 2 tasks"),
+        ("arc_ttt 0.1.0 of commit abc", {"synthesis": 2}, "answered 0 of 2 tasks"),
+        ("arc_ttt 0.1.0 of commit abc\nFALLBACK: no 4-bit weights", {"base": 2}, "FALLBACK: no 4-bit"),
+        ("submission.json is complete", {"base": 2}, "did not run the arc_ttt"),
+    ],
+)
+def test_a_run_counts_when_the_model_looked_at_both_tasks(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, first_line: str, found: dict[str, int], words: str
+) -> None:
+    def perform(stage: Any, *_: Any, **__: Any) -> Rehearsal:
+        journal = Journal(stage.working / "events.jsonl")
+        for kind, count in found.items():
+            for number in range(count):
+                journal.append("found", kind=kind, task_id=f"t{number}")
+        journal.close()
+        return Rehearsal(60.0, 120.0, 0, f"{first_line}\nsubmission.json is valid\n", [])
+
+    task = {"train": [{"input": [[1]], "output": [[2]]}] * 2, "test": [{"input": [[1]]}]}
+    monkeypatch.setattr(preflight, "some_tasks", lambda *_: {"t0": task, "t1": task})
+    monkeypatch.setattr(preflight, "perform", perform)
+    monkeypatch.setattr(preflight, "clean_interpreter", lambda *_: (Path(sys.executable), []))
+    (finding,) = preflight.check_run(replace(plan, short=False))
+    assert (finding.grade, words in finding.text) == (FAIL if words else OK, True)
 
 
 def test_the_fetched_wheels_fit_the_image() -> None:

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 import arc_lab.push as push
-from arc_lab.bundle import MANIFEST
 from arc_lab.metadata import KINDS, kernel_problems, source_differences
 from arc_lab.push import KaggleError, find_cli, push_dataset, push_kernel, run_cli
 from arc_lab.submit import submit
+from arc_ttt.bootstrap import MANIFEST
 from arc_ttt.errors import InputError
 
 METADATA = {
@@ -53,6 +53,8 @@ class FakeKaggle(ThreadingHTTPServer):
         self.uploads: list[bytes] = []
         self.answers: dict[str, tuple[int, dict[str, Any]]] = {}
         self.versions = 0
+        self.absent = 404, {"code": 404, "message": "Not Found"}  # answer for a dataset that is not there
+        self.unseen = 0  # so many questions after its creation are answered alike
         self.saved: dict[str, Any] = {}
 
     @property
@@ -66,7 +68,8 @@ class FakeKaggle(ThreadingHTTPServer):
         if method in self.answers:
             return self.answers[method]
         if method == "GetDatasetStatus":
-            return (200, {"status": "READY"}) if self.versions else (404, {"code": 404, "message": "Not Found"})
+            self.unseen -= bool(self.versions)
+            return (200, {"status": "READY"}) if self.versions and self.unseen < 0 else self.absent
         if method == "GetDataset":
             return 200, {"ref": "me/arc-ttt-wheels", "currentVersionNumber": self.versions}
         if method == "StartBlobUpload":
@@ -144,6 +147,7 @@ def kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKagg
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(push, "READY_EVERY_S", 0.01)
+    monkeypatch.setattr(push, "READY_LIMIT_S", 20.0)
     yield server
     server.shutdown()
     server.server_close()
@@ -196,14 +200,23 @@ def test_a_push_of_the_kernel_sends_exactly_what_the_metadata_say(kaggle: FakeKa
 def test_a_dataset_is_created_once_and_then_gets_versions(kaggle: FakeKaggle, cli: str, bundle: Path) -> None:
     assert push_dataset(cli, bundle, "first") == "me/arc-ttt-wheels"
     assert push_dataset(cli, bundle, "second") == "me/arc-ttt-wheels"
-    (created,) = kaggle.bodies("CreateDataset")
-    assert (created["ownerSlug"], created["slug"], created["isPrivate"]) == ("me", "arc-ttt-wheels", True)
-    assert sorted(file["token"] for file in created["files"]) == [
-        "token-arc_ttt-0.1.0-py3-none-any.whl",
-        f"token-{MANIFEST}",
-    ]
-    (changed,) = kaggle.bodies("CreateDatasetVersion")
-    assert changed["body"]["versionNotes"] == "second"
+    (created,), (changed,) = kaggle.bodies("CreateDataset"), kaggle.bodies("CreateDatasetVersion")
+    for body in (created, changed["body"]):
+        body["files"].sort(key=lambda file: file["token"])  # they come as the folder lists them
+    files = [{"token": f"token-{name}"} for name in ("arc_ttt-0.1.0-py3-none-any.whl", MANIFEST)]
+    assert created == {
+        "ownerSlug": "me",
+        "slug": "arc-ttt-wheels",
+        "title": "arc ttt wheels",
+        "licenseName": "other",
+        "isPrivate": True,
+        "files": files,
+    }
+    assert changed == {
+        "ownerSlug": "me",
+        "datasetSlug": "arc-ttt-wheels",
+        "body": {"versionNotes": "second", "files": files},
+    }
     started = kaggle.bodies("StartBlobUpload")
     assert {body["name"]: body["contentLength"] for body in started} == {
         "arc_ttt-0.1.0-py3-none-any.whl": 5,
@@ -271,6 +284,86 @@ def test_a_folder_that_the_upload_would_skip_is_an_error(kaggle: FakeKaggle, cli
         run_cli(cli, "datasets", "create", "-p", str(bundle))
 
 
+def test_a_dataset_that_one_may_not_look_at_is_made_and_waited_for(kaggle: FakeKaggle, cli: str, bundle: Path) -> None:
+    """So Kaggle says that there is none, and says it on for a while once there is one."""
+    kaggle.absent, kaggle.unseen = (403, {"code": 403, "message": "Permission 'datasets.get' was denied"}), 1
+    assert push_dataset(cli, bundle, "first") == "me/arc-ttt-wheels"
+    assert len(kaggle.bodies("CreateDataset")) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ((503, {}), "503 Server Error.* -> .*try again in some minutes"),
+        ((403, {"code": 403, "message": "Forbidden"}), "Forbidden -> .*check the owner's name"),
+        ((401, {"code": 401, "message": "Unauthorized"}), "-> log in"),
+    ],
+    ids=["busy", "forbidden", "login"],
+)
+def test_a_dataset_is_not_made_anew_because_kaggle_does_not_tell_whether_it_is_there(
+    kaggle: FakeKaggle, cli: str, bundle: Path, answer: tuple[int, dict[str, Any]], words: str
+) -> None:
+    kaggle.answers["GetDatasetStatus"] = answer
+    with pytest.raises(KaggleError, match=words):
+        push_dataset(cli, bundle, "first")
+    assert {name for name, _ in kaggle.requests} == {"GetDatasetStatus"}
+
+
+def dry_run(bundle: Path, kernel: Path, *more: str) -> int:
+    return push.main(["--dry-run", "--bundle", str(bundle), "--kernel", str(kernel), *more])
+
+
+def test_a_dry_run_prints_the_commands_of_what_is_pushed(
+    bundle: Path, kernel: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(push, "outdated", lambda _: "")
+    assert dry_run(bundle, kernel) == 0
+    words = [line.split()[1:3] for line in capsys.readouterr().out.splitlines()]
+    pushes = [["kernels", "push"], ["kernels", "pull"]]
+    assert words == [["datasets", "status"], ["datasets", "create"], ["datasets", "status"], *pushes]
+    assert dry_run(bundle / "none", kernel, "--only", "kernel") == 0
+    assert [line.split()[1:3] for line in capsys.readouterr().out.splitlines()] == pushes
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("no bundle", "there is no bundle in"),
+        ("old bundle", "made from commit 0123"),
+        ("other dataset", "me/other-wheels, which is not among dataset_sources"),
+        ("owner in the bundle", "replace OWNER in kernel-metadata.json"),
+        ("owner", "kernel-metadata.json: replace OWNER"),
+    ],
+)
+@pytest.mark.parametrize("dry", [True, False])
+def test_nothing_is_pushed_that_could_be_known_to_be_wrong(
+    bundle: Path,
+    kernel: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault: str,
+    words: str,
+    dry: bool,
+) -> None:
+    monkeypatch.setattr(push, "find_cli", lambda: pytest.fail("kaggle was called"))
+    about = json.loads((bundle / "dataset-metadata.json").read_text())
+    if fault == "no bundle":
+        shutil.rmtree(bundle)
+    elif fault == "old bundle":
+        (bundle / MANIFEST).write_text('{"commit": "0123"}')
+    else:
+        monkeypatch.setattr(push, "outdated", lambda _: "")
+        if fault == "owner":
+            (kernel / "kernel-metadata.json").write_text(json.dumps({**METADATA, "id": "OWNER/arc-ttt-kernel"}))
+        else:
+            name = "me/other-wheels" if fault == "other dataset" else "OWNER/arc-ttt-wheels"
+            (bundle / "dataset-metadata.json").write_text(json.dumps({**about, "id": name}))
+    assert push.main(["--bundle", str(bundle), "--kernel", str(kernel), *(["--dry-run"] if dry else [])]) == 2
+    told = capsys.readouterr()
+    assert words in told.err
+    assert told.out == ""
+
+
 def test_a_dataset_that_fails_is_an_error(kaggle: FakeKaggle, cli: str, bundle: Path) -> None:
     kaggle.answers["CreateDataset"] = (200, {"status": "error", "error": "The slug is taken."})
     with pytest.raises(KaggleError, match=r"Dataset creation error: The slug is taken\..*refused"):
@@ -320,6 +413,7 @@ def change(**values: Any) -> Callable[[dict[str, Any]], None]:
         (change(dataset_sources=[]), "without its own code"),
         (change(competition_sources=[]), "no tasks"),
         (change(model_sources=["me/llama/transformers/4bit"]), "version a number"),
+        (change(model_sources=["me/MODEL/transformers/VARIATION/1"]), "replace MODEL, VARIATION"),
         (change(machine_shape="NvidiaTeslaP100"), "NvidiaTeslaT4"),
         (change(machine_shape="NvidiaL4X4"), "four L4"),
         (change(code_file="other.py"), "no such file"),

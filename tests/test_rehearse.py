@@ -10,12 +10,14 @@ import json
 import shutil
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from arc_lab.bundle import METADATA, Build, build_wheel
+from arc_lab import rehearse
+from arc_lab.bundle import METADATA, Build, _digest, build_bundle, build_wheel, outdated
 from arc_lab.rehearse import (
     Rehearsal,
     Stage,
@@ -25,10 +27,13 @@ from arc_lab.rehearse import (
     kernel_with,
     main,
     perform,
+    ready_bundle,
     set_stage,
 )
-from arc_lab.wheels import WHEELS, members, read_image, read_lock, state
-from arc_ttt.bootstrap import CHALLENGES
+from arc_lab.wheels import WHEELS, Wheel, members, read_image, read_lock, state
+from arc_ttt.bootstrap import CHALLENGES, find_mounts
+from arc_ttt.checkpoints import EMBEDDED
+from test_bootstrap import make_wheel
 
 ROOT = Path(__file__).resolve().parents[1]
 PAIR = {"input": [[1, 2], [3, 4]], "output": [[4, 3], [2, 1]]}
@@ -89,6 +94,44 @@ def test_a_gpu_that_is_not_there_is_not_pretended(
     assert "no NVIDIA GPU" in capsys.readouterr().err
 
 
+def test_a_bundle_is_made_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[Path, str]] = []
+    monkeypatch.setattr(rehearse, "make_bundle", lambda into, chosen: made.append((into, chosen)))
+    line = ready_bundle(tmp_path / "bundle", "unsloth")
+    assert line == f"there is no bundle in {tmp_path / 'bundle'}: made it, with the unsloth set"
+    assert made == [(tmp_path / "bundle", "unsloth")]
+
+
+def test_a_bundle_of_other_sources_gets_those_of_today_and_keeps_the_rest(tmp_path: Path) -> None:
+    folder = tmp_path / "input" / "bundle"
+    other = make_wheel(tmp_path / "wheels", "foo-1.0-py3-none-any.whl")
+    row = Wheel(other.name, "foo", "1.0", _digest(other), other.stat().st_size, "base", ("3.12",), "for a test")
+    build_bundle(folder, [row], dataset="me/arc-ttt-wheels", model=EMBEDDED, wheel_folder=other.parent)
+    assert ready_bundle(folder, "base") == ""
+    (wheel,) = folder.glob("arc_ttt-*.whl")
+    wheel.rename(folder / "arc_ttt-0.0.9-py3-none-any.whl")
+    (folder / "arc_ttt-0.0.9-py3-none-any.whl").write_bytes(b"old")
+    assert "arc_ttt-0.0.9-py3-none-any.whl is damaged" in ready_bundle(folder, "base")
+    assert outdated(folder) == ""
+    mounts = find_mounts(tmp_path)
+    assert {path.name for path in mounts.wheels} == mounts.digests.keys() == {wheel.name, other.name}
+    assert mounts.models == [folder]
+
+
+def test_the_notes_tell_the_python_that_runs_in_place_of_the_image_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create(folder: Path, **_: Any) -> None:
+        (folder / "lib" / "python3" / "site-packages").mkdir(parents=True)
+
+    monkeypatch.setattr(rehearse.venv, "create", create)
+    own = ".".join(map(str, sys.version_info[:3]))
+    _, notes = clean_interpreter(tmp_path / "other", replace(read_image(), python="3.99"))
+    assert notes[0] == f"Python {own}, 3.99 in the image"
+    _, notes = clean_interpreter(tmp_path / "same", replace(read_image(), python=own.rpartition(".")[0]))
+    assert not any(note.startswith("Python") for note in notes)
+
+
 @namespaces
 @pytest.mark.parametrize("layout", ["new", "old"])
 def test_a_run_in_either_layout_leaves_a_valid_submission(tmp_path: Path, bundle: Path, layout: str) -> None:
@@ -145,7 +188,7 @@ def test_without_the_wheel_of_the_project_the_script_writes_fillers(
     result = run(stage, rerun=rerun)
     assert result.returncode == (0 if rerun else 1)
     assert judge(stage.working / "submission.json", stage.root) == []
-    assert told(result, "kernel.py:", "arc_ttt" if fault == "missing" else "cannot be unpacked", "no answers")
+    assert told(result, "FALLBACK: kernel.py:", "arc_ttt" if fault == "missing" else "cannot be unpacked", "no answers")
 
 
 @pytest.mark.parametrize("rerun", [True, False])

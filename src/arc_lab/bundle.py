@@ -18,9 +18,10 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from arc_lab.metadata import read_metadata
-from arc_lab.wheels import ROOT, SETS, WHEELS, Wheel, members, read_image, read_lock, state
+from arc_lab.metadata import dataset_names, read_metadata
+from arc_lab.wheels import IMAGE, ROOT, SETS, WHEELS, Wheel, members, read_image, read_lock, state, told_again
 from arc_ttt.bootstrap import MANIFEST
 from arc_ttt.checkpoints import read_config
 from arc_ttt.errors import InputError
@@ -30,12 +31,14 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9._-]+")
 MOST_MODEL_BYTES = 2 * 10**9  # a larger model is better mounted as a Kaggle model of its own
 MODEL_FILES = ("*.json", "*.safetensors", "tokenizer.model")
 METADATA = "dataset-metadata.json"
+PROJECT_WHEELS = "arc_ttt-*.whl"
+SOURCES = ("src/arc_ttt", "pyproject.toml", "LICENSE")  # all that the project's own wheel is made from
 WHEEL_TEXT = "Wheel-Version: 1.0\nGenerator: arc_lab bundle\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What a wheel of this project was made from. dirty: files differ from the commit."""
+    """What a wheel of this project was made from. dirty: its files differ from the commit's."""
 
     version: str
     commit: str
@@ -43,15 +46,15 @@ class Build:
 
     @property
     def stamp(self) -> str:
-        """The commit, with "+changes" after it where files differ from it."""
+        """The commit, with "+changes" after it where the wheel's files differ from it."""
         return self.commit + ("+changes" if self.dirty else "")
 
 
 def current_build(root: Path = ROOT) -> Build:
     """Version and commit of the source tree; the commit is "unknown" outside a git checkout."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    told = [_git(root, *words) for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain"))]
-    return Build(str(project["version"]), told[0] or "unknown", bool(told[1]))
+    changed = _git(root, "status", "--porcelain", "--", *SOURCES)
+    return Build(str(project["version"]), _git(root, "rev-parse", "--short=12", "HEAD") or "unknown", bool(changed))
 
 
 def _git(root: Path, *words: str) -> str:
@@ -62,10 +65,9 @@ def _git(root: Path, *words: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def build_wheel(folder: Path, build: Build, root: Path = ROOT) -> Path:
-    """Write the project's own wheel, the same bytes for the same sources: arc_ttt and build.json with its commit."""
-    name = f"arc_ttt-{build.version}"
-    info = f"{name}.dist-info"
+def project_files(build: Build, root: Path = ROOT) -> dict[str, bytes]:
+    """What the project's own wheel holds: arc_ttt, build.json with its commit, and what makes it a wheel."""
+    info = f"arc_ttt-{build.version}.dist-info"
     sources = [path for path in sorted((root / "src" / "arc_ttt").rglob("*")) if path.is_file()]
     files = {
         str(path.relative_to(root / "src")): path.read_bytes() for path in sources if "__pycache__" not in path.parts
@@ -76,11 +78,43 @@ def build_wheel(folder: Path, build: Build, root: Path = ROOT) -> Path:
     files[f"{info}/licenses/LICENSE"] = (root / "LICENSE").read_bytes()
     record = "".join(f"{path},sha256={_record_digest(body)},{len(body)}\n" for path, body in files.items())
     files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
-    wheel = folder / f"{name}-py3-none-any.whl"
+    return files
+
+
+def build_wheel(folder: Path, build: Build, root: Path = ROOT) -> Path:
+    """Write the project's own wheel, the same bytes for the same sources."""
+    wheel = folder / f"arc_ttt-{build.version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path, body in files.items():
+        for path, body in project_files(build, root).items():
             archive.writestr(zipfile.ZipInfo(path, (2020, 1, 1, 0, 0, 0)), body, zipfile.ZIP_DEFLATED)
     return wheel
+
+
+def outdated(bundle: Path) -> str:
+    """Why a bundle does not hold this project's code as it stands here; empty if it does.
+
+    Every file in its wheel is compared, as the stamp of a changed tree stays the same whatever changes next.
+    """
+    if not (bundle / MANIFEST).is_file():
+        return f"there is no bundle in {bundle}"
+    wheels = sorted(bundle.glob(PROJECT_WHEELS))
+    if not wheels:
+        return "the bundle has no arc_ttt wheel"
+    held, build = read_metadata(bundle / MANIFEST).get("commit"), current_build()
+    if held != build.stamp:
+        return f"the bundle is made from commit {held}, the sources are at {build.stamp}"
+    wanted = project_files(build)
+    for wheel in wheels:
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                files = {name: archive.read(name) for name in archive.namelist()}
+        except Exception as error:  # damage shows as many kinds of errors, zlib's own among them
+            return f"{wheel.name} is damaged: {error}"
+        if files != wanted:
+            names = {name for name in files.keys() | wanted.keys() if files.get(name) != wanted.get(name)}
+            first = min(names, key=lambda name: (".dist-info/" in name, name))
+            return f"{wheel.name} is not made from the sources here: {first} differs"
+    return ""
 
 
 def _record_digest(body: bytes) -> str:
@@ -88,38 +122,52 @@ def _record_digest(body: bytes) -> str:
 
 
 def build_bundle(
-    into: Path, wheels: Iterable[Wheel], *, dataset: str, model: Path | None = None, wheel_folder: Path = WHEELS
+    into: Path,
+    wheels: Iterable[Wheel],
+    *,
+    dataset: str,
+    model: Path | None = None,
+    wheel_folder: Path = WHEELS,
+    options: str = "",
 ) -> list[Path]:
     """Make the folder anew. Returns its files.
 
-    dataset: owner/slug of the dataset. model: folder of a small model to go along.
+    dataset: owner/slug of the dataset. model: folder of a small model to go along. options: those of the command
+    `wheels` that fetches what is missing.
 
     Raises:
         InputError: a wheel is missing or damaged, a name is not safe, or the model is none or too large.
     """
     listed = list(wheels)
     if problems := [f"{wheel.file} is {wrong}" for wheel in listed if (wrong := state(wheel, wheel_folder))]:
-        raise InputError(f"{problems[0]}: run python -m arc_lab wheels first")
+        raise InputError(f"{problems[0]}: run python -m arc_lab wheels{options} first")
     if into.is_dir() and any(into.iterdir()) and not (into / MANIFEST).is_file():
         raise InputError(f"{into} holds other things: give --into a new folder")
     shutil.rmtree(into, ignore_errors=True)
     into.mkdir(parents=True)
     for wheel in listed:
         shutil.copyfile(wheel_folder / wheel.file, into / wheel.file)
-    build = current_build()
-    own = build_wheel(into, build)
     if model is not None:
         _copy_model(model, into)
-    rows = [{"file": wheel.file, "sha256": wheel.sha256, "size": wheel.size} for wheel in listed]
-    rows.append({"file": own.name, "sha256": _digest(own), "size": own.stat().st_size})
-    manifest = {"version": build.version, "commit": build.stamp, "wheels": rows}
-    (into / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    put_project(into, [{"file": wheel.file, "sha256": wheel.sha256, "size": wheel.size} for wheel in listed])
     about = {"title": dataset_title(dataset), "id": dataset, "licenses": [{"name": "other"}]}
     (into / METADATA).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     files = sorted(into.iterdir())
     if unsafe := [path.name for path in files if not SAFE_NAME.fullmatch(path.name)]:
         raise InputError(f"{unsafe[0]}: an upload may refuse this name; use letters, digits, dot, dash and underscore")
     return files
+
+
+def put_project(bundle: Path, others: Sequence[dict[str, Any]]) -> None:
+    """Put the project's wheel, made from the sources here, into a bundle in place of an older one, and write the
+    manifest. others: its lines for the other wheels."""
+    for old in bundle.glob(PROJECT_WHEELS):
+        old.unlink()
+    build = current_build()
+    own = build_wheel(bundle, build)
+    rows = [*others, {"file": own.name, "sha256": _digest(own), "size": own.stat().st_size}]
+    manifest = {"version": build.version, "commit": build.stamp, "wheels": rows}
+    (bundle / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def dataset_title(dataset: str) -> str:
@@ -143,19 +191,28 @@ def _copy_model(model: Path, into: Path) -> None:
         shutil.copyfile(path, into / path.name)
 
 
+def make_bundle(into: Path, chosen: str = SETS[0], image: Path = IMAGE, model: Path | None = None) -> list[Path]:
+    """The bundle of a set of wheels for the Python of an image, under the name in kernel-metadata.json.
+
+    image: file of its description. Returns the files. Raises InputError as `build_bundle` does.
+    """
+    dataset = (dataset_names(read_metadata(ROOT / "kernel-metadata.json")) or [""])[0]
+    wheels = members(read_lock(), chosen, read_image(image).python)
+    return build_bundle(into, wheels, dataset=dataset, model=model, options=told_again(chosen, image))
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command line. Returns 0, or 2 if no bundle could be built."""
     parser = argparse.ArgumentParser(prog="python -m arc_lab bundle", description=__doc__)
     add = parser.add_argument
     add("--set", choices=SETS, default="base", help="wheels to put in (default: base)")
+    add("--image", type=Path, default=IMAGE, metavar="FILE", help="an image's description or setup.json")
     add("--model", type=Path, metavar="DIR", help="folder of a small model to put in")
     add("--into", type=Path, default=BUNDLE, metavar="DIR", help="the folder, made anew (default: build/bundle)")
     options = parser.parse_args(argv)
     try:
-        sources = read_metadata(ROOT / "kernel-metadata.json").get("dataset_sources") or [""]
-        dataset = "/".join(str(sources[0]).split("/")[:2])
-        wheels = members(read_lock(), options.set, read_image().python)
-        files = build_bundle(options.into, wheels, dataset=dataset, model=options.model)
+        files = make_bundle(options.into, options.set, options.image, options.model)
+        dataset = read_metadata(options.into / METADATA)["id"]
     except (InputError, OSError) as error:
         print(f"bundle: {error}", file=sys.stderr)
         return 2

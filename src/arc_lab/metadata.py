@@ -9,13 +9,14 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from arc_ttt.errors import InputError
 
 MOST_CODE_BYTES = 900_000  # the site refuses "1 megabytes"
 PLACEHOLDER = "OWNER"
+PLACEHOLDERS = (PLACEHOLDER, "MODEL", "VARIATION")  # of a path or a source that someone still has to fill in
 SLUG = re.compile(r"[A-Za-z0-9_-]+/[a-z0-9]+(-[a-z0-9]+)*")
 SOURCE = re.compile(r"[A-Za-z0-9_-]+/[A-Za-z0-9-]{3,}(/\d+)?")
 KINDS: dict[str, type] = {
@@ -99,6 +100,48 @@ def kernel_problems(body: dict[str, Any], root: Path) -> list[str]:
     return found
 
 
+def dataset_names(body: dict[str, Any]) -> list[str]:
+    """The owner/slug of each dataset of a kernel, without versions."""
+    return ["/".join(str(source).split("/")[:2]) for source in body.get("dataset_sources") or []]
+
+
+def mount_points(body: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Where Kaggle mounts each source of a kernel that can hold a model: in today's layout and in the older one."""
+    found = {}
+    for source in map(str, body.get("model_sources") or []):
+        if source.count("/") == 4:
+            owner, model, framework, variation, version = source.split("/")
+            end = f"{model}/{framework.lower()}/{variation}/{version}"
+            found[source] = (f"/kaggle/input/models/{owner}/{end}", f"/kaggle/input/{end}")
+    for name, kind in (("dataset_sources", "datasets"), ("kernel_sources", "notebooks")):
+        for source in map(str, body.get(name) or []):
+            owner, _, rest = source.partition("/")
+            slug = rest.partition("/")[0]
+            found[source] = (f"/kaggle/input/{kind}/{owner}/{slug}", f"/kaggle/input/{slug}")
+    return found
+
+
+def source_of(path: str, body: dict[str, Any]) -> str:
+    """The source of a kernel that a path on Kaggle leads into; empty if none does."""
+    whole = PurePosixPath(path.lower())
+    points = mount_points(body).items()
+    return next((source for source, both in points if any(whole.is_relative_to(point.lower()) for point in both)), "")
+
+
+def model_path_problem(path: str, body: dict[str, Any]) -> str:
+    """What is wrong with a model.path, held against the sources of kernel-metadata.json; empty if nothing is."""
+    if left := [name for name in PLACEHOLDERS if name in PurePosixPath(path).parts]:
+        return f"model.path {path}: replace {', '.join(left)} by the names of your model"
+    if source_of(path, body):
+        return ""
+    points = mount_points(body)
+    models = [points[source][0] for source in map(str, body.get("model_sources") or []) if source in points]
+    if models:
+        return f"model.path {path} is in no source of kernel-metadata.json: write {' or '.join(models)}"
+    advice = "name its model under model_sources as owner/model/framework/variation/version"
+    return f"model.path {path} is in no source of kernel-metadata.json: {advice}"
+
+
 def _shape_problems(shape: str) -> list[str]:
     if shape in RETIRED:
         return [f"machine_shape {shape} is retired, Kaggle would take {RETIRED[shape]}: write that"]
@@ -122,6 +165,8 @@ def _source_problems(body: dict[str, Any]) -> list[str]:
             found.append(
                 f'model_sources: {source!r} is not "owner/model/framework/variation/version", version a number'
             )
+        elif left := [name for name in PLACEHOLDERS[1:] if name in parts]:
+            found.append(f"model_sources: {source!r}: replace {', '.join(left)} by the names of your model")
     return found
 
 
@@ -130,6 +175,8 @@ def dataset_problems(body: dict[str, Any]) -> list[str]:
     found = []
     if not SLUG.fullmatch(str(body.get("id", ""))) or not 6 <= len(str(body["id"]).partition("/")[2]) <= 50:
         found.append('id: write "user/slug", the slug 6 to 50 characters of a-z, 0-9 and dashes')
+    elif str(body["id"]).startswith(f"{PLACEHOLDER}/"):
+        found.append(f"id: replace {PLACEHOLDER} in kernel-metadata.json by your Kaggle user name, then bundle again")
     if not 6 <= len(str(body.get("title", ""))) <= 50:
         found.append("title: 6 to 50 characters")
     licenses = body.get("licenses")

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arc_lab.bundle import BUNDLE, METADATA
-from arc_lab.metadata import dataset_problems, kernel_problems, read_metadata, source_differences
+from arc_lab.bundle import BUNDLE, METADATA, outdated
+from arc_lab.metadata import dataset_names, dataset_problems, kernel_problems, read_metadata, source_differences
 from arc_lab.wheels import ROOT
+from arc_ttt.bootstrap import MANIFEST
 from arc_ttt.errors import InputError
 
 PUSHED = re.compile(r"Kernel version (\d+) successfully pushed")
@@ -25,6 +26,7 @@ READY_LIMIT_S = 1800.0
 READY_EVERY_S = 5.0
 LOG_IN = "log in: make an API token on your Kaggle account page and keep it as ~/.kaggle/access_token"
 NO_NETWORK = "Kaggle cannot be reached: check the connection"
+LATER = "Kaggle has trouble or has had enough of us: try again in some minutes"
 SILENT = (  # in the output of a command that ends with 0 all the same: what to do
     (r"Maximum batch GPU session count", "two of your GPU runs are still going: wait for one to end, or cancel it"),
     (r"Kernel push error", "Kaggle refused the kernel: the line tells why"),
@@ -43,7 +45,11 @@ LOUD = (  # in the output of a command that ended with an error
     (r"ConnectionError|Max retries|Connection refused", NO_NETWORK),
     (r"403|Forbidden|[Pp]ermission", "you may not use this: accept the competition's rules, or check the owner's name"),
     (r"404|[Nn]ot [Ff]ound|Could not find", "Kaggle does not know this name: check owner and slug"),
+    (r"\b5\d\d Server Error|\b429\b|Internal|Unavailable|Too [Mm]any|[Tt]imed out", LATER),
+    (r"", "this line tells what is wrong"),
 )
+# What Kaggle says of the status of a dataset that is not there: also that you may not look at it, in these words.
+ABSENT = re.compile(r"404 Client Error|[Nn]ot [Ff]ound|Permission 'datasets\.get' was denied")
 
 
 class KaggleError(InputError):
@@ -67,14 +73,34 @@ def run_cli(cli: str, *arguments: str) -> str:
     """
     done = subprocess.run([cli, *arguments], capture_output=True, text=True, check=False)
     output = f"{done.stdout}\n{done.stderr}"
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     for pattern, advice in (*SILENT, *LOUD) if done.returncode else SILENT:
-        told = next((line.strip() for line in output.splitlines() if re.search(pattern, line)), "")
-        if told:
+        if told := next((line for line in reversed(lines) if re.search(pattern, line)), ""):
             raise KaggleError(f"kaggle {arguments[0]} {arguments[1]}: {told} -> {advice}")
     if done.returncode:
-        last = [line.strip() for line in output.splitlines() if line.strip()][-1:] or ["no message"]
-        raise KaggleError(f"kaggle {arguments[0]} {arguments[1]} ended with {done.returncode}: {last[0]}")
+        raise KaggleError(f"kaggle {arguments[0]} {arguments[1]} ended with {done.returncode} and no message")
     return done.stdout
+
+
+def check_ready(bundle: Path, root: Path, only: str | None = None) -> None:
+    """Everything that can be wrong before Kaggle is asked. only: "dataset" or "kernel", the part to be pushed.
+
+    Raises:
+        InputError: with what to do.
+    """
+    asked = read_metadata(root / "kernel-metadata.json")
+    if only != "dataset" and (problems := kernel_problems(asked, root)):
+        raise InputError(f"kernel-metadata.json: {problems[0]}")
+    if only == "kernel":
+        return
+    if why := outdated(bundle):
+        raise InputError(f"{why}: run python -m arc_lab bundle")
+    body = read_metadata(bundle / METADATA)
+    if problems := dataset_problems(body):
+        raise InputError(f"{METADATA}: {problems[0]}")
+    if body["id"] not in dataset_names(asked):
+        where = "dataset_sources in kernel-metadata.json"
+        raise InputError(f"the bundle is for {body['id']}, which is not among {where}: run python -m arc_lab bundle")
 
 
 def push_dataset(cli: str, folder: Path, message: str) -> str:
@@ -89,33 +115,40 @@ def push_dataset(cli: str, folder: Path, message: str) -> str:
     if inner := [path.name for path in folder.iterdir() if path.is_dir()]:
         raise InputError(f"{folder}: the folder {inner[0]} would not be uploaded: the bundle must be flat")
     name = str(body["id"])
-    _, before = dataset_state(cli, name)
-    if before:
+    there, before = dataset_state(cli, name)
+    if there:
         run_cli(cli, "datasets", "version", "-p", str(folder.resolve()), "-m", message)
     else:
         run_cli(cli, "datasets", "create", "-p", str(folder.resolve()))
     end_s = time.monotonic() + READY_LIMIT_S
     while True:
-        state, version = dataset_state(cli, name)
+        trouble = ""
+        try:
+            state, version = dataset_state(cli, name)
+        except KaggleError as error:  # it has taken the upload; that it is busy now is no reason to give up
+            if any(advice in str(error) for advice in (LOG_IN, NO_NETWORK)):
+                raise
+            state, version, trouble = "", 0, f"; {error}"
         if state == "ready" and version > before:
             return name
         if state in ("failed", "deleted") or time.monotonic() > end_s:
-            raise KaggleError(f"dataset {name} is {state or 'not there'} -> its page on Kaggle tells the reason")
+            told = f"dataset {name} is {state or 'not there'}{trouble}"
+            raise KaggleError(f"{told} -> its page on Kaggle tells the reason")
         time.sleep(READY_EVERY_S)
 
 
 def dataset_state(cli: str, name: str) -> tuple[str, int]:
-    """What Kaggle says of a dataset (ready, failed, ...) and its newest version; ("", 0) if none of this name is yours.
+    """What Kaggle says of a dataset (ready, failed, ...) and its newest version; ("", 0) if there is none of this name.
 
     Raises:
-        KaggleError: for lack of a login, or an answer that cannot be read.
+        KaggleError: any other error, or an answer that cannot be read.
     """
     try:
         told = run_cli(cli, "datasets", "status", name, "--format", "json")
     except KaggleError as error:
-        if LOG_IN in str(error) or NO_NETWORK in str(error):
-            raise
-        return "", 0
+        if ABSENT.search(str(error)):
+            return "", 0
+        raise
     try:
         body = json.loads(told[told.index("{") :])
         return str(body["status"]).lower(), int(body["current_version_number"] or 0)
@@ -148,17 +181,23 @@ def stored_metadata(cli: str, kernel: str) -> dict[str, Any]:
         return read_metadata(Path(folder) / "kernel-metadata.json")
 
 
-def commands(bundle: Path, root: Path) -> list[str]:
-    """The commands that a push would run, as a person would type them."""
-    dataset = read_metadata(bundle / METADATA)["id"] if (bundle / METADATA).is_file() else "OWNER/SLUG"
-    kernel = read_metadata(root / "kernel-metadata.json").get("id", "OWNER/SLUG")
-    return [
-        f"kaggle datasets status {dataset}",
-        f"kaggle datasets create -p {bundle}    # or, if there is one: datasets version -p {bundle} -m MESSAGE",
-        f"kaggle datasets status {dataset}    # until it says ready",
-        f"kaggle kernels push -p {root}",
-        f"kaggle kernels pull {kernel} -p FOLDER -m    # to see which sources Kaggle kept",
-    ]
+def commands(bundle: Path, root: Path, only: str | None = None) -> list[str]:
+    """The commands that a push would run, as a person would type them. only: "dataset" or "kernel"."""
+    lines = []
+    if only != "kernel":
+        dataset = read_metadata(bundle / METADATA)["id"]
+        lines += [
+            f"kaggle datasets status {dataset}",
+            f"kaggle datasets create -p {bundle}    # or, if there is one: datasets version -p {bundle} -m MESSAGE",
+            f"kaggle datasets status {dataset}    # until it says ready",
+        ]
+    if only != "dataset":
+        kernel = read_metadata(root / "kernel-metadata.json")["id"]
+        lines += [
+            f"kaggle kernels push -p {root}",
+            f"kaggle kernels pull {kernel} -p FOLDER -m    # to see which sources Kaggle kept",
+        ]
+    return lines
 
 
 def main(argv: Sequence[str]) -> int:
@@ -169,16 +208,17 @@ def main(argv: Sequence[str]) -> int:
     add("--kernel", type=Path, default=ROOT, metavar="DIR", help="folder of kernel-metadata.json (default: this one)")
     add("--only", choices=("dataset", "kernel"), help="push only this")
     add("--message", default="new version", help="message of a new version of the dataset")
-    add("--dry-run", action="store_true", help="print the commands and do nothing")
+    add("--dry-run", action="store_true", help="check what can be checked here, print the commands and run none")
     options = parser.parse_args(argv)
     try:
+        check_ready(options.bundle, options.kernel, options.only)
         if options.dry_run:
-            print("\n".join(commands(options.bundle, options.kernel)))
+            print("\n".join(commands(options.bundle, options.kernel, options.only)))
             return 0
         cli = find_cli()
         if options.only != "kernel":
             name = push_dataset(cli, options.bundle, options.message)
-            manifest = read_metadata(options.bundle / "arc_ttt_manifest.json")
+            manifest = read_metadata(options.bundle / MANIFEST)
             print(f"dataset {name} is ready, made from commit {manifest.get('commit')}", flush=True)
         if options.only != "dataset":
             version = push_kernel(cli, options.kernel)

@@ -5,7 +5,8 @@ answers go to /kaggle/working. It runs in a clean interpreter that has those of 
 here and nothing else, without arguments, without a network, and with few variables. Where the machine lets users make
 namespaces, these are real mounts in a mount namespace and there is no network but a dead one; elsewhere the folders
 stand below a scratch folder that ARC_KAGGLE_ROOT names, with write permission taken away. The first line says which.
-The script sees no GPU unless --gpu lends it this machine's, of whatever kind: no other is pretended.
+The script sees no GPU unless --gpu lends it this machine's, of whatever kind: no other is pretended. A bundle that is
+missing, or holds other code than the sources here, is made first.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import importlib.metadata
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -28,11 +30,11 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
-from arc_lab.bundle import BUNDLE, METADATA
+from arc_lab.bundle import BUNDLE, METADATA, PROJECT_WHEELS, make_bundle, outdated, put_project
 from arc_lab.datasets import load_dataset
 from arc_lab.metadata import read_metadata
-from arc_lab.wheels import ROOT, Image, read_image
-from arc_ttt.bootstrap import CHALLENGES
+from arc_lab.wheels import ROOT, SETS, Image, read_image
+from arc_ttt.bootstrap import CHALLENGES, MANIFEST
 from arc_ttt.deadline import format_duration, parse_duration
 from arc_ttt.errors import InputError, SubmissionError, TaskFileError
 from arc_ttt.grids import load_tasks
@@ -118,11 +120,12 @@ def can_isolate() -> bool:
 def clean_interpreter(folder: Path, image: Image) -> tuple[Path, list[str]]:
     """An interpreter with those of the image's packages that this one has, and nothing else.
 
-    Returns its path and a note on each important package of another version.
+    Returns its path and a note on Python and on each important package, where the version is another.
     """
     venv.create(folder, with_pip=True, symlinks=True)
     site = next((folder / "lib").glob("python3*")) / "site-packages"
-    notes = []
+    own = platform.python_version()
+    notes = [] if own.startswith(f"{image.python}.") else [f"Python {own}, {image.python} in the image"]
     for item in importlib.metadata.distributions():
         name = canonicalize_name(item.metadata["Name"] or "")
         if name not in image.packages or name in ALSO:
@@ -137,6 +140,25 @@ def clean_interpreter(folder: Path, image: Image) -> tuple[Path, list[str]]:
 
 
 IMPORTANT = ("torch", "transformers", "tokenizers", "peft", "accelerate", "safetensors", "numpy", "scipy")
+
+
+def ready_bundle(bundle: Path, chosen: str) -> str:
+    """Make a bundle where there is none, and put today's code into one that has other code.
+
+    chosen: set of wheels of a new one. Returns one line on what was done, empty if nothing had to be.
+
+    Raises:
+        InputError: wheels have to be fetched first, or the folder holds other things.
+    """
+    why = outdated(bundle)
+    if not why:
+        return ""
+    if not (bundle / MANIFEST).is_file():
+        make_bundle(bundle, chosen)
+        return f"{why}: made it, with the {chosen} set"
+    held = read_metadata(bundle / MANIFEST).get("wheels") or []
+    put_project(bundle, [row for row in held if not Path(row["file"]).match(PROJECT_WHEELS)])
+    return f"{why}: made its arc_ttt wheel anew"
 
 
 def set_stage(
@@ -199,6 +221,8 @@ def perform(
         log, _ = process.communicate()
         problems.append(f"it was still running {GRACE_S:.0f} s after its limit")
     seconds = time.monotonic() - start_s
+    for name in () if stage.isolated else ("src", "input"):
+        _give_write_permission(stage.root / name)  # so that the folder can be removed
     if seconds > limit_s and not problems:
         problems.append(f"it took {seconds:.0f} s of {limit_s:.0f}")
     if process.returncode:
@@ -242,6 +266,12 @@ def _take_write_permission(folder: Path) -> None:
         path.chmod(0o555 if path.is_dir() else 0o444)
 
 
+def _give_write_permission(folder: Path) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() else 0o644)
+
+
 def kernel_with(text: str, changes: dict[str, object]) -> str:
     """kernel.py with values of SETTINGS added after its own: the last of two equal names counts."""
     lines = "".join(f"    {name!r}: {value!r},\n" for name, value in changes.items())
@@ -256,7 +286,10 @@ def main(argv: Sequence[str]) -> int:
     """Run the command line. Returns 0 if Kaggle would have taken the submission, 1 if not, 2 for wrong use."""
     parser = argparse.ArgumentParser(prog="python -m arc_lab rehearse", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
-    add("--bundle", type=Path, default=BUNDLE, metavar="DIR", help="folder of the bundle (default: build/bundle)")
+    add(
+        "--bundle", type=Path, default=BUNDLE, metavar="DIR", help="the bundle, made if missing (default: build/bundle)"
+    )
+    add("--set", choices=SETS, default="base", help="wheels of a bundle that has to be made (default: base)")
     add("--tasks", default="training", metavar="SET|PATH", help="tasks to mount (default: training)")
     add("--count", type=int, default=240, metavar="N", help="how many of them (default: 240)")
     add("--layout", choices=LAYOUTS, default="new", help="how inputs are mounted: by kind, or all in one folder")
@@ -269,11 +302,11 @@ def main(argv: Sequence[str]) -> int:
     try:
         limit_s = parse_duration(options.limit)
         text = kernel_with((ROOT / "kernel.py").read_text(encoding="utf-8"), {"run.limit_s": limit_s})
-        if not options.bundle.is_dir():
-            raise InputError(f"{options.bundle}: no bundle; run python -m arc_lab bundle first")
         if options.gpu and not count_gpus():
             raise InputError("--gpu: this machine has no NVIDIA GPU to rehearse with, or CUDA_VISIBLE_DEVICES hides it")
         tasks = some_tasks(options.tasks, options.count)
+        if done := ready_bundle(options.bundle, options.set):
+            print(f"bundle: {done}", flush=True)
         with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
             base = Path(folder)
             (base / "kernel.py").write_text(text, encoding="utf-8")
@@ -303,8 +336,6 @@ def main(argv: Sequence[str]) -> int:
             result = perform(stage, python, limit_s=limit_s, rerun=not options.commit, gpu=options.gpu)
             for line in result.log.splitlines():
                 print(f"  | {line}")
-            if not stage.isolated:
-                _give_write_permission(stage.root)
     except InputError as error:
         print(f"rehearse: {error}", file=sys.stderr)
         return 2
@@ -320,12 +351,6 @@ def report(result: Rehearsal) -> int:
     if not result.problems:
         print("submission.json is complete and valid")
     return 1 if result.problems else 0
-
-
-def _give_write_permission(folder: Path) -> None:
-    for path in [folder, *folder.rglob("*")]:
-        if not path.is_symlink():
-            path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def some_tasks(name: str, count: int) -> dict[str, Any]:

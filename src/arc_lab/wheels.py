@@ -24,6 +24,7 @@ from arc_ttt.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 WHEELS = ROOT / "wheels"
+IMAGE = WHEELS / "image.json"
 SETS = ("base", "unsloth")
 NEVER = ("torch", "triton", "numpy")  # and every nvidia-* and cuda-* package: the image's own must stay
 PLATFORMS = ("2_28", "2_27", "2_24", "2_17")  # pip does not know by itself that a newer glibc takes older tags
@@ -67,7 +68,7 @@ def read_lock(path: Path = WHEELS / "lock.json") -> list[Wheel]:
     return wheels
 
 
-def read_image(path: Path = WHEELS / "image.json") -> Image:
+def read_image(path: Path = IMAGE) -> Image:
     """The description of an image: wheels/image.json, or the setup.json of a run on Kaggle. Raises InputError."""
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
@@ -78,9 +79,17 @@ def read_image(path: Path = WHEELS / "image.json") -> Image:
 
 
 def members(lock: Iterable[Wheel], chosen: str, python: str) -> list[Wheel]:
-    """Wheels of a set for a version of Python; unsloth stands on top of base."""
+    """Wheels of a set for a version of Python; unsloth stands on top of base. Raises InputError if there are none."""
     sets = SETS if chosen == "unsloth" else (chosen,)
-    return [wheel for wheel in lock if wheel.set in sets and python in wheel.python]
+    found = [wheel for wheel in lock if wheel.set in sets and python in wheel.python]
+    if not found:
+        raise InputError(f"the lock has no wheel of set {chosen} for Python {python}: add them to wheels/lock.json")
+    return found
+
+
+def told_again(chosen: str, image: Path = IMAGE) -> str:
+    """The options that name a set and an image to `wheels` and `bundle`; empty where they are the defaults."""
+    return (f" --set {chosen}" if chosen != SETS[0] else "") + (f" --image {image}" if image != IMAGE else "")
 
 
 def state(wheel: Wheel, folder: Path) -> str:
@@ -163,9 +172,7 @@ def main(argv: Sequence[str]) -> int:
     add = parser.add_argument
     add("--set", choices=SETS, default="base", help="base, or unsloth with base (default: base)")
     add("--python", metavar="3.N", help="version of Python on Kaggle (default: that of the image's description)")
-    add(
-        "--image", type=Path, default=WHEELS / "image.json", metavar="FILE", help="an image's description or setup.json"
-    )
+    add("--image", type=Path, default=IMAGE, metavar="FILE", help="an image's description or setup.json")
     add("--into", type=Path, default=WHEELS, metavar="DIR", help="folder of the wheels (default: wheels)")
     add("--check", action="store_true", help="download nothing")
     options = parser.parse_args(argv)
@@ -173,8 +180,6 @@ def main(argv: Sequence[str]) -> int:
         image = read_image(options.image)
         python = options.python or image.python
         wheels = members(read_lock(), options.set, python)
-        if not wheels:
-            raise InputError(f"the lock has no wheel for Python {python}")
         options.into.mkdir(parents=True, exist_ok=True)
         if options.check:
             problems = [f"{wheel.file}: {wrong}" for wheel in wheels if (wrong := state(wheel, options.into))]

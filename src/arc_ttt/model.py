@@ -110,7 +110,7 @@ def load_model(settings: ModelSettings, device: torch.device, *, seed: int = 0) 
     _disarm_repacking(llama)
     _compute_in(llama, dtype)
     torch.set_float32_matmul_precision("highest")
-    form = _format(settings.format, folder, llama.config)
+    form = format_of(settings.format, folder, llama.config)
     return LoadedModel(llama, form, device, dtype, four_bit, parameters, record=settings.record)
 
 
@@ -313,7 +313,7 @@ def _load_with_unsloth(folder: Path, settings: ModelSettings, device: torch.devi
     from transformers import LlamaConfig
 
     config = LlamaConfig.from_pretrained(folder, local_files_only=True)
-    form = _format(settings.format, folder, config)
+    form = format_of(settings.format, folder, config)
     quantize = settings.quantize == "nf4"
     try:
         llama = unsloth.load(folder, config, max_tokens=settings.max_tokens, dtype=dtype, four_bit=quantize)
@@ -388,7 +388,7 @@ def _count_parameters(llama: Any) -> int:
     return count
 
 
-def _format(name: str, folder: Path, config: Any) -> Format:
+def format_of(name: str, folder: Path, config: Any) -> Format:
     """The format object for a checkpoint; its special tokens come from the tokenizer files."""
     if name == "compact":
         form = CompactFormat()
