@@ -196,5 +196,6 @@ def main(argv: Sequence[str]) -> int:
         print(f"PROBLEM: {line}")
     total = sum(wheel.size for wheel in wheels) / 1e6
     told = "all as locked" if not problems else f"{len(problems)} problems"
-    print(f"set {options.set} for Python {python}: {len(wheels)} wheels, {total:.0f} MB, {told}")
+    count = "1 wheel" if len(wheels) == 1 else f"{len(wheels)} wheels"
+    print(f"set {options.set} for Python {python}: {count}, {total:.0f} MB, {told}")
     return 1 if problems else 0
