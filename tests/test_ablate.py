@@ -30,6 +30,22 @@ def test_differences_are_paired_over_common_tasks() -> None:
     assert "| 3 of 4 | 1 | 4 | +0.0% ± 47.1% (n = 3) | 1, 1 | 3.0 | 5 |" in table_text([row])
 
 
+def test_the_paper_has_29_with_16_bits_and_what_sees_other_tasks_is_called_transductive() -> None:
+    rows = {variant.name: variant for variant in VARIANTS}
+    assert {name: row.paper for name, row in rows.items()} == {
+        FULL: 29,
+        "fine-tuned": 5,
+        "no-augmentation": 13,
+        "direct": 18,
+        "shared": 22,
+        "no-demonstration-loss": 26,
+        "16-bit": 29,
+        "random-start": 9,
+        "joint": None,
+    }
+    assert [name for name, row in rows.items() if "transductive" in row.about] == ["shared", "joint"]
+
+
 def test_the_base_answers_count_only_where_nothing_trains() -> None:
     base, ttt = {"ranks": [0], "seconds": 1.5}, {"ranks": [2, 1], "seconds": 20.0}
     rows = {"a": {"base": {**base, "ranks": [1]}}, "b": {"base": base, "ttt": ttt}}

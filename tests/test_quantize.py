@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -172,10 +173,63 @@ def test_refusals(model: Path, nf4: Path, tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(ModelError, match="is no checkpoint"):
         quantize(model, tmp_path / "full")
     assert (tmp_path / "full" / "file").read_text() == "mine"
+    shutil.copytree(model, tmp_path / "plain")
+    with pytest.raises(ModelError, match="is no checkpoint in 4 bits"):  # weights of another training
+        quantize(model, tmp_path / "plain")
+    shutil.copytree(nf4, tmp_path / "four")
+    for name, text in (("card.md", "mine"), ("card.json", '{"loss": 1}')):
+        (tmp_path / "four" / name).write_text(text)
+        with pytest.raises(ModelError, match=name):
+            quantize(model, tmp_path / "four")
+        assert (tmp_path / "four" / name).read_text() == text
+        (tmp_path / "four" / name).unlink()
+    quantize(model, tmp_path / "four")
     assert main(["--model", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")]) == 2
     assert main(["--model", str(model), "--out", str(tmp_path / "x"), "--pack", str(tmp_path / "no.pack")]) == 2
     assert not (tmp_path / "x").exists()
+    assert main(["--model", str(model), "--out", str(tmp_path / "full" / "file" / "x")]) in (1, 2)
     assert all(line.startswith("arc_lab quantize: ") for line in capsys.readouterr().err.splitlines())
+
+
+def test_the_folder_of_the_model_is_never_replaced(model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    for out in (tmp_path / "model", tmp_path / "model" / ".." / "model", tmp_path / "link"):
+        with pytest.raises(ModelError, match="name another one"):
+            quantize(tmp_path / "model", out)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == {
+        path.name: path.read_bytes() for path in model.iterdir()
+    }
+
+
+def test_weights_that_are_not_those_of_the_card_are_refused(model: Path, nf4: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "model")
+    card = json.loads((model / "card.json").read_text())
+    weights = tmp_path / "model" / "model.safetensors"
+    raw = weights.read_bytes()
+    weights.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    with pytest.raises(ModelError, match=r"damaged: model\.safetensors"):
+        quantize(tmp_path / "model", tmp_path / "out")
+    weights.write_bytes(raw)
+    (tmp_path / "model" / "card.json").write_text(json.dumps({**card, "loss": 0.5}))
+    quantize(tmp_path / "model", tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert written["loss"] == 0.5
+    assert written["weights"] == json.loads((nf4 / "card.json").read_text())["weights"] != card["weights"]
+    (tmp_path / "model" / "card.json").write_text("{")
+    with pytest.raises(ModelError, match="is no card"):
+        quantize(tmp_path / "model", tmp_path / "out")
+
+
+def test_an_interruption_is_told_in_one_line(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("arc_lab.quantize.quantize", interrupted)
+    assert main(["--model", str(model), "--out", str(tmp_path / "nf4")]) == 130
+    assert capsys.readouterr().err == "arc_lab quantize: interrupted; the same command goes on\n"
 
 
 def test_the_command_prints_size_and_bits(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,9 +6,11 @@ import hashlib
 import importlib.util
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,8 +27,9 @@ from arc_lab.generators import as_grid, package_folder, source_mark
 from arc_lab.packs import PackError, Pair, pair_bytes, pair_tokens, read_pack, split_pairs, write_pack
 from arc_lab.rearc import (
     Answered,
-    EvaluationPairs,
+    KnownPairs,
     PackSettings,
+    _without_repeats,
     build,
     dataset_pairs,
     evaluation_pairs,
@@ -192,11 +195,11 @@ def test_families_are_closed_and_held_out_as_wholes() -> None:
 
 
 @pytest.fixture(scope="module")
-def evaluation() -> EvaluationPairs:
+def evaluation() -> KnownPairs:
     return evaluation_pairs()
 
 
-def test_an_evaluation_pair_is_known_under_every_symmetry(evaluation: EvaluationPairs) -> None:
+def test_an_evaluation_pair_is_known_under_every_symmetry(evaluation: KnownPairs) -> None:
     for number, (_, pair) in enumerate(dataset_pairs(load_dataset("evaluation"))):
         if number % 37 == 0:
             for index in range(8):
@@ -205,7 +208,7 @@ def test_an_evaluation_pair_is_known_under_every_symmetry(evaluation: Evaluation
     assert evaluation.task_with(pair_bytes(some_pair(5))) is None
 
 
-def test_the_training_task_that_equals_an_evaluation_task_is_dropped(evaluation: EvaluationPairs) -> None:
+def test_the_training_task_that_equals_an_evaluation_task_is_dropped(evaluation: KnownPairs) -> None:
     groups, dropped = task_groups(training_tasks(), PackSettings(), evaluation)
     assert "070dd51e" in dropped["40853293"]
     assert all(entry["name"] != "tasks/40853293" for entry, _ in groups)
@@ -213,13 +216,42 @@ def test_the_training_task_that_equals_an_evaluation_task_is_dropped(evaluation:
     assert len(groups) > 380
 
 
-def test_an_evaluation_task_of_the_user_is_dropped_turned_or_not(tmp_path: Path, evaluation: EvaluationPairs) -> None:
+def test_an_evaluation_task_of_the_user_is_dropped_turned_or_not(tmp_path: Path, evaluation: KnownPairs) -> None:
     task = load_dataset("evaluation").loaded.tasks[3]
     train = [{"input": dihedral(e.input, 3).tolist(), "output": dihedral(e.output, 3).tolist()} for e in task.train]
     (tmp_path / "mine.json").write_text(json.dumps({"train": train, "test": [{"input": [[1]]}]}))
     groups, dropped = task_groups(load_dataset(str(tmp_path / "mine.json")), PackSettings(), evaluation)
     assert not groups
     assert task.task_id in dropped["mine"]
+
+
+def test_a_copy_of_a_held_out_task_is_held_out_whatever_its_id(tmp_path: Path, evaluation: KnownPairs) -> None:
+    """Turned or not, and if it shares but one pair."""
+    pairs = {task_id: pair for task_id, pair in dataset_pairs(training_tasks()) if task_id in ("67a3c6ac", "a5313dff")}
+    out = held_out_families()
+    held = next(task for task in training_tasks().loaded.tasks if family_of(task.task_id) in out)
+    pairs["held"] = (held.train[1].input, held.train[1].output)
+    for index in range(8):
+        for name, pair in pairs.items():
+            some = [some_pair(index), (dihedral(pair[0], index), dihedral(pair[1], index))]
+            shown = [{"input": first.tolist(), "output": second.tolist()} for first, second in some]
+            (tmp_path / f"{name}-{index}.json").write_text(json.dumps({"train": shown, "test": [{"input": [[1]]}]}))
+    groups, _ = task_groups(load_dataset(str(tmp_path)), PackSettings(max_tokens=3000), evaluation)
+    assert len(groups) == 24
+    for entry, _ in groups:
+        expected = "held-out" if "/held-" in entry["name"] else "train"
+        assert entry["split"] == expected, entry
+        assert (entry["family"] in out) == (expected == "held-out")
+
+
+def test_groups_of_one_name_are_held_out_if_one_of_them_is() -> None:
+    (train, first), (held, second) = some_groups()
+    groups = [(train, first), ({**held, "name": train["name"]}, second)]
+    for order in (groups, groups[::-1]):
+        ((entry, pairs),), repeated = _without_repeats(order)
+        assert entry["split"] == "held-out"
+        assert sorted(pairs) == sorted(first + second)
+        assert repeated == 0
 
 
 # Settings and refusals
@@ -249,6 +281,67 @@ def test_a_missing_package_is_refused_with_the_command_that_helps(
     assert main(["--wheel", str(tmp_path / "no.whl"), "--out", str(tmp_path / "x.pack")]) == 2
     assert "no.whl" in capsys.readouterr().err
     assert not (tmp_path / "x.pack").exists()
+
+
+def test_task_files_and_the_place_to_write_to_are_looked_at_before_the_generators(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.json").write_text("[1, 2")
+    (tmp_path / "none.json").write_text('{"a": 3}')
+    (tmp_path / "folder.pack").mkdir()
+    wheel, out = ["--wheel", str(tmp_path / "no.whl")], str(tmp_path / "x.pack")
+    for arguments, words in (
+        (["--out", out, "--tasks", str(tmp_path / "bad.json")], "is not JSON"),
+        (["--out", out, "--tasks", str(tmp_path / "none.json")], "no usable task"),
+        (["--out", out, "--tasks", str(tmp_path / "gone.json")], "nor an existing file"),
+        (["--out", out, "--tasks", str(tmp_path / "some.pack:9")], "to measure on"),
+        (["--out", str(tmp_path / "bad.json" / "x.pack")], "cannot be made"),
+        (["--out", str(tmp_path / "folder.pack")], "is a folder"),
+    ):
+        assert main([*wheel, *arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("arc_lab rearc: ")
+        assert words in line
+
+
+def test_a_full_disk_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("arc_lab.rearc.build", full)
+    assert main(["--out", str(tmp_path / "x.pack")]) == 1
+    assert capsys.readouterr().err == "arc_lab rearc: [Errno 28] No space left on device\n"
+
+
+@needs_generators
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [(signal.SIGINT, 130, "arc_lab rearc: interrupted; the same command goes on\n"), (signal.SIGKILL, -9, "")],
+)
+def test_ctrl_c_is_told_in_one_line_and_no_generator_outlives_a_build(
+    tmp_path: Path, number: int, code: int, words: str
+) -> None:
+    command = [sys.executable, "-m", "arc_lab", "rearc", "--wheel", WHEEL, "--out", str(tmp_path / "x.pack")]
+    process = subprocess.Popen(
+        [*command, "--processes", "2", "--only", "67a3c6ac,a416b8f3,d631b094", "--pairs-per-generator", "1000000"],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    give_up_s = time.monotonic() + 60
+    while len(children.read_text().split()) < 2 and time.monotonic() < give_up_s:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    started = children.read_text().split()
+    os.killpg(process.pid, number)
+    told = process.communicate(timeout=60)[1]  # until all have closed it
+    assert (process.returncode, told) == (code, words)
+    assert len(started) == 2
+    assert not any(Path(f"/proc/{child}/exe").exists() for child in started)
 
 
 def test_rows_of_a_generator_are_checked() -> None:
@@ -294,7 +387,7 @@ def test_a_pack_is_the_same_for_any_hash_seed_and_number_of_processes(tmp_path: 
 
 @needs_generators
 def test_a_built_pack_holds_no_evaluation_pair_and_no_held_out_family_in_training(
-    tmp_path: Path, evaluation: EvaluationPairs
+    tmp_path: Path, evaluation: KnownPairs
 ) -> None:
     report = build(WHEEL, tmp_path / "p.pack", FEW, processes=1)
     pack = read_pack(tmp_path / "p.pack")
@@ -339,6 +432,19 @@ def test_an_interrupted_build_goes_on_and_gives_the_same_pack(tmp_path: Path) ->
     assert len(Answered(partial).known) >= 2
     assert build(WHEEL, tmp_path / "part.pack", settings)["sha256"] == whole["sha256"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["part.pack", "whole.pack"]
+
+
+def test_a_changed_answer_is_not_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "x.partial"
+    for number in (1, 2):
+        Answered(path).add({"generator": number}, {"pairs": 1, "packed": "AQEBAQEC"})
+    assert len(Answered(path).known) == 2
+    text = path.read_text()
+    for changed in (text.replace("AQEBAQEC", "AQEBAQED", 1), text.replace('"generator": 1', '"generator": 3')):
+        path.write_text(changed)
+        assert [json.loads(request)["generator"] for request in Answered(path).known] == [2]
+    path.write_bytes(b"\xff[[1], [2]]\n5\n" + text.encode())
+    assert len(Answered(path).known) == 2
 
 
 def test_answers_of_other_generators_are_not_taken_over(tmp_path: Path) -> None:

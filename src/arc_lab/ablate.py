@@ -51,10 +51,13 @@ VARIANTS = (
     Variant("fine-tuned", "the base model alone", ("ttt.scope=none",), 5),
     Variant("no-augmentation", "leave-one-out tasks without transformations", ("ttt.augment=none",), 13),
     Variant("direct", "each pair alone, not in context", ("ttt.in_context=false",), 18),
-    Variant("shared", "one adapter for all tasks", ("ttt.scope=shared",), 22),
+    Variant("shared", "one adapter for all tasks (transductive)", ("ttt.scope=shared",), 22),
     Variant("no-demonstration-loss", "loss on the left-out pair alone", ("ttt.demonstration_loss=false",), 26),
     Variant(
-        "16-bit", "16-bit weights (models below 200M parameters are expanded anyway)", ("model.quantize=none",), 26
+        "16-bit",
+        "16-bit weights (the paper: 26 with 4 bits; models below 200M parameters are expanded anyway)",
+        ("model.quantize=none",),
+        29,
     ),
     Variant("random-start", "the base not trained on ReARC", ("model.random_start=true",), 9),
     Variant("joint", "a short stage over all tasks first (transductive)", ("ttt.scope=joint",), None),

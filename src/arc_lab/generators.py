@@ -16,9 +16,11 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import os
 import random
 import signal
 import sys
+import threading
 import types
 import zipfile
 from collections import Counter
@@ -207,12 +209,28 @@ def make_pairs(generators: Generators, request: dict[str, Any]) -> dict[str, Any
     }
 
 
+def end_with_parent() -> None:
+    """Let this process end once its parent has died, however that happens."""
+    parent, never = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            never.wait(2.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def worker(wheel: str) -> int:
     """Answer requests from standard input until it ends. The first line written lists the generators."""
+    end_with_parent()
     generators = load_generators(wheel)
-    print(json.dumps(generators.ids), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(make_pairs(generators, json.loads(line))), flush=True)
+    try:
+        print(json.dumps(generators.ids), flush=True)
+        for line in sys.stdin:
+            print(json.dumps(make_pairs(generators, json.loads(line))), flush=True)
+    except BrokenPipeError:
+        os._exit(1)  # nobody listens any more
     return 0
 
 

@@ -5,17 +5,18 @@
 The same command again goes on where it was interrupted, with as many processes of torchrun and on the same kind of
 device; `--init DIR` starts a new training from a checkpoint's weights.
 The clock drives the schedule with `--for`, the number of steps with `--steps`; with the latter a run is the same bit
-for bit however often it is interrupted. OUT gets model/ (a stock checkpoint), card.json, card.md, log.jsonl, and the
-training's own checkpoint.
+for bit however often it is interrupted, by a signal or by an error on the way. OUT gets model/ (a stock checkpoint with
+its card, which names the hashes of its weights), card.json, card.md, log.jsonl, and the training's own checkpoint.
 
 How to train on one GPU for 22 minutes
 --------------------------------------
-Beforehand, on any CPU (once; about half an hour of CPU time and 14 MB), and a dry run of the same model that shows bugs
-before the GPU costs time:
+Beforehand, on any CPU (once; about half an hour of CPU time and 14 MB), and a dry run of the same model on the path
+that a GPU takes, which shows bugs before the GPU costs time (some minutes and 6 GB of memory; by default batches and
+windows of M are smaller on a CPU):
 
     python -m arc_lab rearc --wheel installed --out local/big.pack --pairs-per-generator 1000 --training-tasks
-    python -m arc_lab pretrain --pack local/big.pack --preset M --steps 3 --batch-tokens 8192 --window-sequences 16 \\
-        --windows-ahead 1 --eval-sequences 4 --out local/dry
+    python -m arc_lab pretrain --pack local/big.pack --preset M --steps 3 --compile --rows packed --live installed \\
+        --log-every 1 --save-dtype bfloat16 --out local/dry
 
 On the GPU machine, with the repository, the pack and the wheel of reasoning-gym beside it:
 
@@ -35,6 +36,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import math
 import os
 import signal
 import sys
@@ -55,6 +57,8 @@ from arc_ttt.deadline import parse_duration
 from arc_ttt.errors import ArcError, InputError, SettingsError
 from arc_ttt.model import compute_dtype
 
+CPU_MOST = {"batch_tokens": 8192, "window_sequences": 512, "windows_ahead": 3}  # defaults on a CPU; binds M alone
+MEASURED, CPU_MEASURED = 120, 24  # sequences of each kind by default; and of a size that CPU_MOST binds
 GPU_LENGTHS = (512, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 
 
@@ -140,7 +144,7 @@ class RunOptions:
     save_dtype: str = "float32"
     checkpoint_every_s: float = 300.0
     evaluate_every_s: float = 300.0
-    eval_sequences: int = 120
+    eval_sequences: int = MEASURED
     log_every: int = 50
     peak: bool = True
     """Measure the machine's peak, for the share of it that the training uses."""
@@ -163,8 +167,11 @@ def pretrain(
     Raises:
         InputError: a pack, a checkpoint or settings that cannot be used.
         TrainingDiverged: the loss is not finite.
+        ArcError: anything else went wrong; the steps until then are in a checkpoint.
     """
     loaded = [read_pack(path) for path in packs]
+    for folder in (options.out, options.checkpoints):
+        make_folder(folder)
     avoid = _Avoided(loaded) if options.live else _nothing
     feed = Feed(loaded, settings.data, processes=options.processes, wheel=options.live, avoid=avoid)
     try:
@@ -177,6 +184,20 @@ def pretrain(
             return trainer.run(stopped)
     finally:
         feed.close()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder to write to, where there is none.
+
+    Raises:
+        InputError: that cannot be done.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made: {error.strerror or error}") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder}: cannot be written to")
 
 
 class _Avoided:
@@ -196,7 +217,7 @@ def _nothing(pair: bytes) -> str | None:
 
 
 def make_settings(options: argparse.Namespace, device: torch.device) -> PretrainSettings:
-    """Settings from the command line; what is not given comes from the preset.
+    """Settings from the command line; what is not given comes from the preset, less of it where a CPU has no room.
 
     Raises:
         SettingsError: a value that cannot be.
@@ -205,10 +226,11 @@ def make_settings(options: argparse.Namespace, device: torch.device) -> Pretrain
     if size not in PRESETS:
         raise SettingsError(f"--preset {size}: there are {', '.join(PRESETS)}")
     preset = PRESETS[size]
-    chosen = {
-        name: getattr(preset, name) if getattr(options, name) is None else getattr(options, name)
-        for name in ("max_tokens", "batch_tokens", "muon_lr", "adam_lr", "window_sequences", "windows_ahead")
-    }
+    chosen = {}
+    for name in ("max_tokens", "batch_tokens", "muon_lr", "adam_lr", "window_sequences", "windows_ahead"):
+        most = CPU_MOST.get(name, math.inf) if device.type == "cpu" else math.inf
+        given = getattr(options, name)
+        chosen[name] = min(getattr(preset, name), most) if given is None else given
     if options.rows == "auto":
         packed = can_pack(device, compute_dtype(options.dtype, device))
     else:
@@ -248,7 +270,7 @@ def make_settings(options: argparse.Namespace, device: torch.device) -> Pretrain
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the pretrain command; 130 when it was interrupted and can go on."""
+    """Run the pretrain command; 130 when it was interrupted and can go on, 1 after an error on the way."""
     options = _parser().parse_args(argv)
     torch.set_num_threads(options.threads)
     asked = False
@@ -259,12 +281,18 @@ def main(argv: Sequence[str]) -> int:
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        settings = make_settings(options, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        settings = make_settings(options, device)
+        if options.eval_sequences is None:
+            large = PRESETS[settings.preset].batch_tokens > CPU_MOST["batch_tokens"]
+            options.eval_sequences = CPU_MEASURED if large and device.type == "cpu" else MEASURED
         names = {field.name for field in dataclasses.fields(RunOptions)} - {"peak", "checkpoints", "stop_after_steps"}
         given = {name: getattr(options, name) for name in names}
         run = RunOptions(**given, checkpoints=options.checkpoints or options.out / "checkpoint")
         card = pretrain(options.pack, settings, run, stopped=lambda: asked)
-    except (InputError, ArcError) as error:
+    except BrokenPipeError:  # the reader of our output is gone, which the caller knows to handle
+        raise
+    except (ArcError, OSError) as error:
         print(f"arc_lab pretrain: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     finally:
@@ -295,10 +323,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=0, help="train so many steps")
     add("--rope", default=base.rope, help=f"rotary positions of a fresh model: {', '.join(ROPES)}")
     add("--seed", type=int, default=0)
-    for name, kind in (("max-tokens", int), ("batch-tokens", int), ("muon-lr", float), ("adam-lr", float)):
+    for name, kind in (("max-tokens", int), ("muon-lr", float), ("adam-lr", float)):
         add(f"--{name}", type=kind, help="default: the preset's")
-    for name in ("window-sequences", "windows-ahead"):
-        add(f"--{name}", type=int, help="default: the preset's")
+    for name in ("batch-tokens", "window-sequences", "windows-ahead"):
+        add(f"--{name}", type=int, help="default: the preset's; less of M on a CPU")
     add("--accumulate", type=int, default=base.accumulate, help="batches of a step")
     add("--weight-decay", type=float, default=base.weight_decay)
     add("--warmup-steps", type=int, default=base.warmup_steps)
@@ -322,7 +350,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--save-dtype", default="float32", choices=("float32", "bfloat16"), help="type of the weights in OUT/model")
     add("--checkpoint-every-s", type=float, default=300.0)
     add("--evaluate-every-s", type=float, default=300.0)
-    add("--eval-sequences", type=int, default=120, help="sequences measured of each kind")
+    add("--eval-sequences", type=int, help=f"sequences measured of each kind (default: {MEASURED}; less of M on a CPU)")
     add("--log-every", type=int, default=50, metavar="STEPS")
     return parser
 

@@ -1,7 +1,8 @@
-"""The card of a training: card.json for programs, card.md for people."""
+"""The card of a training: card.json for programs, card.md for people. It names the hashes of its weights."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from arc_ttt.deadline import format_duration
+from arc_ttt.errors import ModelError
 from arc_ttt.submission import write_atomically
 
 KINDS = {"seen": "held pairs of seen generators", "held-out": "held-out generators"}
@@ -18,6 +20,54 @@ def write_card(card: Mapping[str, Any], folder: Path) -> None:
     """Write both forms of a card."""
     write_atomically(folder / "card.json", json.dumps(card, indent=1, sort_keys=True))
     write_atomically(folder / "card.md", card_text(card))
+
+
+def add_weights_card(folder: Path, card: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the card of the weights in a model folder there: `card` with their hashes. Returns it."""
+    stamped = {**card, "weights": weights_hashes(folder)}
+    write_atomically(folder / "card.json", json.dumps(stamped, indent=1, sort_keys=True))
+    return stamped
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card in a model folder; empty where there is none.
+
+    Raises:
+        ModelError: it is damaged.
+    """
+    path = folder / "card.json"
+    if not path.exists():
+        return {}
+    try:
+        card = dict(json.loads(path.read_text(encoding="utf-8")))
+        dict(card.get("weights", {}))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{path}: is no card: {error}") from error
+    return card
+
+
+def check_weights(folder: Path) -> dict[str, Any]:
+    """The card in a model folder, which must hold the weights that it names, if it names any.
+
+    Raises:
+        ModelError: the card is damaged, or the weights are others.
+    """
+    card = read_card(folder)
+    named = card.get("weights", {})
+    found = weights_hashes(folder) if "weights" in card else {}
+    differing = sorted(name for name in {*named, *found} if named.get(name) != found.get(name))
+    if differing:
+        raise ModelError(f"{folder}: is damaged: {differing[0]} is not the file whose SHA-256 card.json names")
+    return card
+
+
+def weights_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of weights in a folder, by name."""
+    hashes = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
 
 
 def card_text(card: Mapping[str, Any]) -> str:

@@ -8,21 +8,20 @@ interrupted training goes on with exactly the batches that it would have had.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import random
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arc_lab.generators import Generators, attempt, load_generators
+from arc_lab.generators import Generators, attempt, end_with_parent, load_generators, package_folder
 from arc_lab.packs import Group, Pack, Pair, pair_bytes, pair_tokens, stream
-from arc_ttt.errors import InputError
+from arc_ttt.errors import ArcError, InputError
 from arc_ttt.formats import CompactFormat, TokenSequence
 from arc_ttt.grids import MAX_SIDE, Example, Grid, freeze
 from arc_ttt.training import micro_batches, padded
@@ -32,6 +31,7 @@ PAIRS = (2, 3, 3, 4, 4, 4, 5, 6)  # pairs of a sequence, drawn uniformly from th
 TRIES = 24
 LIVE_CPU_S = 0.5
 LIVE_DIFFICULTY = (0.0, 1.0)
+DIED = "a background process that makes data died (perhaps the system killed it for its memory)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +63,15 @@ class DataSettings:
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """ids: (B, T) uint8. positions: (B, T) int32. places: (N,) int64, targets in the flat ids. tokens, sequences: how
-    many real ones there are. starts: (K,) int32 for a packed row (B = 1), where its sequences start, then T until K."""
+    many real ones there are. squares: sum of the squared lengths of the sequences. starts: (K,) int32 for a packed row
+    (B = 1), where its sequences start, then T until K."""
 
     ids: NDArray[np.uint8]
     positions: NDArray[np.int32]
     places: NDArray[np.int64]
     tokens: int
     sequences: int
+    squares: int
     starts: NDArray[np.int32] | None = None
 
     def row_of_targets(self) -> NDArray[np.int64]:
@@ -84,7 +86,7 @@ def batch_of(sequences: Sequence[TokenSequence], rows: int, length: int) -> Batc
     ids, positions, targets = padded(sequences, CompactFormat.PAD, rows, length)
     tokens = sum(len(sequence) for sequence in sequences)
     places = np.flatnonzero(targets).astype(np.int64)
-    return Batch(ids.astype(np.uint8), positions.astype(np.int32), places, tokens, len(sequences))
+    return Batch(ids.astype(np.uint8), positions.astype(np.int32), places, tokens, len(sequences), _squares(sequences))
 
 
 def packed_row(sequences: Sequence[TokenSequence], length: int) -> Batch:
@@ -100,7 +102,12 @@ def packed_row(sequences: Sequence[TokenSequence], length: int) -> Batch:
         targets[at:stop], targets[at] = sequence.loss_mask, False
         starts[number : number + 2] = at, stop
         at = stop
-    return Batch(ids, positions, np.flatnonzero(targets).astype(np.int64), at, len(sequences), starts)
+    places = np.flatnonzero(targets).astype(np.int64)
+    return Batch(ids, positions, places, at, len(sequences), _squares(sequences), starts)
+
+
+def _squares(sequences: Sequence[TokenSequence]) -> int:
+    return sum(len(sequence) ** 2 for sequence in sequences)
 
 
 def most_packed(length: int) -> int:
@@ -325,26 +332,23 @@ def measuring_sequences(packs: Sequence[Pack], split: str, count: int, max_token
     return [found[int(i)] for i in sorted(keep)]
 
 
-_MAKER: WindowMaker | None = None  # of a background process
+_MAKER: WindowMaker | InputError | None = None  # of a background process, or why it has none
 
 
 def _start(packs: Sequence[Pack], settings: DataSettings, wheel: str, avoid: Any) -> None:
     global _MAKER
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    live = LivePairs(load_generators(wheel), avoid) if wheel else None
-    _MAKER = WindowMaker(packs, settings, live)
-
-
-def _end_with(parent: int) -> None:
-    """End this process once its parent has died, however that happened."""
-    never = threading.Event()
-    while os.getppid() == parent:
-        never.wait(2.0)
-    os._exit(1)
+    end_with_parent()
+    try:
+        live = LivePairs(load_generators(wheel), avoid) if wheel else None
+        _MAKER = WindowMaker(packs, settings, live)
+    except InputError as error:
+        _MAKER = error
 
 
 def _make(number: int, limit: int) -> list[Batch]:
     assert _MAKER is not None
+    if isinstance(_MAKER, InputError):
+        raise _MAKER
     return _MAKER(number, limit)
 
 
@@ -364,12 +368,14 @@ class Feed:
         wheel: str = "",
         avoid: Callable[[bytes], str | None] = lambda pair: None,
     ) -> None:
+        """Raises InputError for packs without anything to train on, or a `wheel` that is none."""
         self.settings = settings
-        self._maker: Callable[[int, int], list[Batch]] | None = None
+        if wheel:
+            package_folder(wheel)
+        self._maker = WindowMaker(packs, settings)
         self._pool: ProcessPoolExecutor | None = None
         if processes == 0:
-            live = LivePairs(load_generators(wheel), avoid) if wheel else None
-            self._maker = WindowMaker(packs, settings, live)
+            self._maker.live = LivePairs(load_generators(wheel), avoid) if wheel else None
         else:
             self._pool = ProcessPoolExecutor(
                 processes, multiprocessing.get_context("fork"), _start, (packs, settings, wheel, avoid)
@@ -388,14 +394,21 @@ class Feed:
         self._index = state["index"]
 
     def next(self, limit: int) -> Batch:
-        """The next batch; `limit` is the longest sequence of windows that are requested now."""
+        """The next batch; `limit` is the longest sequence of windows that are requested now.
+
+        Raises:
+            ArcError: a background process died.
+        """
         while not self._window or self._index >= len(self._window):
             if self._window:
                 self._pending.popleft()
                 self._request(self._pending[-1][0] + 1, limit)
                 self._index = 0
             number, own_limit, future = self._pending[0]
-            self._window = future.result() if future else self._make_here(number, own_limit)
+            try:
+                self._window = future.result() if future else self._make_here(number, own_limit)
+            except BrokenProcessPool as error:
+                raise ArcError(DIED) from error
         batch = self._window[self._index]
         self._index += 1
         return batch
@@ -413,9 +426,11 @@ class Feed:
             self._pool.shutdown(cancel_futures=True)
 
     def _request(self, number: int, limit: int) -> None:
-        future = self._pool.submit(_make, number, limit) if self._pool is not None else None
+        try:
+            future = self._pool.submit(_make, number, limit) if self._pool is not None else None
+        except BrokenProcessPool as error:
+            raise ArcError(DIED) from error
         self._pending.append((number, limit, future))
 
     def _make_here(self, number: int, limit: int) -> list[Batch]:
-        assert self._maker is not None
         return self._maker(number, limit)

@@ -1,8 +1,8 @@
 """The pretraining loop: batches to steps, measuring, checkpoints, the card. One process or several (torchrun).
 
 A step's gradient is that of the mean cross-entropy over all its targets, in all processes. Every process makes the
-same batches and takes every n-th, so the number of targets is known to all without asking; gradients are summed, and
-nothing else is exchanged but the first process's clock.
+same batches and takes every n-th, so the number of targets is known to all without asking; gradients and losses are
+summed, and nothing else is exchanged but the first process's clock.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from arc_lab.benchmark import flops_per_token, matmul_peak
 from arc_lab.pretrain_card import write_card
 from arc_lab.pretrain_data import Batch, Feed, batch_of
 from arc_lab.pretrain_model import PRESETS, Muon, compile_layers, matrices, others, save_model, training_model
-from arc_lab.pretrain_state import Trained, check_same, load, save
+from arc_lab.pretrain_state import STATE_NAMES, Trained, check_same, load, save
 from arc_ttt.checkpoints import model_folder, read_config
 from arc_ttt.deadline import REAL_CLOCK, format_duration
-from arc_ttt.errors import TrainingDiverged
+from arc_ttt.errors import ArcError, InputError, TrainingDiverged
 from arc_ttt.formats import TokenSequence
 from arc_ttt.model import LoadedModel, compute_dtype
 from arc_ttt.submission import write_atomically
@@ -38,6 +38,9 @@ from arc_ttt.training import add_gradients, clip_gradients, micro_batches, targe
 
 if TYPE_CHECKING:
     from arc_lab.pretrain import PretrainSettings, RunOptions
+
+
+LOGGED = ("step", "seconds", "tokens", "squares")  # what a line of the log counts since the one before
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,8 @@ class Trainer:
         self.conditions = conditions(settings, options, group)
         self.packs = packs
         self.say = say if group.first else lambda text: None
-        self.state: dict[str, Any] = {"step": 0, "tokens": 0, "padded": 0, "sequences": 0, "seconds": 0.0, "curve": []}
+        self.state: dict[str, Any] = {**dict.fromkeys(STATE_NAMES, 0), "seconds": 0.0, "curve": [], "loss": 0.0}
+        self.state["logged_at"] = dict.fromkeys(LOGGED, 0)
         stored = load(options.checkpoints)
         if stored is not None:
             check_same(stored[0], self.document, self.conditions, packs, options.checkpoints)
@@ -131,8 +135,11 @@ class Trainer:
         if options.compile:
             compile_layers(self.base.llama, max(1, len(settings.data.lengths)))
         self.peak = matmul_peak(group.device, self.base.dtype) if options.peak and group.first else 0.0
-        self.loss = torch.zeros((), device=group.device)
-        self.logged_at = (0.0, 0, 0)
+        self.loss = torch.tensor(self.state["loss"], device=group.device)  # sum of mean losses since the last line
+        self.feed_state = feed.state()  # after the last whole step
+        self.whole = True  # no step has changed a part of the weights alone
+        self.saved_step = self.state["step"]
+        self.start_s = REAL_CLOCK.now() - self.state["seconds"]
 
     def _optimizers(self) -> Trained:
         llama, settings = self.base.llama, self.settings
@@ -145,18 +152,35 @@ class Trainer:
         return Trained(llama, muon, adamw, [name for name, _ in named])
 
     def run(self, stopped: Callable[[], bool]) -> dict[str, Any]:
-        """Train to the end, or until `stopped`; returns the card."""
+        """Train to the end, or until `stopped`; returns the card.
+
+        Raises:
+            TrainingDiverged: the last checkpoint stays.
+            ArcError: anything else went wrong; the steps until then are in a checkpoint.
+        """
+        try:
+            return self._end(finished=self._train(stopped))
+        except TrainingDiverged:
+            raise
+        except Exception as error:
+            text = self._rescue(error)
+            if isinstance(error, (InputError, BrokenPipeError)):
+                raise
+            raise ArcError(text) from error
+
+    def _train(self, stopped: Callable[[], bool]) -> bool:
+        """Step until the end (True) or until `stopped` (False)."""
         state, options = self.state, self.options
-        start_s = REAL_CLOCK.now() - state["seconds"]
-        self.logged_at = (state["seconds"], state["tokens"], state["step"])
+        self.start_s = REAL_CLOCK.now() - state["seconds"]
         saved_s = measured_s = state["seconds"]
         limit = options.stop_after_steps or math.inf
         while True:
-            state["seconds"] = REAL_CLOCK.now() - start_s
+            self._tell_time()
             progress, stop = self._agree(self._progress(), stopped() or state["step"] >= limit)
             if progress >= 1.0 or stop:
-                break
+                return progress >= 1.0
             self._step(progress)
+            self._tell_time()
             if state["step"] % options.log_every == 0:
                 self._log()
             if self.group.first and state["seconds"] - measured_s >= options.evaluate_every_s:
@@ -165,7 +189,20 @@ class Trainer:
             if self.group.first and state["seconds"] - saved_s >= options.checkpoint_every_s:
                 saved_s = state["seconds"]
                 self._save(finished=False)
-        return self._end(finished=progress >= 1.0)
+
+    def _tell_time(self) -> None:
+        self.state["seconds"] = REAL_CLOCK.now() - self.start_s
+
+    def _rescue(self, error: Exception) -> str:
+        """Save what stands after an error; returns what happened, in one line."""
+        told = [line for line in str(error).splitlines() if line.strip()][:1]
+        text = told[0] if told and isinstance(error, ArcError) else ": ".join([type(error).__name__, *told])
+        if self.group.first and self.whole and self.state["step"] > self.saved_step:
+            try:
+                self._save(finished=False)
+            except Exception as second:  # the first error matters more
+                text += f"; no checkpoint could be written: {type(second).__name__}"
+        return f"{text}; the same command goes on after step {self.saved_step}" if self.group.first else text
 
     def _progress(self) -> float:
         if self.settings.steps:
@@ -186,13 +223,15 @@ class Trainer:
         limit = settings.limit_tokens(progress)
         batches = [self.feed.next(limit) for _ in range(settings.accumulate * self.group.size)]
         count = max(1, sum(len(batch.places) for batch in batches))
+        loss = torch.zeros_like(self.loss)
         for batch in batches[self.group.rank :: self.group.size]:
-            self.loss += add_gradients(self.base, functools.partial(self._loss, batch), count, self.scaler)
-        self._sum_gradients()
+            loss += add_gradients(self.base, functools.partial(self._loss, batch), count, self.scaler)
+        self._sum_up(loss)
         optimizers, rate = (self.trained.muon, self.trained.adamw), settings.rate(state["step"], progress)
         for optimizer, lr in zip(optimizers, (settings.muon_lr, settings.adam_lr), strict=True):
             optimizer.param_groups[0]["lr"] = lr * rate
         clip_gradients(optimizers, self.base.llama.parameters(), self.scaler, settings.clip_norm)
+        self.whole = False
         update_weights(optimizers, self.scaler)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -200,6 +239,10 @@ class Trainer:
         state["tokens"] += sum(batch.tokens for batch in batches)
         state["padded"] += sum(batch.ids.size for batch in batches)
         state["sequences"] += sum(batch.sequences for batch in batches)
+        state["squares"] += sum(batch.squares for batch in batches)
+        self.loss += loss
+        self.feed_state = self.feed.state()
+        self.whole = True
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         """Summed cross-entropy of a batch, nats."""
@@ -207,28 +250,28 @@ class Trainer:
         logits, wanted = target_logits(self.base.llama, ids, positions, places, **attention)
         return torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
 
-    def _sum_gradients(self) -> None:
+    def _sum_up(self, loss: torch.Tensor) -> None:
+        """Sum gradients and loss over the processes, in place."""
         if self.group.size == 1:
             return
-        gradients = [weight.grad for weight in self.base.llama.parameters() if weight.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        parts = [loss, *(weight.grad for weight in self.base.llama.parameters() if weight.grad is not None)]
+        flat = torch.cat([part.flatten() for part in parts])
         dist.all_reduce(flat)
-        for gradient, summed in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
-            gradient.copy_(summed.view_as(gradient))
+        for part, summed in zip(parts, torch.split(flat, [p.numel() for p in parts]), strict=True):
+            part.copy_(summed.view_as(part))
 
     def _log(self) -> None:
         """Loss and speed since the last line. The only place in the loop that waits for the device."""
-        total = self.loss.clone()
-        self.loss.zero_()
-        if self.group.size > 1:
-            dist.all_reduce(total)
-        state, (seconds, tokens, step) = self.state, self.logged_at
-        loss = float(total) / max(1, state["step"] - step)
+        state, before = self.state, self.state["logged_at"]
+        loss = float(self.loss) / max(1, state["step"] - before["step"])
+        self._tell_time()
         if not math.isfinite(loss):
             raise TrainingDiverged(f"the loss is {loss} at step {state['step']}; go on from the last checkpoint")
-        speed = (state["tokens"] - tokens) / max(1e-6, state["seconds"] - seconds)
-        self.logged_at = (state["seconds"], state["tokens"], state["step"])
-        share = f", {self._share_of_peak(speed):.1%} of peak" if self.peak else ""
+        since = {name: state[name] - before[name] for name in LOGGED}
+        speed = since["tokens"] / max(1e-6, since["seconds"])
+        share = f", {self._share_of_peak(since):.1%} of peak" if self.peak else ""
+        self.loss.zero_()
+        state["logged_at"] = {name: state[name] for name in LOGGED}
         self._record({"loss": round(loss, 5), "tokens_s": round(speed)})
         self.say(
             f"step {state['step']}  {state['tokens'] / 1e6:.2f}M tokens  loss {loss:.4f}  {speed:,.0f} tokens/s{share}"
@@ -250,10 +293,14 @@ class Trainer:
             with (self.options.out / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def _share_of_peak(self, tokens_s: float) -> float:
-        """Model FLOP utilisation: useful FLOP/s over those of the best matrix product measured here."""
-        length = self.state["tokens"] / max(1, self.state["sequences"])
-        return tokens_s * flops_per_token(self.base, length) / self.peak * self.group.size**-1
+    def _share_of_peak(self, done: Mapping[str, float]) -> float:
+        """Model FLOP utilisation: useful FLOP/s over those of the best matrix product measured here.
+
+        done: seconds, tokens and squares (the sum of the squared lengths of sequences).
+        """
+        length = done["squares"] / max(1, done["tokens"])  # that the sequence of a token has, mean over tokens
+        flops = done["tokens"] * flops_per_token(self.base, length)
+        return flops / max(1e-6, done["seconds"]) / self.peak / self.group.size
 
     def _measure(self) -> dict[str, Any]:
         """Exact match on both kinds of held pairs; recorded and said."""
@@ -270,27 +317,30 @@ class Trainer:
         """The step after which exact match was measured last; -1 before the first."""
         return max((line["step"] for line in self.state["curve"] if "exact_match" in line), default=-1)
 
-    def _save(self, *, finished: bool) -> None:
-        """Write checkpoint, model and card; never of weights that are not finite."""
-        weights = torch.stack([weight.detach().abs().amax() for weight in self.base.llama.parameters()])
-        if not bool(weights.isfinite().all()):
-            raise TrainingDiverged(f"weights are not finite at step {self.state['step']}; the checkpoint before stays")
+    def _save(self, *, finished: bool) -> dict[str, Any]:
+        """Write checkpoint, model and card; never of weights or losses that are not finite. Returns the card."""
+        largest = [weight.detach().abs().amax() for weight in self.base.llama.parameters()]
+        if not bool(torch.stack([*largest, self.loss]).isfinite().all()):
+            raise TrainingDiverged(f"not all is finite at step {self.state['step']}; the checkpoint before stays")
         state = {
             **self.state,
-            "feed": self.feed.state(),
+            "loss": float(self.loss),
+            "feed": self.feed_state,
             "loss_scale": float(self.scaler.get_scale()) if self.scaler.is_enabled() else 4096.0,
             "settings": self.document,
             "conditions": self.conditions,
             "packs": self.packs,
         }
         save(self.options.checkpoints, self.trained, state)
+        self.saved_step = self.state["step"]
         dtype = torch.bfloat16 if self.options.save_dtype == "bfloat16" else torch.float32
-        save_model(self.base.llama, self.options.out / "model", dtype)
-        self._card(finished)
+        card = save_model(self.base.llama, self.options.out / "model", dtype, self._card(finished))
+        write_card(card, self.options.out)
+        return card
 
     def _card(self, finished: bool) -> dict[str, Any]:
         state = self.state
-        card = {
+        return {
             "finished": finished,
             "parameters": self.base.parameters,
             "packs": self.packs,
@@ -306,26 +356,21 @@ class Trainer:
             "seconds": round(state["seconds"], 1),
             "tokens_s": round(state["tokens"] / max(1e-6, state["seconds"])),
             "peak_flops": self.peak,
-            "share_of_peak": round(self._share_of_peak(state["tokens"] / max(1e-6, state["seconds"])), 4)
-            if self.peak
-            else None,
+            "share_of_peak": round(self._share_of_peak(state), 4) if self.peak else None,
             "loss": next((line["loss"] for line in reversed(state["curve"]) if "loss" in line), None),
             "exact_match": next((c["exact_match"] for c in reversed(state["curve"]) if "exact_match" in c), None),
             "curve": state["curve"],
         }
-        write_card(card, self.options.out)
-        return card
 
     def _end(self, *, finished: bool) -> dict[str, Any]:
-        """Last figures, checkpoint and model, by the first process."""
-        if self.state["step"] > self.logged_at[2]:
+        """Last figures (of a finished training), checkpoint and model, by the first process."""
+        if finished and self.state["step"] > self.state["logged_at"]["step"]:
             self._log()
         if not self.group.first:
             return {"finished": finished}
         if finished and self._last_measured() != self.state["step"]:  # a finished run that is started again has it
             self._measure()
-        self._save(finished=finished)
-        return self._card(finished)
+        return self._save(finished=finished)
 
 
 def moved(

@@ -6,14 +6,15 @@ import inspect
 import itertools
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from arc_ttt.checkpoints import read_config
+from arc_lab.pretrain_card import add_weights_card, check_weights
+from arc_ttt.checkpoints import model_folder, read_config
 from arc_ttt.errors import InputError
 from arc_ttt.formats import CompactFormat
 from arc_ttt.model import LoadedModel, attend_without_mask, compute_dtype, cpu_has_bfloat16, load_model
@@ -134,10 +135,11 @@ def training_model(
     """A fresh model, or the one in folder `init` (or embedded-XS, embedded-M), all weights trainable float32.
 
     Raises:
-        ModelError: `init` is no checkpoint of the compact format.
+        ModelError: `init` is no checkpoint of the compact format, or its weights are not those that its card names.
     """
     dtype = compute_dtype(dtype_name, device)
     if init:
+        check_weights(model_folder(init))
         settings = ModelSettings(path=init, quantize="none", dequantize="always", dtype="float32")
         base = load_model(settings, device)
         llama = base.llama
@@ -191,6 +193,7 @@ def _varlen(
     return varlen_attn(query, key, value, starts, starts, longest, longest, **VARLEN_CAUSAL)  # type: ignore[return-value]
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # else it is compiled for every new length
 def _one_by_one(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, longest: int
 ) -> torch.Tensor:
@@ -288,8 +291,11 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_add_(weights, list(update), alpha=-lr * max(1.0, shape[0] / shape[1]) ** 0.5)
 
 
-def save_model(llama: Any, folder: Path, dtype: torch.dtype) -> None:
-    """Write a stock checkpoint in shards of at most 14 MB, replacing an older one in `folder`."""
+def save_model(llama: Any, folder: Path, dtype: torch.dtype, card: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Write a stock checkpoint in shards of at most 14 MB, replacing an older one in `folder`.
+
+    Returns its card, which stands beside the weights: `card` with their hashes.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
@@ -305,7 +311,9 @@ def save_model(llama: Any, folder: Path, dtype: torch.dtype) -> None:
     for path in (beside, old):
         shutil.rmtree(path, ignore_errors=True)
     clean.save_pretrained(beside, max_shard_size=SHARD)
+    stamped = add_weights_card(beside, card or {})
     if folder.exists():
         folder.replace(old)
     beside.replace(folder)
     shutil.rmtree(old, ignore_errors=True)
+    return stamped

@@ -1,7 +1,7 @@
 """Checkpoints of a training: every tensor in one safetensors file, everything else in one JSON file, no pickle.
 
-`checkpoint.json` names the tensor file and its SHA-256. It is replaced last and in one step, so that an interruption
-at any moment leaves the previous checkpoint or the new one, never half of each.
+`checkpoint.json` names the tensor file and its SHA-256, and holds a SHA-256 of its own content. It is replaced last and
+in one step, so that an interruption at any moment leaves the previous checkpoint or the new one, never half of each.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from arc_lab.pretrain_model import Muon
 from arc_ttt.errors import InputError
 from arc_ttt.submission import write_atomically
 
-VERSION = 1
+VERSION = 2
 STATE_FILE = "checkpoint.json"
+STATE_NAMES = ("step", "tokens", "padded", "sequences", "squares", "seconds", "curve", "loss", "logged_at")
+NAMES = (*STATE_NAMES, "feed", "loss_scale", "settings", "conditions", "packs")
 
 
 class CheckpointError(InputError):
@@ -76,7 +78,7 @@ class Trained:
 
 
 def save(folder: Path, trained: Trained, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint; the one before it is removed once the new one stands."""
+    """Write a checkpoint; the one before it is removed once the new one stands. state: everything of `NAMES`."""
     folder.mkdir(parents=True, exist_ok=True)
     name = f"checkpoint-{state['step']:08d}.safetensors"
     beside = folder / f".{name}.part"
@@ -86,10 +88,14 @@ def save(folder: Path, trained: Trained, state: Mapping[str, Any]) -> None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     beside.replace(folder / name)
     document = {**state, "version": VERSION, "tensors": name, "sha256": digest}
-    write_atomically(folder / STATE_FILE, json.dumps(document, sort_keys=True))
+    write_atomically(folder / STATE_FILE, json.dumps({**document, "own_sha256": _own_hash(document)}, sort_keys=True))
     for old in folder.glob("*checkpoint-*.safetensors*"):
         if old.name != name:
             old.unlink()
+
+
+def _own_hash(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def load(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
@@ -104,10 +110,19 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         version, tensors, digest = state["version"], folder / state["tensors"], state["sha256"]
+        own = state.pop("own_sha256", None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: is no training checkpoint: {error}") from error
     if version != VERSION:
-        raise CheckpointError(f"{path}: is of version {version}; this program reads version {VERSION}")
+        raise CheckpointError(
+            f"{path}: is of version {version}; this program reads version {VERSION}. Give another --out, with --init "
+            "for these weights"
+        )
+    if own != _own_hash(state):
+        raise CheckpointError(f"{path}: is damaged: its content does not match its SHA-256")
+    missing = [name for name in NAMES if name not in state]
+    if missing:
+        raise CheckpointError(f"{path}: is no training checkpoint: it lacks {', '.join(missing)}")
     try:
         with tensors.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -127,14 +142,14 @@ def check_same(
 ) -> None:
     """Refuse to go on with other settings, conditions or data than the checkpoint's.
 
-    conditions: what else decides the batches or the rounding; a checkpoint that tells nothing of them goes on.
+    conditions: what else decides the batches or the rounding.
 
     Raises:
         CheckpointError: names what differs.
     """
     if state["packs"] != packs:
         raise CheckpointError(f"{path}: was trained on other packs ({', '.join(p[:12] for p in state['packs'])})")
-    before = {**state["settings"], **state.get("conditions", conditions)}
+    before = {**state["settings"], **state["conditions"]}
     now = {**settings, **conditions}
     differing = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     if differing:

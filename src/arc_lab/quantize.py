@@ -3,10 +3,11 @@
     python -m arc_lab quantize --model local/xs/model --out local/xs/nf4 --pack local/rearc.pack
 
 Linear layers become NF4 with double quantization (bitsandbytes); embedding, head and norms stay as they are. The
-written folder is loaded again and must hold the same bits. With a pack, exact match on its held pairs is measured
-with the weights as they were and with those that four bits stand for: before test-time training on pairs of seen and of
-held-out generators, and both before and after a short one on tasks of held-out generators. Either kind of weights gets
-the same questions; the difference has a paired standard error.
+written folder is loaded again and must hold the same bits. It may replace an earlier one and nothing else; the card
+beside the weights, if any, goes along. With a pack, exact match on its held pairs is measured with the weights as they
+were and with those that four bits stand for: before test-time training on pairs of seen and of held-out generators, and
+both before and after a short one on tasks of held-out generators. Either kind of weights gets the same questions; the
+difference has a paired standard error.
 
 What is measured is kept in OUT.measured.json: the same command again, of the same weights, settings and pack, goes on
 where it was interrupted.
@@ -18,6 +19,7 @@ import argparse
 import functools
 import json
 import math
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -30,9 +32,10 @@ import torch
 
 from arc_lab.datasets import held_out_tasks
 from arc_lab.packs import Pack, read_pack
+from arc_lab.pretrain_card import add_weights_card, check_weights, read_card
 from arc_lab.pretrain_data import measuring_sequences
 from arc_lab.pretrain_loop import exact_match
-from arc_ttt.checkpoints import weights_mark
+from arc_ttt.checkpoints import read_config, weights_mark
 from arc_ttt.deadline import REAL_CLOCK, Deadline, format_duration
 from arc_ttt.errors import ArcError, InputError, ModelError
 from arc_ttt.formats import TokenSequence
@@ -95,24 +98,26 @@ def quantize(model: Path, out: Path) -> dict[str, Any]:
     """Write the NF4 form of the checkpoint in `model` to `out`; returns sizes and counts.
 
     Raises:
-        ModelError: `model` cannot be loaded or is in 4 bits already, `out` exists with something else in it, or what
-            was written does not load to the same bits.
+        ModelError: `model` cannot be loaded, is damaged or in 4 bits already, `out` exists and is not what an earlier
+            call wrote, or what was written does not load to the same bits.
     """
-    config = json.loads((model / "config.json").read_text()) if (model / "config.json").is_file() else {}
-    if config.get("quantization_config"):
+    beside = out.with_name(out.name + ".part")
+    if model.resolve() in (out.resolve(), beside.resolve()):
+        raise ModelError(f"--out {out}: would replace the folder of --model; name another one")
+    if read_config(model).get("quantization_config"):
         raise ModelError(f"{model}: holds quantized weights already")
-    if out.exists() and not (out / "config.json").is_file():
-        raise ModelError(f"{out}: exists and is no checkpoint; name another folder")
+    check_replaceable(out)
+    card = check_weights(model)
     cpu = torch.device("cpu")
     settings = ModelSettings(path=str(model), quantize="nf4", dequantize="never", dtype="float32")
     packed = load_model(settings, cpu)
-    beside = out.with_name(out.name + ".part")
     shutil.rmtree(beside, ignore_errors=True)
     packed.llama.save_pretrained(beside)
     again = load_model(replace(settings, path=str(beside)), cpu)
     differing = different_tensors(packed, again)
     if differing:
         raise ModelError(f"{beside}: {len(differing)} tensors changed by saving, the first is {differing[0]}")
+    add_weights_card(beside, card)
     shutil.rmtree(out, ignore_errors=True)
     beside.replace(out)
     return {
@@ -121,6 +126,27 @@ def quantize(model: Path, out: Path) -> dict[str, Any]:
         "parameters": packed.parameters,
         "four_bit_layers": sum(type(m).__name__ == "Linear4bit" for m in packed.llama.modules()),
     }
+
+
+OWN_FILES = re.compile(r"(config|generation_config|card)\.json|model.*\.safetensors(\.index\.json)?")
+
+
+def check_replaceable(out: Path) -> None:
+    """Refuse a folder that holds anything but an NF4 checkpoint of this command.
+
+    Raises:
+        ModelError: names a file that would be lost.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir() or not (out / "config.json").is_file() or not read_config(out).get("quantization_config"):
+        raise ModelError(f"{out}: exists and is no checkpoint in 4 bits; name another folder")
+    names = sorted(path.name for path in out.iterdir())
+    other = [name for name in names if not OWN_FILES.fullmatch(name)]
+    if "card.json" in names and "weights" not in read_card(out):
+        other.append("card.json")
+    if other:
+        raise ModelError(f"{out}: holds {other[0]} too, which is not of this command; move it or name another folder")
 
 
 def different_tensors(first: LoadedModel, second: LoadedModel) -> list[str]:
@@ -275,7 +301,7 @@ def cost_lines(costs: dict[str, Any]) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the quantize command."""
+    """Run the quantize command; 130 when it was interrupted and can go on."""
     parser = argparse.ArgumentParser(
         prog="python -m arc_lab quantize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -298,7 +324,12 @@ def main(argv: Sequence[str]) -> int:
             kept = options.out.with_name(options.out.name + ".measured.json")
             counts = {"sequences": options.sequences, "tasks": options.tasks}
             costs = measure(options.model, options.out, pack, settings, kept=kept, **counts)
-    except (InputError, ArcError) as error:
+    except KeyboardInterrupt:
+        print("arc_lab quantize: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output is gone, which the caller knows to handle
+        raise
+    except (ArcError, OSError) as error:
         print(f"arc_lab quantize: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     print(f"{written['parameters']:,} parameters, {written['bytes']:,} bytes, reloads bit for bit")

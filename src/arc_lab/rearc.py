@@ -11,16 +11,19 @@ its generators made stands in OUT.partial until the pack is written.
 Some families of generators (`arc_lab.families`) are held out: the pack holds pairs of them to measure on, marked so
 that no training ever sees them. Of every other generator the last few pairs are held back too. Pairs that any public
 evaluation task holds, under any of the 8 symmetries, are dropped, and so are training tasks, and the generators made
-for them, that share a pair with an evaluation task.
+for them, that share a pair with an evaluation task. A task of `--tasks` that shares a pair with a training task of a
+held-out family is held out too.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import hashlib
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -33,7 +36,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from arc_lab.datasets import Dataset, load_dataset
+from arc_lab.datasets import Dataset, load_dataset, select
 from arc_lab.families import family_of, held_out_families
 from arc_lab.generators import package_folder, source_mark
 from arc_lab.packs import Pair, pair_bytes, pair_tokens, split_pairs, write_pack
@@ -103,25 +106,33 @@ class PackSettings:
         }
 
 
-class EvaluationPairs:
-    """The pairs of the public evaluation tasks under all 8 symmetries, to keep them out of every pack."""
+class KnownPairs:
+    """The pairs of a set of tasks under all 8 symmetries, to know them again."""
 
-    def __init__(self, evaluation: Dataset) -> None:
+    def __init__(self, dataset: Dataset) -> None:
         self.task_of: dict[bytes, str] = {}
-        for task_id, pair in dataset_pairs(evaluation):
+        for task_id, pair in dataset_pairs(dataset):
             for index in range(8):
                 turned = dihedral(pair[0], index), dihedral(pair[1], index)
                 self.task_of.setdefault(pair_bytes(turned), task_id)
 
     def task_with(self, pair: bytes) -> str | None:
-        """Id of an evaluation task that holds this pair, seen through some symmetry."""
+        """Id of a task of the set that holds this pair, seen through some symmetry."""
         return self.task_of.get(pair)
 
 
 @cache
-def evaluation_pairs() -> EvaluationPairs:
-    """Those of the 400 public evaluation tasks."""
-    return EvaluationPairs(load_dataset("evaluation"))
+def evaluation_pairs() -> KnownPairs:
+    """Those of the 400 public evaluation tasks, which no pack may hold."""
+    return KnownPairs(load_dataset("evaluation"))
+
+
+@cache
+def held_out_pairs() -> KnownPairs:
+    """Those of the public training tasks of held-out families, which no training may see."""
+    tasks = training_tasks()
+    out = held_out_families()
+    return KnownPairs(select(tasks, [task_id for task_id in tasks.loaded.test_counts if family_of(task_id) in out]))
 
 
 @cache
@@ -141,16 +152,18 @@ def dataset_pairs(dataset: Dataset) -> Iterator[tuple[str, Pair]]:
 
 
 def task_groups(
-    dataset: Dataset, settings: PackSettings, evaluation: EvaluationPairs
+    dataset: Dataset, settings: PackSettings, evaluation: KnownPairs
 ) -> tuple[list[Listed], dict[str, str]]:
     """Groups of a data set's own pairs, and by task id why a task was left out.
 
-    The fitting pairs of a task are one group; a task of a held-out family is held out.
+    The fitting pairs of a task are one group; a task of a held-out family is held out, and so is one, whatever its id,
+    that shares a pair with such a training task under some symmetry.
     """
     by_task: dict[str, dict[bytes, Pair]] = {}
     for task_id, pair in dataset_pairs(dataset):
         by_task.setdefault(task_id, {})[pair_bytes(pair)] = pair
-    groups, dropped = [], {}
+    groups = []
+    dropped = {problem.task_id: "is no usable task" for problem in dataset.loaded.problems}
     for task_id, pairs in by_task.items():
         shared = next((t for t in map(evaluation.task_with, pairs) if t), None)
         fitting = [raw for raw, pair in pairs.items() if fits(pair, settings)]
@@ -159,7 +172,8 @@ def task_groups(
         elif len(fitting) < 2:
             dropped[task_id] = "fewer than 2 pairs are small enough"
         else:
-            groups.append((_entry("tasks", task_id), fitting))
+            copied = next((t for t in map(held_out_pairs().task_with, pairs) if t), task_id)
+            groups.append((_entry("tasks", task_id, like=copied), fitting))
     return groups, dropped
 
 
@@ -167,33 +181,39 @@ def fits(pair: Pair, settings: PackSettings) -> bool:
     return max(pair[0].shape + pair[1].shape) <= settings.max_side and pair_tokens(pair) <= settings.max_tokens
 
 
-def _entry(source: str, task_id: str) -> dict[str, Any]:
-    family = family_of(task_id)
+def _entry(source: str, task_id: str, *, like: str = "") -> dict[str, Any]:
+    """A group's entry in the header. like: the task whose family it has, if not its own."""
+    family = family_of(like or task_id)
     split = "held-out" if family in held_out_families() else "train"
     return {"name": f"{source}/{task_id}", "family": family, "split": split, "held_pairs": 0}
 
 
 class Answered:
-    """Answers of workers on disk, a line each with the request, so that an interrupted build goes on."""
+    """Answers of workers on disk, a line each with the request and a hash, so that an interrupted build goes on."""
 
     def __init__(self, path: Path) -> None:
-        """Read what is there; a line that an interruption cut is left out."""
+        """Read what is there; a line that an interruption cut, or that was changed, is left out."""
         self.path = path
         self.known: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
-        for line in path.read_text().splitlines() if path.exists() else ():
+        for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
             try:
-                request, answer = json.loads(line)
-            except ValueError:
+                request, answer, digest = json.loads(line)
+            except (ValueError, TypeError):
                 continue
-            self.known[json.dumps(request)] = answer
+            if digest == self._digest(request, answer):
+                self.known[json.dumps(request)] = answer
+
+    @staticmethod
+    def _digest(request: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
+        return hashlib.sha256(json.dumps([request, answer]).encode()).hexdigest()
 
     def get(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
         return self.known.get(json.dumps(request))
 
     def add(self, request: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
         with self._lock, self.path.open("a") as file:
-            file.write("\n" + json.dumps([request, answer]) + "\n")
+            file.write("\n" + json.dumps([request, answer, self._digest(request, answer)]) + "\n")
 
 
 def generate(
@@ -211,7 +231,7 @@ def generate(
         InputError: the package is not there, an id of `settings.only` is unknown, or a worker died.
     """
     source = source_mark(package_folder(wheel))
-    with _workers(wheel, processes) as (ids, idle):
+    with ThreadPoolExecutor(processes) as threads, _workers(wheel, processes) as (ids, idle):
         wanted = list(settings.only) or ids
         unknown = sorted(set(wanted) - set(ids))
         if unknown:
@@ -231,16 +251,15 @@ def generate(
             return answer
 
         answers = []
-        with ThreadPoolExecutor(processes) as threads:
-            for answer in threads.map(ask, sorted(wanted)):
-                answers.append(answer)
-                progress(len(answers), len(wanted))
+        for answer in threads.map(ask, sorted(wanted)):
+            answers.append(answer)
+            progress(len(answers), len(wanted))
     return ids, answers
 
 
 @contextmanager
 def _workers(wheel: str, processes: int) -> Iterator[tuple[list[str], queue.Queue[subprocess.Popen[str]]]]:
-    """Generator processes with a fixed hash seed, and the ids that they know."""
+    """Generator processes with a fixed hash seed, and the ids that they know. Ctrl-C reaches only this process."""
     source = str(Path(__file__).resolve().parents[1])
     environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "arc_lab.generators", wheel]
@@ -250,7 +269,14 @@ def _workers(wheel: str, processes: int) -> Iterator[tuple[list[str], queue.Queu
         ids: list[str] = []
         for _ in range(processes):
             started.append(
-                subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                subprocess.Popen(
+                    command,
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    start_new_session=True,
+                )
             )
         for process in started:
             ids = list(_exchange(process, None))
@@ -288,13 +314,14 @@ def build(
     user_tasks: paths of task files to add (see `arc_lab.datasets.load_dataset`).
 
     Raises:
-        InputError: reasoning-gym or a task file cannot be used.
+        InputError: reasoning-gym, a task file or `out` cannot be used.
     """
     start_s = REAL_CLOCK.now()
     evaluation = evaluation_pairs()
+    users = [task_groups(_user_tasks(path), settings, evaluation) for path in user_tasks]
     own, own_dropped = task_groups(training_tasks(), settings, evaluation)
     shared = {task_id for task_id, why in own_dropped.items() if "evaluation" in why}
-    out.parent.mkdir(parents=True, exist_ok=True)
+    _check_writable(out)
     answered = Answered(out.with_name(out.name + ".partial"))
     ids, answers = generate(wheel, settings, processes, answered, progress)
     groups, rejected = _generated_groups([a for a in answers if a["generator"] not in shared], evaluation)
@@ -302,8 +329,7 @@ def build(
     if settings.training_tasks:
         groups += own
         left_out |= {f"tasks/{i}": why for i, why in own_dropped.items()}
-    for path in user_tasks:
-        more, dropped = task_groups(load_dataset(path), settings, evaluation)
+    for more, dropped in users:
         groups += more
         left_out |= {f"tasks/{i}": why for i, why in dropped.items()}
     groups, repeated = _without_repeats(groups)
@@ -335,6 +361,25 @@ def build(
     }
 
 
+def _user_tasks(path: str) -> Dataset:
+    if re.search(r"\.pack(:\d+)?$", path):
+        raise InputError(f"--tasks {path}: the tasks of a pack are there to measure on; name files of tasks")
+    dataset = load_dataset(path)
+    if not dataset.loaded.tasks:
+        why = f": {dataset.loaded.problems[0]}" if dataset.loaded.problems else ""
+        raise InputError(f"--tasks {path}: holds no usable task{why}")
+    return dataset
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: its folder cannot be made: {error.strerror or error}") from error
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise InputError(f"--out {out}: {'is a folder; name a file' if out.is_dir() else 'cannot be written there'}")
+
+
 def _too_few(entry: Mapping[str, Any], pairs: Sequence[bytes]) -> bool:
     """Groups that cannot fill one sequence (a task's own pairs: at least two; the task file says how many)."""
     return len(pairs) - int(entry["held_pairs"]) < (2 if entry["name"].startswith("tasks/") else 4)
@@ -356,7 +401,7 @@ def count_pairs(groups: Sequence[tuple[Mapping[str, Any], Sequence[bytes]]]) -> 
 
 
 def _generated_groups(
-    answers: Sequence[Mapping[str, Any]], evaluation: EvaluationPairs
+    answers: Sequence[Mapping[str, Any]], evaluation: KnownPairs
 ) -> tuple[list[Listed], Counter[str]]:
     """Groups from the workers' answers, without evaluation pairs, and counts of rejected pairs by reason."""
     groups: list[Listed] = []
@@ -371,7 +416,8 @@ def _generated_groups(
 
 
 def _without_repeats(groups: Sequence[Listed]) -> tuple[list[Listed], int]:
-    """Every pair once in the whole pack; one that a held-out group has is kept there."""
+    """Every pair once in the whole pack; one that a held-out group has is kept there. Groups of one name are joined, to
+    a held-out one if any of them is."""
     seen: set[bytes] = set()
     kept: dict[str, list[bytes]] = {}
     total = 0
@@ -380,7 +426,10 @@ def _without_repeats(groups: Sequence[Listed]) -> tuple[list[Listed], int]:
         fresh = [pair for pair in dict.fromkeys(pairs) if pair not in seen]
         seen.update(fresh)
         kept.setdefault(entry["name"], []).extend(fresh)
-    entries = {entry["name"]: entry for entry, _ in groups}
+    entries: dict[str, dict[str, Any]] = {}
+    for entry, _ in groups:
+        if entry["name"] not in entries or entry["split"] != "train":
+            entries[entry["name"]] = entry
     return [(entry, kept[name]) for name, entry in entries.items()], total - len(seen)
 
 
@@ -395,7 +444,7 @@ def hold_back(groups: Sequence[Listed], settings: PackSettings) -> list[Listed]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the rearc command."""
+    """Run the rearc command; 130 when it was interrupted and can go on."""
     options = _parser().parse_args(argv)
     try:
         settings = PackSettings(
@@ -427,9 +476,14 @@ def main(argv: Sequence[str]) -> int:
             user_tasks=options.tasks,
             progress=progress,
         )
-    except InputError as error:
+    except KeyboardInterrupt:
+        print("arc_lab rearc: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output is gone, which the caller knows to handle
+        raise
+    except (InputError, OSError) as error:
         print(f"arc_lab rearc: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, InputError) else 1
     print_report(report)
     return 0
 
