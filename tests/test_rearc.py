@@ -315,6 +315,11 @@ def test_a_full_disk_is_told_in_one_line(
     assert capsys.readouterr().err == "arc_lab rearc: [Errno 28] No space left on device\n"
 
 
+def heed_ctrl_c() -> None:
+    """Tests that a shell runs in the background are started with SIGINT ignored, and so is what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @needs_generators
 @pytest.mark.parametrize(
     ("number", "code", "words"),
@@ -330,15 +335,19 @@ def test_ctrl_c_is_told_in_one_line_and_no_generator_outlives_a_build(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=heed_ctrl_c,
     )
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     give_up_s = time.monotonic() + 60
-    while len(children.read_text().split()) < 2 and time.monotonic() < give_up_s:
-        time.sleep(0.1)
-    time.sleep(0.5)
-    started = children.read_text().split()
-    os.killpg(process.pid, number)
-    told = process.communicate(timeout=60)[1]  # until all have closed it
+    try:
+        while len(children.read_text().split()) < 2 and time.monotonic() < give_up_s:
+            time.sleep(0.1)
+        time.sleep(0.5)
+        started = children.read_text().split()
+        os.killpg(process.pid, number)
+        told = process.communicate(timeout=60)[1]  # until all have closed it
+    finally:
+        process.kill()
     assert (process.returncode, told) == (code, words)
     assert len(started) == 2
     assert not any(Path(f"/proc/{child}/exe").exists() for child in started)
