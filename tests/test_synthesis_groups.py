@@ -20,6 +20,7 @@ from arc_ttt.synthesis.frames import Problem
 from arc_ttt.synthesis.groups import KEYS, MAX_PARTS, SELECTION_NAMES, Parts, cutters, joiners, selections
 from arc_ttt.synthesis.images import Image, Size, compose, embed
 from arc_ttt.synthesis.sized import sized_primitives
+from test_synthesis_primitives import cells, images
 
 CUTTERS = {cutter.name: cutter for cutter in cutters()}
 JOINERS = {joiner.name: joiner for joiner in joiners()}
@@ -29,7 +30,7 @@ SIZED = {primitive.name: primitive for primitive in sized_primitives()}
 def read(text: str) -> Image:
     rows, _, place = text.partition("@")
     y, x = map(int, place.split(",")) if place else (0, 0)
-    return Image(np.array([[int(c) for c in row.replace(".", "0")] for row in rows.split()], dtype=np.int8), y, x)
+    return Image(cells(rows), y, x)
 
 
 def read_parts(text: str) -> Parts:
@@ -49,16 +50,6 @@ def shown_parts(parts: Sequence[Image] | None) -> str | None:
 
 def problem(inputs: Sequence[str], outputs: Sequence[str]) -> Problem:
     return Problem(tuple(read(text).cells for text in inputs), tuple(read(text).cells for text in outputs), ())
-
-
-@st.composite
-def images(draw: st.DrawFn) -> Image:
-    """Sparse and dense grids of up to 8 x 8 at any place."""
-    rows, columns = draw(st.integers(1, 8)), draw(st.integers(1, 8))
-    colours = draw(st.sampled_from([(0, 1), (0, 0, 0, 2), (0, 1, 2, 3), tuple(range(10))]))
-    values = draw(st.lists(st.sampled_from(colours), min_size=rows * columns, max_size=rows * columns))
-    grid = np.array(values, dtype=np.int8).reshape(rows, columns)
-    return Image(grid, draw(st.integers(0, 3)), draw(st.integers(0, 3)))
 
 
 CUTS: list[tuple[str, str, str | None]] = [
@@ -619,8 +610,8 @@ def test_joined_parts_are_well_formed_and_show_no_new_colours(before: Image, cut
             assert sorted(made.cells.shape) == [1, len(parts)], name
         if name.startswith("stack"):
             assert np.bincount(made.cells.ravel(), minlength=10).tolist() == counts.tolist(), name
-    for part, cells in zip(parts, raw, strict=True):
-        assert (part.cells == cells).all()
+    for part, grid in zip(parts, raw, strict=True):
+        assert (part.cells == grid).all()
     grown, shrunk = JOINERS["grow"].apply(parts), JOINERS["shrink"].apply(parts)
     assert grown is not None
     assert shrunk is not None

@@ -47,7 +47,7 @@ from typing import Any
 
 import torch
 
-from arc_lab.packs import Pack, pair_bytes, read_pack
+from arc_lab.packs import Pack, make_folder, pair_bytes, read_pack
 from arc_lab.pretrain_data import DataSettings, Feed, measuring_sequences
 from arc_lab.pretrain_loop import Trainer, join_processes
 from arc_lab.pretrain_model import PRESETS, ROPES, can_pack, size_of
@@ -184,20 +184,6 @@ def pretrain(
             return trainer.run(stopped)
     finally:
         feed.close()
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder to write to, where there is none.
-
-    Raises:
-        InputError: that cannot be done.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made: {error.strerror or error}") from error
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"{folder}: cannot be written to")
 
 
 class _Avoided:

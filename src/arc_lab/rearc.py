@@ -39,7 +39,7 @@ from typing import Any
 from arc_lab.datasets import Dataset, load_dataset, select
 from arc_lab.families import family_of, held_out_families
 from arc_lab.generators import package_folder, source_mark
-from arc_lab.packs import Pair, pair_bytes, pair_tokens, split_pairs, write_pack
+from arc_lab.packs import Pair, make_folder, pair_bytes, pair_tokens, split_pairs, write_pack
 from arc_ttt.deadline import REAL_CLOCK, format_duration
 from arc_ttt.errors import InputError, SettingsError
 from arc_ttt.grids import Grid
@@ -321,7 +321,9 @@ def build(
     users = [task_groups(_user_tasks(path), settings, evaluation) for path in user_tasks]
     own, own_dropped = task_groups(training_tasks(), settings, evaluation)
     shared = {task_id for task_id, why in own_dropped.items() if "evaluation" in why}
-    _check_writable(out)
+    if out.is_dir():
+        raise InputError(f"--out {out}: is a folder; name a file")
+    make_folder(out.parent)
     answered = Answered(out.with_name(out.name + ".partial"))
     ids, answers = generate(wheel, settings, processes, answered, progress)
     groups, rejected = _generated_groups([a for a in answers if a["generator"] not in shared], evaluation)
@@ -369,15 +371,6 @@ def _user_tasks(path: str) -> Dataset:
         why = f": {dataset.loaded.problems[0]}" if dataset.loaded.problems else ""
         raise InputError(f"--tasks {path}: holds no usable task{why}")
     return dataset
-
-
-def _check_writable(out: Path) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out}: its folder cannot be made: {error.strerror or error}") from error
-    if out.is_dir() or not os.access(out.parent, os.W_OK):
-        raise InputError(f"--out {out}: {'is a folder; name a file' if out.is_dir() else 'cannot be written there'}")
 
 
 def _too_few(entry: Mapping[str, Any], pairs: Sequence[bytes]) -> bool:
