@@ -302,7 +302,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--init",
         default="",
-        metavar="DIR|embedded-M",
+        metavar="DIR|embedded-XS|embedded-M",
         help="start from these weights; their size replaces the preset's",
     )
     add("--for", dest="seconds", default="", metavar="TIME", help="train so long, as in 150m")
