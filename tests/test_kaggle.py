@@ -146,6 +146,16 @@ def test_scratch_goes_elsewhere_when_its_folder_cannot_be_made(tmp_path: Path, m
         scratch_folder(tmp_path)
 
 
+def test_scratch_that_goes_elsewhere_is_told(
+    decide: Decide, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decide(Packages())
+    assert "scratch files go to" not in capsys.readouterr().out
+    monkeypatch.setattr(bootstrap, "scratch_folder", lambda _: tmp_path / "elsewhere")
+    decide(Packages())
+    assert f"temp cannot be written: scratch files go to {tmp_path / 'elsewhere'}" in capsys.readouterr().out
+
+
 def test_offline_variables_are_set_before_anything_could_look_at_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ The limit is so short that the workers are still loading: what is looked at is e
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import zipfile
@@ -26,13 +27,16 @@ from arc_lab.rehearse import (
     judge,
     kernel_with,
     main,
+    model_mount,
     perform,
     ready_bundle,
+    report,
     set_stage,
 )
 from arc_lab.wheels import WHEELS, Wheel, members, read_image, read_lock, state
-from arc_ttt.bootstrap import CHALLENGES, find_mounts
+from arc_ttt.bootstrap import CHALLENGES, find_model, find_mounts
 from arc_ttt.checkpoints import EMBEDDED
+from arc_ttt.errors import InputError
 from test_bootstrap import make_wheel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,6 +120,59 @@ def test_a_bundle_of_other_sources_gets_those_of_today_and_keeps_the_rest(tmp_pa
     mounts = find_mounts(tmp_path)
     assert {path.name for path in mounts.wheels} == mounts.digests.keys() == {wheel.name, other.name}
     assert mounts.models == [folder]
+
+
+OWNED, BARE = "models/Them/llama/transformers/1b/2", "llama/transformers/1b/2"
+
+
+@pytest.mark.parametrize(
+    ("path", "new", "old"),
+    [
+        (OWNED, OWNED, BARE),
+        (BARE, f"models/me/{BARE}", BARE),
+        ("datasets/Them/weights", "datasets/Them/weights", "weights"),
+        ("weights", "datasets/me/weights", "weights"),
+        ("datasets/Them/weights/nf4", "datasets/Them/weights/nf4", "weights/nf4"),
+    ],
+)
+def test_a_model_is_mounted_where_the_settings_look_for_it(
+    tmp_path: Path, bundle: Path, path: str, new: str, old: str
+) -> None:
+    model = tmp_path / "of any name"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    wanted = f"/kaggle/input/{path}"
+    text = kernel_with((ROOT / "kernel.py").read_text(), {"model.path": wanted})
+    (tmp_path / "kernel.py").write_text(text)
+    for layout, place in (("new", new), ("old", old)):
+        root = tmp_path / layout
+        set_stage(root, bundle=bundle, tasks=TASKS, layout=layout, kernel=tmp_path / "kernel.py", model=model)
+        assert find_model(wanted, find_mounts(root)) == (root / "input" / place, "")
+
+
+@pytest.mark.parametrize("path", ["embedded-M", "/data/llama", "/kaggle/input", "/kaggle/input/models/Them"])
+def test_a_model_that_the_settings_do_not_look_for_is_not_mounted(tmp_path: Path, bundle: Path, path: str) -> None:
+    with pytest.raises(InputError, match=re.escape(path)):
+        model_mount(path, "new", "me")
+    kernel = {"bundle": bundle, "tasks": TASKS, "layout": "new", "kernel": ROOT / "kernel.py"}
+    with pytest.raises(InputError, match=r"no model\.path"):
+        set_stage(tmp_path / "kaggle", **kernel, model=EMBEDDED)
+
+
+def test_the_bundle_s_own_mount_is_not_written_over(tmp_path: Path, bundle: Path) -> None:
+    text = kernel_with((ROOT / "kernel.py").read_text(), {"model.path": "/kaggle/input/datasets/me/arc-ttt-wheels"})
+    (tmp_path / "kernel.py").write_text(text)
+    with pytest.raises(InputError, match=r"bundle --model"):
+        set_stage(
+            tmp_path / "kaggle", bundle=bundle, tasks=TASKS, layout="new", kernel=tmp_path / "kernel.py", model=EMBEDDED
+        )
+
+
+def test_a_rehearsal_that_ran_with_less_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(Rehearsal(5.0, 60.0, 0, "a\nFALLBACK: no four bits\nFALLBACK: no model\n", [])) == 0
+    assert "2 lines with FALLBACK" in capsys.readouterr().out
+    assert report(Rehearsal(5.0, 60.0, 0, "a\n", [])) == 0
+    assert "FALLBACK" not in capsys.readouterr().out
 
 
 def test_the_notes_tell_the_python_that_runs_in_place_of_the_image_s(

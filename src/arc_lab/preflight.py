@@ -4,7 +4,6 @@ do about what is wrong."""
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import math
 import re
@@ -36,6 +35,7 @@ from arc_lab.rehearse import (
     kernel_with,
     offline,
     perform,
+    read_settings,
     set_stage,
     some_tasks,
 )
@@ -180,26 +180,6 @@ def chosen_settings(plan: Plan) -> Settings:
 def machine(plan: Plan) -> tuple[str, int]:
     """Kind and number of the GPUs that kernel-metadata.json asks for."""
     return DEVICES.get(plan.metadata.get("machine_shape", ""), ("t4", 2))
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """SETTINGS of a kernel.py, read without running it. Raises InputError."""
-    try:
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "SETTINGS" and node.value is not None:
-                assert isinstance(node.value, ast.Dict)
-                pairs = zip(node.value.keys, node.value.values, strict=True)
-                return {str(ast.literal_eval(k)): _number(v) for k, v in pairs if k is not None}
-    except (OSError, SyntaxError, ValueError, AssertionError) as error:
-        raise InputError(f"{path}: SETTINGS cannot be read: {error}") from error
-    raise InputError(f"{path}: there are no SETTINGS")
-
-
-def _number(node: ast.expr) -> Any:
-    """A literal, or a product of literals."""
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
-        return _number(node.left) * _number(node.right)
-    return ast.literal_eval(node)
 
 
 def check_wheels(plan: Plan) -> Iterator[Finding]:

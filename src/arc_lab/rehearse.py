@@ -12,6 +12,7 @@ missing, or holds other code than the sources here, is made first.
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib.metadata
 import json
 import os
@@ -25,7 +26,7 @@ import time
 import venv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from packaging.utils import canonicalize_name
@@ -46,6 +47,7 @@ OWN = ["unshare", "-rmnpf", "--mount-proc"]  # users, mounts, network and proces
 LAYOUTS = ("new", "old")
 SEEN = "CUDA_VISIBLE_DEVICES"
 ALSO = ("pip", "setuptools")
+MODEL_PARTS = 4  # model, framework, variation and version, of a model's mount in the old layout
 # Inside the namespaces: a root that is this machine's but for /kaggle, the read-only mounts, then the script.
 INSIDE = """
 import os, subprocess, sys
@@ -164,7 +166,8 @@ def ready_bundle(bundle: Path, chosen: str) -> str:
 def set_stage(
     root: Path, *, bundle: Path, tasks: dict[str, Any], layout: str, kernel: Path, model: Path | None = None
 ) -> None:
-    """Make the folders of /kaggle below `root`: src, input, working, temp."""
+    """Make the folders of /kaggle below `root`: src, input, working, temp. model: mounted where `model.path` of the
+    kernel's SETTINGS says. Raises InputError."""
     slug, owner = "arc-ttt-wheels", "owner"
     if (bundle / METADATA).is_file():
         owner, _, slug = str(read_metadata(bundle / METADATA)["id"]).partition("/")
@@ -179,8 +182,13 @@ def set_stage(
         if path.is_file() and path.name != METADATA:  # kaggle keeps that one for itself
             shutil.copyfile(path, dataset / path.name)
     if model is not None:
-        end = f"{model.name}/transformers/default/1"
-        shutil.copytree(model, root / "input" / (f"models/{owner}/{end}" if new else end))
+        path = str(read_settings(kernel).get("model.path", ""))
+        if not path:
+            raise InputError("--model: SETTINGS in kernel.py name no model.path, so no mounted model would be used")
+        place = root / "input" / model_mount(path, layout, owner)
+        if place.exists():
+            raise InputError(f"--model: {path} is the bundle's own mount: put the model in, by `bundle --model`")
+        shutil.copytree(model, place)
 
 
 def perform(
@@ -282,6 +290,43 @@ def kernel_with(text: str, changes: dict[str, object]) -> str:
     return f"{head}{found}{tail[: end + 1]}{lines}{tail[end + 1 :]}"
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """SETTINGS of a kernel.py, read without running it. Raises InputError."""
+    try:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "SETTINGS" and node.value is not None:
+                assert isinstance(node.value, ast.Dict)
+                pairs = zip(node.value.keys, node.value.values, strict=True)
+                return {str(ast.literal_eval(k)): _number(v) for k, v in pairs if k is not None}
+    except (OSError, SyntaxError, ValueError, AssertionError) as error:
+        raise InputError(f"{path}: SETTINGS cannot be read: {error}") from error
+    raise InputError(f"{path}: there are no SETTINGS")
+
+
+def _number(node: ast.expr) -> Any:
+    """A literal, or a product of literals."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        return _number(node.left) * _number(node.right)
+    return ast.literal_eval(node)
+
+
+def model_mount(wanted: str, layout: str, owner: str) -> PurePosixPath:
+    """Where below /kaggle/input the model of `model.path` is mounted in a layout. owner: of a path that names none.
+
+    Raises:
+        InputError: no Kaggle model or dataset is mounted there.
+    """
+    parts = PurePosixPath(wanted).parts
+    if parts[:3] != ("/", "kaggle", "input") or len(parts) < 4:
+        raise InputError(f"--model: model.path in SETTINGS is {wanted!r}; it has to lead into /kaggle/input")
+    below = parts[3:]
+    if below[0] not in ("models", "datasets"):
+        below = ("models" if len(below) >= MODEL_PARTS else "datasets", owner, *below)
+    if len(below) < 3:
+        raise InputError(f"--model: model.path in SETTINGS, {wanted}, names an owner but no model")
+    return PurePosixPath(*(below if layout == "new" else below[2:]))
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command line. Returns 0 if Kaggle would have taken the submission, 1 if not, 2 for wrong use."""
     parser = argparse.ArgumentParser(prog="python -m arc_lab rehearse", description=__doc__.split("\n\n")[0])
@@ -295,7 +340,7 @@ def main(argv: Sequence[str]) -> int:
     add("--layout", choices=LAYOUTS, default="new", help="how inputs are mounted: by kind, or all in one folder")
     add("--limit", default="10m", metavar="TIME", help="instead of the limit in kernel.py (default: 10m)")
     add("--commit", action="store_true", help="the public commit run instead of the scoring rerun")
-    add("--model", type=Path, metavar="DIR", help="a model folder to mount")
+    add("--model", type=Path, metavar="DIR", help="a model folder, mounted where model.path in SETTINGS says")
     add("--gpu", action="store_true", help="let the script see this machine's GPUs; without it there are none")
     add("--overrides", action="store_true", help="use path overrides even where namespaces are possible")
     options = parser.parse_args(argv)
@@ -346,6 +391,8 @@ def report(result: Rehearsal) -> int:
     """Print the outcome; returns the exit status."""
     used, limit = format_duration(result.seconds), format_duration(result.limit_s)
     print(f"{used} of {limit}, slack {max(0.0, result.slack_s):.0f} s, exit status {result.returncode}")
+    if less := result.log.count("FALLBACK: "):
+        print(f"it ran with less than SETTINGS ask for: {less} lines with FALLBACK, above")
     for problem in result.problems:
         print(f"PROBLEM: {problem}")
     if not result.problems:

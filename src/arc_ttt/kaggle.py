@@ -132,6 +132,8 @@ def _kaggle_run(
     if not _write_first(out / "submission.json", loaded, setup):
         return
     scratch = bootstrap.scratch_folder(root)
+    if not scratch.is_relative_to(root / "temp"):
+        setup.note(f"{root / 'temp'} cannot be written: scratch files go to {scratch}")
     bootstrap.set_environment(scratch)
     settings, chosen = _settings(chosen, setup)
     seconds = min(MOST_PACKAGES_S, PACKAGES_SHARE * settings.run.limit_s)
