@@ -95,9 +95,33 @@ def test_any_changed_byte_is_damage(tmp_path_factory: pytest.TempPathFactory, pl
     body[place % len(body)] ^= change
     wheel.write_bytes(body)
     assert "sha256" in damage(wheel, digest)
+    assert isinstance(damage(wheel, None), str)  # an archive may be damaged in ways that show as any error
 
 
 # Mounts
+
+
+@pytest.mark.parametrize(
+    ("places", "taken"),
+    [
+        (["competitions/arc-prize-2025", "competitions/arc-prize-2026-arc-agi-2"], 1),
+        (["competitions/arc-prize-2026-arc-agi-2", "datasets/me/zzz"], 0),
+        (["arc-prize-2026-arc-agi-2", "my-copies"], 0),
+        (["a-copy/deep/inside", "arc-prize-2026-arc-agi-2"], 1),
+    ],
+)
+def test_the_competition_s_own_tasks_are_taken_and_others_told(tmp_path: Path, places: list[str], taken: int) -> None:
+    files = []
+    for place in places:
+        folder = tmp_path / "input" / place
+        folder.mkdir(parents=True)
+        (folder / "sample_submission.json").write_text("{}")
+        files.append(folder / "arc-agi_test_challenges.json")
+        files[-1].write_text("{}")
+    mounts = find_mounts(tmp_path)
+    assert mounts.challenges == files[taken]
+    assert mounts.sample == files[taken].with_name("sample_submission.json")
+    assert mounts.others == [files[1 - taken]]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arc_ttt.checkpoints import EMBEDDED, read_config
-from arc_ttt.cost import BASE, DEVICE_TYPES, TTT, CostModel, Model, device_type, prompt_tokens, views_of
-from arc_ttt.grids import Example, Task, freeze
+from arc_ttt.cost import BASE, DEVICE_TYPES, TTT, CostModel, Model, device_type, training_shape, views_of
+from arc_ttt.formats import CompactFormat
+from arc_ttt.grids import Example, Grid, Task, freeze
+from arc_ttt.sequences import ttt_sequences
 from arc_ttt.settings import Settings
 
 EMBEDDED_SETTINGS = Settings.of("embedded")
@@ -26,19 +29,23 @@ def make_task(task_id: str, side: int, demonstrations: int = 3, tests: int = 1) 
 TASKS = [make_task(f"t{side}", side, 2 + side % 4) for side in range(1, 31)]
 
 
+def seen_of(cost: CostModel, task: Task, train_s: float, decode_s: float, stretch: float = 1.0) -> dict[str, float]:
+    """A full training that took so long, on sequences `stretch` times as long as their shapes say."""
+    count, length = training_shape(task, cost.settings.ttt)
+    seen = {"seconds": train_s + decode_s, "train_s": train_s, "train_tokens": stretch * count * length}
+    return seen | {"steps": count / cost.settings.ttt.batch_sequences}
+
+
 def observe(cost: CostModel, task: Task, train_s: float, decode_s: float, device: int = 0) -> None:
     """A full training that took so long."""
-    ttt = cost.settings.ttt
-    count = ttt.max_sequences * ttt.epochs
-    length = min(prompt_tokens(task), ttt.max_sequence_tokens)
-    seen = {"seconds": train_s + decode_s, "train_s": train_s, "train_tokens": count * length}
-    cost.observe(task, TTT, device, 1.0, seen | {"steps": count / ttt.batch_sequences})
+    cost.observe(task, TTT, device, 1.0, seen_of(cost, task, train_s, decode_s))
 
 
 @settings(max_examples=60, deadline=None, database=None)
 @given(st.integers(1, 29), st.integers(1, 5), st.sampled_from(sorted(DEVICE_TYPES)), st.sampled_from([BASE, TTT]))
 def test_predictions_grow_with_the_task_and_the_share(side: int, demonstrations: int, device: str, kind: str) -> None:
-    cost = CostModel(LLAMA, Model(3.2e9, 28, 3072, 128256), device)
+    """Not under the paper's augmentations, of which there are fewer where doubled grids would be too large."""
+    cost = CostModel(LLAMA.override([("ttt.augment", "dihedral")]), Model(3.2e9, 28, 3072, 128256), device)
     small, large = make_task("small", side, demonstrations), make_task("large", side + 1, demonstrations)
     assert 0 < cost.predict(small, kind) < cost.predict(large, kind)
     assert cost.predict(large, kind) < cost.predict(make_task("two", side + 1, demonstrations, 2), kind)
@@ -51,8 +58,8 @@ def test_the_embedded_model_costs_what_was_measured_on_one_core() -> None:
     assert model.parameters == pytest.approx(2.7e6, rel=0.05)
     task = make_task("t", 6)
     train_s, _ = CostModel(EMBEDDED_SETTINGS, model).parts(task, TTT)
-    tokens = prompt_tokens(task) * EMBEDDED_SETTINGS.ttt.max_sequences
-    assert tokens / train_s == pytest.approx(2300, rel=0.2)
+    count, length = training_shape(task, EMBEDDED_SETTINGS.ttt)
+    assert count * length / train_s == pytest.approx(2300, rel=0.2)
 
 
 @pytest.mark.parametrize("slower", [0.3, 1.0, 4.0])
@@ -64,8 +71,8 @@ def test_twenty_jobs_are_enough_for_trainings_to_within_fifteen_percent(slower: 
     a, b, c = prior._train.now
 
     def true_s(task: Task) -> float:
-        steps = LLAMA.ttt.max_sequences * LLAMA.ttt.epochs / LLAMA.ttt.batch_sequences
-        length = min(prompt_tokens(task), LLAMA.ttt.max_sequence_tokens)
+        count, length = training_shape(task, LLAMA.ttt)
+        steps = count / LLAMA.ttt.batch_sequences
         step_s = 3 * a + 2 * length * (b + 2 * c * length)
         return slower * steps * step_s * rng.lognormvariate(0, 0.06)
 
@@ -109,20 +116,85 @@ def test_a_job_is_cut_late_until_its_device_is_known() -> None:
 
 def test_passes_with_little_training_answer_under_few_views() -> None:
     views = [views_of(TTT, share, LLAMA) for share in (0.04, 0.12, 0.25, 0.5, 1.0)]
-    assert views == [2, 4, 8, 16, 16]
+    assert views == [8, 8, 8, 16, 16]  # eight are read at once, as in the base pass
+    few = LLAMA.override([("decode.batch_views", 1), ("decode.base_views", 4)])
+    assert [views_of(TTT, share, few) for share in (0.04, 0.12, 0.25, 0.5, 1.0)] == [2, 4, 8, 16, 16]
     assert views_of(BASE, 1.0, LLAMA) == LLAMA.decode.base_views
 
 
 def test_the_longest_sequence_is_found_from_what_fitted_and_what_did_not() -> None:
     """Halfway between the two, so every report that contradicts it halves what is open."""
-    cost = CostModel(LLAMA, Model(8e9, 32, 4096, 128256), "t4")
+    cost = CostModel(
+        EMBEDDED_SETTINGS.override([("ttt.max_sequence_tokens", 8192)]), Model(8e9, 32, 4096, 128256), "t4"
+    )
     true_limit, tried = 3000, []
-    for task in [TASKS[29]] * 12:
-        length = min(prompt_tokens(task), cost.longest())
+    for number in range(24):
+        task = make_task(f"large {number % 3}", 30)
+        length = round(min(training_shape(task, cost.settings.ttt)[1], cost.longest()))
         tried.append(length)
         cost.observe_memory(task, fitted=length <= true_limit)
     assert 0.9 * true_limit <= cost.longest() <= 1.1 * true_limit
-    assert sum(length > true_limit for length in tried) <= 8
+    assert sum(length > true_limit for length in tried) <= 16
+
+
+def test_one_task_that_runs_out_of_memory_does_not_shorten_the_others() -> None:
+    cost = CostModel(EMBEDDED_SETTINGS, Model(8e9, 32, 4096, 128256), "t4")
+    for _ in range(3):
+        cost.observe_memory(make_task("first", 3), fitted=False)
+    assert cost.longest() == EMBEDDED_SETTINGS.ttt.max_sequence_tokens
+    cost.observe_memory(make_task("second", 5), fitted=False)
+    assert cost.longest() < EMBEDDED_SETTINGS.ttt.max_sequence_tokens
+    cost.observe_memory(make_task("third", 9), fitted=True)  # so it was something else
+    assert cost.longest() == EMBEDDED_SETTINGS.ttt.max_sequence_tokens
+
+
+@pytest.mark.parametrize("preset", ["embedded", "llama-1b-3b"])
+@pytest.mark.parametrize("changes", [(), (("ttt.augment", "none"),), (("ttt.in_context", False),)])
+def test_the_shape_of_a_training_is_that_of_its_sequences(preset: str, changes: tuple[tuple[str, Any], ...]) -> None:
+    """Of random grids, no two of which are alike, so that no augmentation repeats another."""
+    ttt = Settings.of(preset).override([("ttt.max_sequence_tokens", 900), *changes]).ttt
+    rng = np.random.default_rng(5)
+
+    def grid(rows: int, columns: int) -> Grid:
+        return freeze(rng.integers(0, 10, (rows, columns)))
+
+    for sides, count in (((3, 4), 3), ((9, 6), 2), ((5, 16), 4), ((12, 3), 1), ((4, 4), 6)):
+        train = tuple(Example(grid(*sides), grid(sides[1], sides[0])) for _ in range(count))
+        task = Task("t", train, (grid(*sides),))
+        made = ttt_sequences(task, CompactFormat(), ttt, rng)
+        number, length = training_shape(task, ttt)
+        if ttt.augment != "none":  # else new orders, of which there are few, repeat
+            assert number == pytest.approx(len(made) * ttt.epochs, rel=0.12)
+        assert length == pytest.approx(np.mean([len(sequence) for sequence in made]), rel=0.08)
+    assert training_shape(Task("t", (), (grid(2, 2),)), ttt) == (0, 0.0)
+
+
+def test_the_length_of_text_is_learned_from_trainings() -> None:
+    """Formats with two tokens a cell: the rate of a token is what it was, and there are twice as many."""
+    cost = CostModel(EMBEDDED_SETTINGS)
+    before = {task.task_id: cost.parts(task, TTT)[0] for task in TASKS}
+    a, b, c = cost._train.now
+    for task in TASKS[:16]:
+        count, length = training_shape(task, cost.settings.ttt)
+        train_s = a * count / 8 + 2 * count * length * (b + c * 2 * length)
+        cost.observe(task, TTT, 0, 1.0, seen_of(cost, task, train_s, cost.parts(task, TTT)[1], stretch=2.0))
+    assert cost.drift(0) == pytest.approx(1.0, rel=0.05)
+    for task in TASKS[16:]:
+        assert 1.9 * before[task.task_id] < cost.parts(task, TTT)[0] < 3.5 * before[task.task_id]
+
+
+def test_trainings_that_are_all_cut_still_teach_how_slow_the_device_is() -> None:
+    cost, prior = CostModel(EMBEDDED_SETTINGS), CostModel(EMBEDDED_SETTINGS)
+    for task in TASKS[:8]:
+        seen = seen_of(cost, task, 0.0, 0.0)
+        part = {name: value / 10 for name, value in seen.items()} | {"train_s": 1.2 * prior.parts(task, TTT)[0]}
+        cost.observe_cut(task, part)
+    assert cost.parts(TASKS[20], TTT)[0] == pytest.approx(12 * prior.parts(TASKS[20], TTT)[0], rel=0.15)
+    assert cost.settled  # at the eighth
+    cost.observe_cut(TASKS[0], seen_of(cost, TASKS[0], 1.0, 0.0))
+    assert not cost.settled
+    cost.observe_cut(TASKS[0], {"seconds": 3.0})  # it had not come to a step
+    assert not cost.settled
 
 
 def test_a_small_model_on_a_large_device_is_not_shortened() -> None:

@@ -165,6 +165,17 @@ def test_selected_rows_go_on_as_if_they_had_been_alone(base: LoadedModel, decode
         close(logp, library_logp(base, whole[row].ids, whole[row].positions)[-2:])  # the old cache is as it was
 
 
+def test_a_short_row_of_a_long_batch_can_be_selected_into_less_room(base: LoadedModel, decoder: Decoder) -> None:
+    whole = sorted(sequences_of(base), key=len)
+    short, long = whole[0], whole[-1]
+    room = len(short)
+    assert room < len(long) - 2
+    cache = decoder.new_cache(2, 200)
+    append(decoder, cache, [(s.ids[:-2], s.positions[:-2]) for s in (short, long)])
+    (got,) = append(decoder, cache.select([0], room), [(short.ids[-2:], short.positions[-2:])])
+    close(got, library_logp(base, short.ids, short.positions)[-2:])
+
+
 def test_what_lies_behind_a_row_is_finite_from_the_start(base: LoadedModel, decoder: Decoder) -> None:
     """Trap: attention gives it weight 0, but 0 times NaN is NaN, and fresh memory may hold anything. With
     deterministic algorithms torch fills it with NaN, and the shorter rows of a batch answered nonsense."""
@@ -181,11 +192,15 @@ def test_what_lies_behind_a_row_is_finite_from_the_start(base: LoadedModel, deco
         close(logp, library_logp(base, sequence.ids, sequence.positions)[-1:])
 
 
-@pytest.mark.parametrize("changes", [{}, {"dequantize": "never"}], ids=["fused", "4 bits"])
-def test_a_decoder_made_after_training_is_the_adapted_model(changes: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("changes", "fuse"),
+    [({}, True), ({}, False), ({"dequantize": "never"}, True)],
+    ids=["fused", "as they are", "4 bits"],
+)
+def test_a_decoder_made_after_training_is_the_adapted_model(changes: dict[str, str], fuse: bool) -> None:
     untrained = new_model(**changes)
     adapted = trained_model(**changes)
-    decoder = Decoder(adapted)
+    decoder = Decoder(adapted, fuse=fuse)
     moved = 0.0
     for sequence in sequences_of(adapted):
         cache = decoder.new_cache(1, len(sequence))

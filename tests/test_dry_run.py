@@ -97,6 +97,39 @@ def test_answers_of_an_older_journal_are_scored_but_for_that() -> None:
     assert "greedy" not in report["by_task"]["a"][TTT]
 
 
+def scored(*found: tuple[list[list[int]], float]) -> dict[str, Any]:
+    """A line of answers to the first test input, each with its mean nll."""
+    rows = [{"grid": grid, "group": "identity", "nll": nll, "view": view} for view, (grid, nll) in enumerate(found)]
+    likelihoods = [{"grid": grid, "nll_by_view": [nll]} for grid, nll in found]
+    return {"type": "candidates", "test_index": 0, "candidates": rows, "scored": likelihoods}
+
+
+@pytest.mark.parametrize("trained", [0.0, 0.05])
+def test_a_training_that_failed_does_not_outvote_one_that_went_well(trained: float) -> None:
+    """A short training has the answer; then a full one runs out of memory, and the base model answers in its place."""
+    findings, settings = Findings(TASKS), Settings.of("embedded")
+    assert findings.take(TTT, "a", 0, 0.1, scored(([[5]], 0.05), ([[3]], 3.0)) | {"trained": 1.0}) == ""
+    before = findings.attempts("a", 0, settings)
+    assert findings.take(TTT, "a", 1, 1.0, scored(([[3]], 0.5), ([[4]], 0.6)) | {"trained": trained}) == ""
+    after = findings.attempts("a", 0, settings)
+    assert before is not None
+    assert after is not None
+    assert [g.tolist() for g in before] == [g.tolist() for g in after] == [[[5]], [[3]]]
+    findings.take(TTT, "a", 1, 1.0, scored(([[3]], 0.5), ([[4]], 0.6)))  # an older journal does not say
+    older = findings.attempts("a", 0, settings)
+    assert older is not None
+    assert older[0].tolist() == [[3]]
+
+
+def test_a_training_that_failed_votes_where_there_is_no_other() -> None:
+    findings = Findings(TASKS)
+    findings.take(TTT, "a", 0, 1.0, scored(([[3]], 0.5), ([[4]], 0.6)) | {"trained": 0.0})
+    both = findings.attempts("a", 0, Settings.of("embedded"))
+    assert both is not None
+    assert [g.tolist() for g in both] == [[[3]], [[4]]]
+    assert "likelihood" in findings.take(TTT, "a", 0, 1.0, scored(([[3]], 0.5)) | {"trained": float("nan")})
+
+
 @pytest.mark.parametrize("view", ["0", 1.0, -2, True])
 def test_a_view_that_is_no_number_is_refused(view: object) -> None:
     row = {"grid": RIGHT, "group": "identity", "nll": 1.0, "view": view}

@@ -211,6 +211,37 @@ def test_a_worker_that_never_gets_ready_is_silent_too(make: Make) -> None:
     assert "silent" in death.cause
 
 
+def test_a_slot_that_loads_slowly_gets_more_time_at_each_start(make: Make) -> None:
+    """Else a model that takes longer than that to load would never be ready, and its deaths too rare to count."""
+    fleet = make("import sys, time\ntime.sleep(0.9)\n" + PREAMBLE + "time.sleep(600)", preamble="", load_s=0.3)
+    for _ in range(4):
+        events = events_until(fleet, lambda seen: bool(seen))
+        if not deaths(events):
+            break
+        assert "silent" in deaths(events)[0].cause
+        assert fleet.start(0)
+    assert fleet.ready(0)
+
+
+def test_a_worker_with_slow_rounds_has_longer_to_heed_a_cancel(make: Make) -> None:
+    script = """
+import select
+for line in sys.stdin:
+    for step in range(4):
+        say(type="progress", phase="train")
+        time.sleep(0.6)
+    sys.stdin.readline()
+    say(type="done")
+"""
+    fleet = make(script, cancel_s=0.1, term_s=0.1)
+    ready_pids(fleet, 1)
+    fleet.send(0, {"type": "job"})
+    events_until(fleet, lambda seen: len(bodies(seen, 0, "progress")) == 4)
+    fleet.cancel(0, "too slow")
+    events = events_until(fleet, lambda seen: bool(bodies(seen, 0, "done") or deaths(seen)))
+    assert not deaths(events)
+
+
 def test_a_command_that_does_not_exist(tmp_path: Path) -> None:
     clock = VirtualClock()
     fleet = Fleet([["/no/such/program"]], {}, [{}], tmp_path, clock)

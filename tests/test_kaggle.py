@@ -54,9 +54,16 @@ def decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decide:
     (competition / CHALLENGES).write_text(json.dumps({"a": {"train": [pair] * 2, "test": [{"input": [[1]]}]}}))
     (model / "config.json").write_text(json.dumps(LLAMA_1B))
 
-    def run(packages: Packages, *, gpu: float = 0.0, free: float = 0.0, **chosen: Any) -> Settings:
+    def run(
+        found: Packages,
+        *,
+        gpu: float = 0.0,
+        free: float = 0.0,
+        packages: Callable[..., Packages] | None = None,
+        **chosen: Any,
+    ) -> Settings:
         started: list[Settings] = []
-        monkeypatch.setattr(bootstrap, "prepare_packages", lambda *_, **__: packages)
+        monkeypatch.setattr(bootstrap, "prepare_packages", packages or (lambda *_, **__: found))
         monkeypatch.setattr(bootstrap, "gpu_memory_bytes", lambda: int(gpu * GIB))
         monkeypatch.setattr(kaggle, "count_gpus", lambda: 2 if gpu else 0)
         monkeypatch.setattr(kaggle, "free_memory", lambda: int(free * GIB))
@@ -104,6 +111,45 @@ def test_a_model_of_another_kind_gives_way_to_the_embedded_one(decide: Decide, t
     settings = decide(Packages(), gpu=15, **chosen(**{"vote.rule": "flattened"}))
     assert settings.model == Settings.of("embedded").model
     assert settings.vote.rule == "flattened"  # what is not about the model stays as chosen
+
+
+def test_the_embedded_model_that_takes_over_has_the_settings_of_its_device(decide: Decide, tmp_path: Path) -> None:
+    (tmp_path / "input/llama/transformers/4bit/1/config.json").write_text('{"model_type": "qwen3"}')
+    monkey = {"ttt.passes": 64, "ttt.learning_rate": 0.5}
+    on_gpu, on_cpu = decide(Packages(), gpu=15, **chosen(**monkey)), decide(Packages(), **chosen(**monkey))
+    assert on_gpu.ttt.max_sequence_tokens == Settings.of("embedded-gpu").ttt.max_sequence_tokens
+    assert on_cpu.ttt.max_sequence_tokens == Settings.of("embedded").ttt.max_sequence_tokens
+    for settings in (on_gpu, on_cpu):
+        assert settings.ttt.passes == kaggle.COMMIT_PASSES  # in the rerun those chosen: how long, not how
+        assert settings.ttt.learning_rate == Settings.of("embedded").ttt.learning_rate
+
+
+def test_packages_that_fail_in_an_unknown_way_cost_only_the_four_bits(
+    decide: Decide, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any, **__: Any) -> Packages:
+        raise LookupError("nobody expected this")
+
+    settings = decide(Packages(), packages=broken)
+    assert settings.model.quantize == "none"
+    assert "FALLBACK: no 4-bit weights: preparing the packages failed: LookupError" in capsys.readouterr().out
+
+
+def test_more_than_one_file_of_challenges_is_told(
+    decide: Decide, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "input" / "zzz").mkdir()
+    (tmp_path / "input" / "zzz" / CHALLENGES).write_text("{}")
+    decide(Packages())
+    assert "FALLBACK: there is more than one" in capsys.readouterr().out
+
+
+def test_an_odd_package_costs_no_run(decide: Decide, monkeypatch: pytest.MonkeyPatch) -> None:
+    def odd() -> Any:
+        raise RuntimeError("a distribution without metadata")
+
+    monkeypatch.setattr(kaggle.importlib.metadata, "distributions", odd)
+    decide(Packages())
 
 
 def test_another_version_of_the_model_is_used_and_named(decide: Decide, capsys: pytest.CaptureFixture[str]) -> None:

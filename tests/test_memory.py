@@ -285,6 +285,15 @@ def test_views_fit_and_are_at_most_those_wanted(
         assert found.weights + found.adapter + caches <= device.usable
 
 
+@given(shapes, devices)
+@hypothesis_settings(deadline=None, max_examples=60)
+def test_the_decoder_copies_plain_layers_only_where_there_is_room(shape: Shape, device: Device) -> None:
+    found = plan(config_of(shape), device, TttSettings(), four_bit=False, checkpointing=True)
+    assert found.fused in (0, shape.linear_weights * device.itemsize)
+    assert found.fused <= max(0, device.usable / 4)
+    assert plan(config_of(shape), device, TttSettings(), four_bit=True, checkpointing=True).fused == 0
+
+
 def a_plan(tokens: int) -> MemoryPlan:
     return MemoryPlan(Shape.of(LLAMA["8B"]), T4, 5 * GIB, GIB, 3 * GIB, 0, tokens)
 

@@ -412,6 +412,7 @@ def change(**values: Any) -> Callable[[dict[str, Any]], None]:
         (change(dataset_sources=["wheels"]), "user/slug"),
         (change(dataset_sources=[]), "without its own code"),
         (change(competition_sources=[]), "no tasks"),
+        (change(competition_sources=["arc-prize-2025", "arc-prize-2026-arc-agi-2"]), "one competition only"),
         (change(model_sources=["me/llama/transformers/4bit"]), "version a number"),
         (change(model_sources=["me/MODEL/transformers/VARIATION/1"]), "replace MODEL, VARIATION"),
         (change(machine_shape="NvidiaTeslaP100"), "NvidiaTeslaT4"),

@@ -445,6 +445,7 @@ def test_a_job_whose_worker_had_to_go_for_others_is_tried_as_often_as_that_happe
 
 
 def test_a_training_too_short_to_be_worth_its_start() -> None:
-    assert least_share(40) == 0.25  # ten steps
+    assert least_share(320) == 0.25  # of the embedded model: ten steps of eight
+    assert least_share(500) == 0.16  # of the Llamas: forty steps of two
     assert least_share(10_000) == 0.04
     assert least_share(2) == 1.0

@@ -143,6 +143,19 @@ def test_over_the_cap_a_random_part_is_kept_and_not_the_first() -> None:
     assert places != list(range(40))
 
 
+def test_what_tops_up_is_a_random_part_too() -> None:
+    """Every pair is asked about as often; the first ones would be of one pair only, without recoloured copies."""
+    task = make_task(3)
+    whole = [s for s in ttt_sequences(task, FORM, ALL, rng()) if len(s.outputs) == 2]
+    cap = len(ttt_sequences(task, FORM, ALL, rng())) - len(whole) // 2
+    kept = [s for s in ttt_sequences(task, FORM, replace(PAPER, max_sequences=cap), rng()) if len(s.outputs) == 2]
+    everything = [s.ids.tobytes() for s in whole]
+    places = [everything.index(s.ids.tobytes()) for s in kept]
+    assert places == sorted(places)
+    thirds = np.bincount([3 * place // len(whole) for place in places], minlength=3)
+    assert min(thirds) > 0.2 * len(places)
+
+
 def test_no_leave_one_out_sequence_fits_so_the_shorter_ones_are_capped_too() -> None:
     """The official code then keeps all leave-two-out sequences, however many."""
     task = make_task(5, side=6)

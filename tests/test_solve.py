@@ -191,14 +191,49 @@ def test_a_share_trains_on_fewer_sequences(solver: TaskSolver) -> None:
 
 def test_a_deadline_cuts_training_and_says_so(solver: TaskSolver) -> None:
     clock = VirtualClock()
-    answers = solver.adapt(TASK, Deadline.after(100.0, clock), decode_s=200.0)
+
+    def slow(phase: str, done: int, of: int) -> None:
+        clock.sleep(50.0 if phase == "train" else 0.0)
+
+    answers = solver.adapt(TASK, Deadline.after(100.0, clock), slow, decode_s=200.0)
     assert answers.outcome == Outcome.CUT  # no time was left to train, but there was time to answer
     assert answers.training is not None
     assert answers.training.steps == 0
+    assert answers.trained == 0.0
     assert len(answers.candidates) == 10
     none = solver.answer(TASK, Deadline.after(-1.0, clock))
     assert none.outcome == Outcome.CUT
     assert none.candidates == []
+
+
+def test_answers_say_how_much_of_the_training_there_was(solver: TaskSolver) -> None:
+    clock, told = VirtualClock(), list[float]()
+
+    def slow(phase: str, done: int, of: int) -> None:
+        clock.sleep(10.0 if phase == "train" and done else 0.0)
+
+    part = new_solver(run_settings(**{"ttt.max_sequences": 32, "ttt.batch_sequences": 8, "ttt.stop_loss": 0.0}))
+    part.on_found = lambda index, answers: told.append(answers.trained)
+    answers = part.adapt(TASK, Deadline.after(45.0, clock), slow, decode_s=20.0)
+    assert answers.training is not None
+    assert (answers.training.steps, answers.training.planned) == (3, 4)
+    assert answers.trained == 0.75
+    assert told
+    assert set(told) == {0.75}  # each line says it, for they leave one by one
+    assert solver.adapt(TASK, Deadline.never()).trained == 1.0
+    assert solver.adapt(NONE, Deadline.never()).trained == 0.0  # the base model answered
+
+
+def test_most_of_the_time_left_is_never_kept_from_training(solver: TaskSolver) -> None:
+    """A prediction of decoding that is far too long, as of a job that begins late in a run."""
+    clock = VirtualClock()
+
+    def slow(phase: str, done: int, of: int) -> None:
+        clock.sleep(1.0 if phase == "train" and done else 0.0)
+
+    answers = solver.adapt(TASK, Deadline.after(100.0, clock), slow, decode_s=1000.0)
+    assert answers.outcome == Outcome.FINISHED
+    assert answers.trained == 1.0
 
 
 def test_one_test_input_that_does_not_fit_costs_only_itself() -> None:
@@ -259,7 +294,9 @@ def test_training_steps_down_the_memory_ladder_until_it_fits(
         assert answers.outcome == Outcome.FAILED
         assert "out of memory" in answers.reason
         assert [c.nll for c in answers.candidates] == [row[4] for row in base[:5]]
+        assert answers.trained == 0.0
     else:
+        assert answers.trained == 1.0
         assert answers.outcome == Outcome.FINISHED
         assert answers.training is not None
         assert answers.training.steps > 0
@@ -369,6 +406,7 @@ def test_answers_that_are_no_numbers_never_vote_and_the_base_model_answers_inste
     monkeypatch.setattr(solve, "train", poisoned)
     answers = solver.adapt(ONE, Deadline.never())
     assert answers.outcome == Outcome.DIVERGED
+    assert answers.trained == 0.0
     assert [c.nll for c in answers.candidates] == [c.nll for c in base.candidates]
     assert all(np.isfinite(value) for c in answers.scored for value in c.nll_by_view)
 

@@ -134,6 +134,12 @@ def test_sampled_views_walk_through_all_symmetries_and_begin_with_the_task_as_it
     assert views[:5] == sample_views(5, demonstrations, np.random.default_rng(5))
 
 
+def test_sampled_views_can_keep_black() -> None:
+    views = sample_views(17, 3, np.random.default_rng(5), keep_black=True)
+    assert {view.colours[0] for view in views} == {0}
+    assert len({view.colours for view in views}) > 10
+
+
 def test_sampled_views_can_leave_the_colours_alone() -> None:
     views = sample_views(9, 2, np.random.default_rng(5), colours=False)
     assert {view.colours for view in views} == {IDENTITY_COLOURS}

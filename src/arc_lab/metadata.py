@@ -159,6 +159,10 @@ def _source_problems(body: dict[str, Any]) -> list[str]:
         found.append("dataset_sources is empty: the kernel would run without its own code and wheels")
     if not body.get("competition_sources"):
         found.append("competition_sources is empty: the kernel would find no tasks")
+    elif len(body["competition_sources"]) > 1:
+        found.append(
+            "competition_sources: name one competition only, else the kernel has to guess whose tasks it is for"
+        )
     for source in body.get("model_sources", []):
         parts = str(source).split("/")
         if len(parts) != 5 or not parts[-1].isdigit():

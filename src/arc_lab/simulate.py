@@ -28,6 +28,7 @@ from arc_ttt.checkpoints import model_folder, read_config
 from arc_ttt.cost import BASE, DEVICE_TYPES, SYNTHESIS, TTT, CostModel, Model
 from arc_ttt.deadline import Deadline, VirtualClock, format_duration, parse_duration
 from arc_ttt.errors import InputError, SettingsError
+from arc_ttt.findings import Findings, TaskResult
 from arc_ttt.grids import Example, LoadedTasks, Task, freeze
 from arc_ttt.launch import count_searchers, work_until
 from arc_ttt.report import DECODE, TRAIN, report_lines, run_report
@@ -199,11 +200,17 @@ def _outcome(
         answered=len(found[BASE] | found[TTT] | sure) / count,
         trained=len(found[TTT] | sure) / count,
         sure=len(sure) / count,
-        passes=Counter(len(run.findings.results[TTT, i].passes) if i in found[TTT] else 0 for i in run.findings.tasks),
+        passes=Counter(_trainings(run.findings, i) for i in run.findings.tasks),
         report=report,
         journal=journal,
         unaccounted=off / whole_s,
     )
+
+
+def _trainings(findings: Findings, task_id: str) -> int:
+    """Trainings of a task that answered."""
+    passes = findings.results.get((TTT, task_id), TaskResult()).passes
+    return max((len(found) for found in passes.values()), default=0)
 
 
 # Scenarios

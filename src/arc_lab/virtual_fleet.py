@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arc_ttt.cost import SYNTHESIS, TTT, CostModel, prompt_tokens
+from arc_ttt.cost import SYNTHESIS, TTT, CostModel, prompt_tokens, training_shape
 from arc_ttt.deadline import TURN_S, WRITE_S, VirtualClock
 from arc_ttt.events import Journal, Outcome, checked_line
 from arc_ttt.fleet import PATIENCE, Death, Message, Patience
@@ -37,8 +37,9 @@ class Faults:
     lost: that a device is lost for good; slow: that one is 1.2 to 3 times slower; long_task: share of the longest tasks
     that run out of memory; stall: that a write of the submission takes up to a minute; slow_kill: that a killed worker
     takes up to half a minute to go; slow_load: that loading takes 20 minutes; deaf: that a worker does not listen when
-    its job is called back; outlier: that answering takes five times as long. train_noise, decode_noise: standard
-    deviation of the logarithm of seconds.
+    its job is called back; outlier: that answering takes five times as long. stretch: most tokens of a training
+    sequence for one that its shape tells of, as in formats of text. train_noise, decode_noise: standard deviation of
+    the logarithm of seconds.
     """
 
     crashes: float = 0.0
@@ -51,6 +52,7 @@ class Faults:
     slow_load: float = 0.0
     deaf: float = 0.0
     outlier: float = 0.02
+    stretch: float = 1.0
     train_noise: float = 0.06
     decode_noise: float = 0.35
 
@@ -63,6 +65,7 @@ _RARE = {
     "slow_kill": 0.01,
     "slow_load": 0.01,
     "deaf": 0.05,
+    "stretch": 2.2,
 }
 MIXES = {
     "none": Faults(),
@@ -87,6 +90,7 @@ class _Device:
     working: bool = False
     hangs_s: float = math.inf  # from when on it is silent
     kept_s: float = 0.0  # of jobs that ended by themselves
+    slow_loads: int = 0
     killed_s: float = 0.0
     loaded_s: float = 0.0
 
@@ -129,6 +133,7 @@ class VirtualFleet:
         self._workers = self.devices + [_Device() for _ in range(searchers)]  # by slot
         by_length = sorted(tasks, key=lambda task_id: -prompt_tokens(tasks[task_id]))
         self.too_long = set(by_length[: round(faults.long_task * len(tasks))])
+        self._stretch = rng.uniform(1.0, faults.stretch)
         self._talent = {task_id: rng.random() for task_id in tasks}  # how likely a view of a task answers right
         self._ease = {task_id: rng.random() if searchers else 1.0 for task_id in tasks}  # of a task for synthesis
         self._events: list[tuple[float, int, int, int, Message | Death | None]] = []
@@ -167,9 +172,10 @@ class VirtualFleet:
             seconds = LONG_LOAD_S
         if now >= device.lost_s:
             self._at(now + 2.0, slot, Death(slot, "exit code 10: device lost", final=False))
-        elif seconds > self.patience.load_s:
-            cause = f"silent for {self.patience.load_s:.0f} s"
-            self._at(now + self.patience.load_s + self.patience.hang_s, slot, Death(slot, cause, final=False))
+        elif seconds > (patience_s := self.patience.loading_s(device.slow_loads)):
+            device.slow_loads += 1
+            cause = f"silent for {patience_s:.0f} s"
+            self._at(now + patience_s + self.patience.hang_s, slot, Death(slot, cause, final=False))
         else:
             self._at(now + seconds, slot, Message(slot, {"type": "ready", "device": "virtual", "dtype": "none"}))
         return True
@@ -311,7 +317,7 @@ class VirtualFleet:
     def _do(self, slot: int, body: Mapping[str, Any]) -> Iterator[tuple[float, Message | Death]]:
         task, kind, share = self.tasks[body["task_id"]], body["kind"], body.get("share", 1.0)
         train_s, decode_s = (part * self._workers[slot].slowness for part in self.truth.parts(task, kind, share))
-        train_s *= self.rng.lognormvariate(0, self.faults.train_noise)
+        train_s *= self._stretch * self.rng.lognormvariate(0, self.faults.train_noise)
         decode_s *= self.rng.lognormvariate(0, self.faults.decode_noise)
         decode_s *= 5 if self.rng.random() < self.faults.outlier else 1
         outcome, reason, trained = Outcome.FINISHED, "", 1.0
@@ -330,25 +336,27 @@ class VirtualFleet:
             if after_s > left_s:
                 outcome, decode_s = Outcome.CUT, max(0.0, left_s - train_s)
                 break
-            yield after_s, Message(slot, {"type": "candidates", **self._answers(task, index, kind, trained * share)})
+            yield after_s, Message(slot, {"type": "candidates", **self._answers(task, index, kind, trained, share)})
         late_s = self.rng.expovariate(1.0) if outcome == Outcome.CUT else 0.1  # a step or a row more
         seen: dict[str, Any] = {"outcome": outcome, "reason": reason, "seconds": train_s + decode_s + late_s}
         if trained and train_s:
             ttt = self.truth.settings.ttt
-            count = trained * share * ttt.max_sequences * ttt.epochs
-            length = min(prompt_tokens(task), ttt.max_sequence_tokens)
-            seen |= {"train_s": train_s, "train_tokens": count * length, "steps": count / ttt.batch_sequences}
+            whole, length = training_shape(task, ttt)
+            count = trained * share * whole
+            tokens = count * length * self._stretch
+            seen |= {"train_s": train_s, "train_tokens": tokens, "steps": count / ttt.batch_sequences}
         yield train_s + decode_s + late_s, Message(slot, {"type": "done", **seen})
 
-    def _answers(self, task: Task, index: int, kind: str, effort: float) -> dict[str, Any]:
+    def _answers(self, task: Task, index: int, kind: str, trained: float, share: float) -> dict[str, Any]:
         """Two views' answers: the right one is colour 1; more training finds it more often."""
-        chance = self._talent[task.task_id] * (0.2 if kind != TTT else 0.4 + 0.6 * min(1.0, effort))
+        chance = self._talent[task.task_id] * (0.2 if kind != TTT else 0.4 + 0.6 * min(1.0, trained * share))
         colours = [1 if self.rng.random() < chance else self.rng.randint(2, 9) for _ in range(2)]
         candidates = [
             {"grid": [[colour]], "group": "identity", "nll": 1.0, "view": view} for view, colour in enumerate(colours)
         ]
         scored = [{"grid": [[colour]], "nll_by_view": [colour / 10]} for colour in sorted(set(colours))]
-        return {"task_id": task.task_id, "test_index": index, "candidates": candidates, "scored": scored}
+        found = {"candidates": candidates, "scored": scored, "trained": trained}
+        return {"task_id": task.task_id, "test_index": index, **found}
 
 
 class VirtualSubmission(Submission):

@@ -32,9 +32,18 @@ PROBES = {
     "bitsandbytes": """
 import torch
 from bitsandbytes.nn import Linear4bit
-device = "cuda" if torch.cuda.is_available() else "cpu"
-layer = Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.float32).to(device)
-assert torch.isfinite(layer(torch.ones(2, 64, device=device))).all()
+gpu = torch.cuda.is_available()
+modern = gpu and torch.cuda.get_device_capability() >= (8, 0)
+dtype = torch.bfloat16 if modern else torch.float16 if gpu else torch.float32
+layer = Linear4bit(512, 512, bias=False, quant_type="nf4", compute_dtype=dtype).to("cuda" if gpu else "cpu")
+for rows in (1, 16, 2048) if gpu else (2,):  # each by another kernel
+    given = torch.ones(rows, 512, device=layer.weight.device, dtype=dtype, requires_grad=gpu)
+    product = layer(given)
+    assert torch.isfinite(product).all()
+    if gpu:
+        product.float().sum().backward()
+        assert torch.isfinite(given.grad).all()
+        torch.cuda.synchronize()
 """,
     "unsloth": "from unsloth import FastLanguageModel",
 }
@@ -45,13 +54,14 @@ assert torch.isfinite(layer(torch.ones(2, 64, device=device))).all()
 class Mounts:
     """What was found below the input folder.
 
-    challenges, sample: the competition's files, None where there are none. wheels: every .whl. unpacked: folders that
-    hold an unpacked wheel, by distribution. models: folders with a config.json. digests: sha256 by name of file, as
-    the bundle's manifest tells them. problems: what could not be read.
+    challenges, sample: the competition's files, None where there are none. others: further files of challenges.
+    wheels: every .whl. unpacked: folders that hold an unpacked wheel, by distribution. models: folders with a
+    config.json. digests: sha256 by name of file, as the bundle's manifest tells them. problems: what could not be read.
     """
 
     challenges: Path | None = None
     sample: Path | None = None
+    others: list[Path] = field(default_factory=list)
     wheels: list[Path] = field(default_factory=list)
     unpacked: dict[str, Path] = field(default_factory=dict)
     models: list[Path] = field(default_factory=list)
@@ -65,6 +75,7 @@ def find_mounts(root: Path) -> Mounts:
     Kaggle has mounted inputs as /kaggle/input/<slug> and as /kaggle/input/competitions/<slug> and so on.
     """
     mounts = Mounts()
+    challenges, samples = list[Path](), list[Path]()
     for folder, folders, files in os.walk(root / "input"):
         folders.sort()
         here = Path(folder)
@@ -72,17 +83,27 @@ def find_mounts(root: Path) -> Mounts:
             mounts.unpacked.setdefault(_normal(here.name.split("-")[0]), here.parent)
         for name in sorted(files):
             path = here / name
-            if name == CHALLENGES and mounts.challenges is None:
-                mounts.challenges = path
-            elif name == SAMPLE and mounts.sample is None:
-                mounts.sample = path
+            if name == CHALLENGES:
+                challenges.append(path)
+            elif name == SAMPLE:
+                samples.append(path)
             elif name.endswith(".whl"):
                 mounts.wheels.append(path)
             elif name == "config.json":
                 mounts.models.append(here)
             elif name == MANIFEST:
                 _read_manifest(path, mounts)
+    if challenges:
+        *mounts.others, mounts.challenges = sorted(challenges, key=_likelihood)
+        samples = [path for path in samples if path.parent == mounts.challenges.parent] or samples
+    if samples:
+        mounts.sample = max(samples, key=_likelihood)
     return mounts
+
+
+def _likelihood(path: Path) -> tuple[bool, bool, str]:
+    """How likely a file is the competition's own and not a copy in a dataset or that of an earlier year."""
+    return "competitions" in path.parts, any(part.startswith("arc-prize") for part in path.parts), str(path)
 
 
 def _read_manifest(path: Path, mounts: Mounts) -> None:
@@ -179,7 +200,6 @@ def set_environment(scratch: Path) -> None:
         "TRITON_CACHE_DIR": str(scratch / "triton"),
         "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
         "UNSLOTH_COMPILE_LOCATION": str(scratch / "unsloth"),
-        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
     }.items():
         os.environ.setdefault(name, value)
 
@@ -253,7 +273,7 @@ def damage(wheel: Path, digest: str | None) -> str:
         with zipfile.ZipFile(wheel) as archive:
             bad = archive.testzip()
             return f"it is damaged: {bad} inside it cannot be read" if bad else ""
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
+    except Exception as error:  # damage shows as many kinds of errors, zlib's own among them
         return f"it is damaged: {error}"
 
 
@@ -351,7 +371,9 @@ def _install_set(
         command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-compile", "--quiet"]
         command += ["--disable-pip-version-check", "--no-cache-dir", "--target", str(target), *map(str, files)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=max(seconds, 5.0), check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=max(seconds, 5.0), check=False
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
             return f"pip did not install {files[0].name}: {type(error).__name__}"
         if done.returncode:
@@ -378,7 +400,7 @@ def _try_out(package: str, notes: list[str], seconds: float) -> str:
     command = [sys.executable, "-c", PROBES[package]]
     limit_s = min(seconds, MOST_PROBE_S)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=limit_s, check=False)
     except subprocess.TimeoutExpired:
         return f"{package} was still importing after {limit_s:.0f} s"
     except OSError as error:
@@ -403,7 +425,7 @@ def gpu_memory_bytes() -> int:
     """Memory of the smallest GPU, 0 without a driver that tells."""
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return 0
     return min((int(line) for line in done.stdout.split() if line.isdigit()), default=0) * 2**20

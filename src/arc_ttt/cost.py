@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arc_ttt.grids import Task
-from arc_ttt.settings import Settings
+from arc_ttt.grids import MAX_SIDE, Example, Task
+from arc_ttt.settings import Settings, TttSettings
 
 BASE, TTT, SYNTHESIS = "base", "ttt", "synthesis"
 OVERHEAD_S = 0.2  # of any job: views, prompts, messages
@@ -26,6 +26,8 @@ ATTENTION_TOKENS = 3000.0  # length at which attention costs as much as the rest
 DRIFT_JOBS = 50
 CAP_TIMES, CAP_LEAST_S = 6.0, 120.0  # a job may take so many times its prediction, and at least so long
 FIRST_CAP_TIMES, FIRST_CAP_LEAST_S = 20.0, 1800.0  # the same for the first three jobs of a device
+GROWTHS = (((1, 1), 8), ((2, 1), 4), ((1, 2), 4), ((2, 2), 8))
+"""By how much the identity and the paper's 23 augmenters multiply rows and columns, and how many of them do so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +96,70 @@ def answer_tokens(task: Task) -> int:
 
 
 def views_of(kind: str, share: float, settings: Settings) -> int:
-    """Views that a pass answers under: a pass with little training gets few."""
+    """Views that a pass answers under: a pass with little training gets few, but as many as the base pass where these
+    are read at once. (Of 203 held-out tasks 69, 71 and 72 are right under 2, 3 and 8 views of the same trainings.)"""
+    decode = settings.decode
     if kind == BASE:
-        return settings.decode.base_views
-    return min(settings.decode.views, max(2, round(2 * share * settings.decode.views)))
+        return decode.base_views
+    return min(decode.views, max(2, min(decode.base_views, decode.batch_views), round(2 * share * decode.views)))
+
+
+def training_shape(task: Task, ttt: TttSettings) -> tuple[int, float]:
+    """Sequences that a full training passes through, repetitions included, and their mean length in tokens of a cell or
+    row end: what `sequences.ttt_sequences` makes, from shapes alone, so without knowing which augmentations are alike.
+    """
+    if ttt.scope not in ("per-task", "joint") or not task.train:
+        return 0, 0.0
+    pairs = [_pair_tokens(example, (1, 1)) for example in task.train]
+    if not ttt.in_context:
+        return ttt.max_sequences * ttt.epochs, min(sum(pairs) / len(pairs), ttt.max_sequence_tokens)
+    if ttt.augment == "dihedral":
+        return ttt.max_sequences * ttt.epochs, min(sum(pairs), ttt.max_sequence_tokens)
+    few = _left_out(task.train, ttt, len(task.train))
+    missing = ttt.max_sequences - sum(count for count, _ in few)
+    if missing <= 0:
+        return ttt.max_sequences * ttt.epochs, _mean_length(few)
+    fewer = [
+        row for i in range(len(task.train)) for row in _left_out(_without(task.train, i), ttt, len(task.train) - 1)
+    ]
+    count = min(missing, sum(count for count, _ in fewer))
+    if count == 0:
+        return sum(count for count, _ in few) * ttt.epochs, _mean_length(few)
+    total = ttt.max_sequences - missing + count
+    length = ((ttt.max_sequences - missing) * _mean_length(few) + count * _mean_length(fewer)) / total
+    return total * ttt.epochs, length
+
+
+def _left_out(shown: Sequence[Example], ttt: TttSettings, targets: int) -> list[tuple[int, int]]:
+    """Number and length of the sequences of some pairs, each of `targets` pairs asked in turn, by growth."""
+    rows = []
+    for growth, count in GROWTHS if ttt.augment == "paper" else (((1, 1), 1),):
+        sides = [
+            side * by
+            for e in shown
+            for grid in (e.input, e.output)
+            for side, by in zip(grid.shape, growth, strict=True)
+        ]
+        length = sum(_pair_tokens(example, growth) for example in shown)
+        if shown and max(sides) <= MAX_SIDE and length <= ttt.max_sequence_tokens:
+            rows.append((count * targets * (1 + ttt.permutations), length))
+    return rows
+
+
+def _pair_tokens(example: Example, growth: tuple[int, int]) -> int:
+    """Tokens of a pair, one a cell plus row ends and markers."""
+    return sum(
+        growth[0] * grid.shape[0] * (growth[1] * grid.shape[1] + 1) + 1 for grid in (example.input, example.output)
+    )
+
+
+def _without(train: Sequence[Example], index: int) -> list[Example]:
+    return [example for i, example in enumerate(train) if i != index]
+
+
+def _mean_length(rows: Sequence[tuple[int, int]]) -> float:
+    """Mean length of sequences by number and length; 0 for none."""
+    return sum(count * length for count, length in rows) / max(1, sum(count for count, _ in rows))
 
 
 def work(task: Task, kind: str, settings: Settings) -> float:
@@ -114,17 +176,16 @@ class _Shape:
     prompt: int
     answer: int
     tests: int
-    length: int
+    length: float
     sequences: int
     scoring_views: int
 
     @classmethod
     def of(cls, task: Task, settings: Settings) -> _Shape:
-        prompt, ttt = prompt_tokens(task), settings.ttt
-        trains = ttt.scope in ("per-task", "joint") and bool(task.train)
-        count = ttt.max_sequences * ttt.epochs if trains else 0
-        length = min(prompt, ttt.max_sequence_tokens)
-        return cls(prompt, answer_tokens(task), len(task.tests), length, count, settings.vote.scoring_views)
+        count, length = training_shape(task, settings.ttt)
+        return cls(
+            prompt_tokens(task), answer_tokens(task), len(task.tests), length, count, settings.vote.scoring_views
+        )
 
     def read_work(self, views: int) -> float:
         """Prompts, without gradients a third of training, with attention that grows with their length."""
@@ -133,6 +194,10 @@ class _Shape:
     def write_work(self, views: int) -> float:
         """Written tokens, which pass alone, and scored ones."""
         return self.tests * self.answer * (views * WRITE / 3 + min(views, self.scoring_views))
+
+
+def _is_power_of_two(number: int) -> bool:
+    return number > 0 and number & (number - 1) == 0
 
 
 @dataclass(slots=True)
@@ -190,9 +255,14 @@ class CostModel:
         self._ratios: dict[int, deque[float]] = {}  # actual by predicted seconds of these
         self._drift: dict[int, float] = {}
         self._programs: dict[int, deque[float]] = {}
+        self._stretch = 1.0  # tokens of a training sequence for one that `training_shape` counts; text has more
+        self._stretches: deque[float] = deque(maxlen=100)
         self._fits = 0  # longest sequence that has been trained on
-        self._too_long = math.inf  # shortest one that ran out of memory
-        self.observations = 0
+        self._too_long = math.inf  # shortest one that ran out of memory when steps were tried out
+        self._short: dict[str, int] = {}  # by task, the length at which it ran out of memory
+        self.observations, self.trainings = 0, 0
+        self.settled = False
+        """Whether the last observation let the coefficients be found anew: 1, 2, 4, 8, ... of them, or of trainings."""
 
     # Seconds
 
@@ -223,21 +293,45 @@ class CostModel:
 
     def observe(self, task: Task, kind: str, device: int, share: float, seen: Mapping[str, float]) -> None:
         """Learn from a job that ended by itself. seen: seconds, train_s, train_tokens, steps."""
-        steps, tokens, train_s = seen.get("steps", 0.0), seen.get("train_tokens", 0.0), seen.get("train_s", 0.0)
-        seconds = max(1e-3, seen["seconds"])
-        squares = tokens * tokens / (steps * self.settings.ttt.batch_sequences) if steps > 0 else 0.0
-        if squares > 0 and train_s > 0:
-            self._train.add(steps, tokens, squares, train_s)
+        before = self.trainings
+        training = self._add_training(task, seen)
+        seconds, train_s = max(1e-3, seen["seconds"]), seen.get("train_s", 0.0)
         decoding = self._decoding(task, views_of(kind, share, self.settings)) / self._decode_factor
-        job = _Seen((steps, tokens, squares), decoding, max(1e-3, seconds - train_s), seconds)
+        job = _Seen(training, decoding, max(1e-3, seconds - train_s), seconds)
         self._jobs.setdefault(device, deque(maxlen=DRIFT_JOBS)).append(job)
         self._ratios.setdefault(device, deque(maxlen=DRIFT_JOBS))
         self.observations += 1
+        fresh = self.trainings > before and _is_power_of_two(self.trainings)
+        self.settled = fresh or _is_power_of_two(self.observations)
         if self.settled:
             self._learn()
         else:
             self._ratios[device].append(seconds / self._restated(job))
             self._drift[device] = statistics.median(self._ratios[device])
+
+    def observe_cut(self, task: Task, seen: Mapping[str, float]) -> None:
+        """Learn the speed of training from a job that was cut, about whose other seconds nothing is known.
+
+        Else a device on which every training is cut, being so much slower than predicted, would never be known.
+        """
+        before = self.trainings
+        self._add_training(task, seen)
+        self.settled = self.trainings > before and _is_power_of_two(self.trainings)
+        if self.settled:
+            self._learn()
+
+    def _add_training(self, task: Task, seen: Mapping[str, float]) -> tuple[float, float, float]:
+        """Take in how long steps took: steps, tokens and tokens times length of a training, zeros if there was none."""
+        steps, tokens, train_s = seen.get("steps", 0.0), seen.get("train_tokens", 0.0), seen.get("train_s", 0.0)
+        if min(steps, tokens, train_s) <= 0:
+            return 0.0, 0.0, 0.0
+        sequences = steps * self.settings.ttt.batch_sequences
+        training = steps, tokens, tokens * tokens / sequences
+        self._train.add(*training, train_s)
+        if (length := self._shape(task).length) > 0:
+            self._stretches.append(tokens / sequences / length)
+        self.trainings += 1
+        return training
 
     def calibrate(self, rows: Iterable[Mapping[str, float]]) -> None:
         """Learn from training steps that a device has tried out: length, sequences, seconds, fitted of each."""
@@ -251,16 +345,13 @@ class CostModel:
         self._train.solve()
         self._predicted.clear()
 
-    @property
-    def settled(self) -> bool:
-        """Whether the coefficients were found anew at the last observation: after 1, 2, 4, 8, ... of them."""
-        return self.observations & (self.observations - 1) == 0
-
     def _learn(self) -> None:
         self._predicted.clear()
         self._train.solve()
+        if self._stretches:
+            self._stretch = statistics.median(self._stretches)
         ratios = [seen.decode_s / (OVERHEAD_S + seen.decoding) for jobs in self._jobs.values() for seen in jobs]
-        self._decode_factor = statistics.median(ratios)
+        self._decode_factor = statistics.median(ratios) if ratios else self._decode_factor
         for device, jobs in self._jobs.items():
             self._ratios[device] = deque((seen.seconds / self._restated(seen) for seen in jobs), maxlen=DRIFT_JOBS)
             self._drift[device] = statistics.median(self._ratios[device])
@@ -274,10 +365,10 @@ class CostModel:
         shape = self._shape(task)
         if kind != TTT or shape.sequences == 0:
             return 0.0
-        count = share * shape.sequences
+        count, length = share * shape.sequences, self._stretch * shape.length
         a, b, c = self._train.now
         steps = math.ceil(count / self.settings.ttt.batch_sequences)
-        return a * steps + count * shape.length * (b + c * shape.length)
+        return a * steps + count * length * (b + c * length)
 
     def _decoding(self, task: Task, views: int) -> float:
         shape, layers = self._shape(task), self.model.layers
@@ -313,16 +404,20 @@ class CostModel:
 
     def longest(self) -> int:
         """Longest training sequence that devices are given: the setting, which each worker's memory plan lowers to what
-        fits its device (`memory.plan`); or halfway between the longest that fitted and the shortest that did not."""
+        fits its device (`memory.plan`); or halfway between the longest that fitted and the shortest that did not. One
+        task alone that ran out of memory says nothing: the device may have been short of it for another reason."""
         most = self.settings.ttt.max_sequence_tokens
-        if self._too_long == math.inf:
+        second = sorted(self._short.values())[1] if len(self._short) > 1 else math.inf
+        too_long = min(self._too_long, second)
+        if too_long == math.inf:
             return most
-        return min(most, int((self._fits + self._too_long) / 2) if self._fits else int(self._too_long / 2))
+        return min(most, int((self._fits + too_long) / 2) if self._fits < too_long else int(too_long / 2))
 
     def observe_memory(self, task: Task, *, fitted: bool) -> None:
         """Learn whether training on a task fitted. An out-of-memory error below what has fitted was something else."""
-        length = min(self._shape(task).length, self.longest())
+        length = min(round(self._stretch * self._shape(task).length), self.longest())
         if fitted:
             self._fits = max(self._fits, length)
+            self._short = {task_id: short for task_id, short in self._short.items() if short > length}
         elif length > self._fits:
-            self._too_long = min(self._too_long, length)
+            self._short[task.task_id] = length

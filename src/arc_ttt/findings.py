@@ -34,8 +34,8 @@ from arc_ttt.votes import (
 
 @dataclass
 class PassResult:
-    """Answers of one pass over a task to one test input. weight: its say beside other passes, the share of the training
-    it had. shares: how it shares that out among the grids it scored."""
+    """Answers of one pass over a task to one test input. weight: its say beside other passes, the share of a full
+    training that it had. shares: how it shares that out among the grids it scored."""
 
     weight: float
     candidates: list[Candidate]
@@ -82,6 +82,10 @@ class TaskResult:
         """Share of all answers to a test input that agree on the most frequent one, 0 to 1."""
         return strength(self.counts.get(test_index, Counter()))
 
+
+LEAST_TRAINED = 0.02
+"""Least part of its training for which a pass counts: one that was cut short, or in which the base model answered after
+all, must not stand against a training that went well, but may be the only one."""
 
 Results = dict[tuple[str, str], TaskResult]  # by stage and task id
 
@@ -132,8 +136,9 @@ class Findings:
         """The result of a stage, made when it is asked for the first time."""
         return self.results.setdefault((kind, task_id), TaskResult())
 
-    def take(self, kind: str, task_id: str, number: int, weight: float, body: Mapping[str, Any]) -> str:
-        """Take in a line "candidates" or "programs" of a pass. Returns what was dropped as malformed, or nothing."""
+    def take(self, kind: str, task_id: str, number: int, share: float, body: Mapping[str, Any]) -> str:
+        """Take in a line "candidates" or "programs" of a pass that was to have `share` of a full training. Returns what
+        was dropped as malformed, or nothing."""
         index = body.get("test_index")
         if type(index) is not int or not 0 <= index < len(self.tasks[task_id].tests):
             return "no such test input"
@@ -149,6 +154,7 @@ class Findings:
                 return ""
             candidates = [_candidate(row, kind, index, where, task_id) for row in body["candidates"]]
             scored = [_scored(row, kind, index, where, task_id) for row in body["scored"]]
+            weight = share * min(1.0, max(LEAST_TRAINED, _finite(body.get("trained", 1.0))))
         except (ArcError, KeyError, TypeError, ValueError) as error:
             return f"malformed candidate: {error}"
         if candidates or scored:

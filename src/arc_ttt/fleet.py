@@ -45,7 +45,7 @@ class Patience:
     """
 
     load_s: float = 600.0
-    """From its start until it is ready."""
+    """From its start until it is ready, in a slot where no load has taken longer: see `loading_s`."""
     first_s: float = 600.0
     """The first round of a phase, in which kernels are compiled."""
     step_s: float = 60.0
@@ -54,7 +54,7 @@ class Patience:
     """The same for a round of anything else."""
     times: float = 10.0
     cancel_s: float = 10.0
-    """From `cancel` until SIGTERM."""
+    """From `cancel` until SIGTERM, or twice the median of its silences in the same phase where that is longer."""
     term_s: float = 5.0
     """From that SIGTERM until SIGKILL."""
     hang_s: float = 1.0
@@ -70,6 +70,11 @@ class Patience:
     window_s: float = 600.0
     backoff_s: float = 0.25
     """Wait before the second start; doubles with each death in the window."""
+
+    def loading_s(self, slow_loads: int) -> float:
+        """How long a worker may load where so many loads before had taken too long: a large model on a slow disk must
+        not be killed again and again."""
+        return self.load_s * (1, 2, 4, 8)[min(3, slow_loads)]
 
 
 PATIENCE = Patience()
@@ -125,6 +130,7 @@ class _Slot:
     not_before_s: float = float("-inf")
     leaving: subprocess.Popen[bytes] | None = None  # killed, and not yet gone
     leaving_since_s: float = 0.0
+    slow_loads: int = 0
 
 
 class Fleet:
@@ -218,7 +224,9 @@ class Fleet:
         if worker is not None and worker.state is _State.BUSY:
             self.send(slot, {"type": "cancel"})
             worker.state, worker.cause = _State.CANCELLING, cause
-            worker.until_s = self._clock.now() + self.patience.cancel_s
+            gaps_s = worker.gaps_s.get(worker.phase)
+            listens_s = max(self.patience.cancel_s, 2 * statistics.median(gaps_s) if gaps_s else 0.0)
+            worker.until_s = self._clock.now() + listens_s
 
     def kill(self, slot: int, cause: str) -> Death:
         """Kill the worker of a slot now. It does not count as one of its deaths, for it is not its fault."""
@@ -370,15 +378,18 @@ class Fleet:
             if worker.state is _State.ENDING:
                 return [self._bury(slot, worker.cause)]
             self._terminate(worker, worker.cause, self.patience.term_s)
-        elif worker.state in (_State.STARTING, _State.BUSY) and now - worker.heard_s > self._allowed_s(worker):
+        elif worker.state in (_State.STARTING, _State.BUSY) and now - worker.heard_s > self._allowed_s(slot):
             place = f" in {worker.phase}" if worker.phase else ""
-            self._terminate(worker, f"silent for {self._allowed_s(worker):.0f} s{place}", self.patience.hang_s)
+            cause = f"silent for {self._allowed_s(slot):.0f} s{place}"
+            self._slots[slot].slow_loads += worker.state is _State.STARTING
+            self._terminate(worker, cause, self.patience.hang_s)
         return []
 
-    def _allowed_s(self, worker: _Worker) -> float:
-        """How long a worker may be silent now."""
+    def _allowed_s(self, slot: int) -> float:
+        """How long the worker of a slot may be silent now."""
+        worker = self._workers[slot]
         if worker.state is _State.STARTING:
-            return self.patience.load_s
+            return self.patience.loading_s(self._slots[slot].slow_loads)
         gaps_s = worker.gaps_s.get(worker.phase)
         if not gaps_s:
             return self.patience.first_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import os
 import platform
 import traceback
 from collections.abc import Mapping
@@ -57,17 +58,18 @@ class Setup:
 
     def write(self, path: Path, settings: Settings) -> None:
         """Leave a record beside the submission. It names packages and folders, and no value of the environment."""
-        packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
-        record = {
-            "build": build_stamp(),
-            "python": platform.python_version(),
-            "glibc": platform.libc_ver()[1],
-            "notes": self.notes,
-            "fallbacks": self.fallbacks,
-            "settings": json.loads(settings.to_json()),
-            "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
-        }
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # only a record; other people's packages may be odd
+            found = {(d.metadata["Name"], d.version) for d in importlib.metadata.distributions()}
+            names = sorted(found, key=lambda item: str(item).lower())
+            record = {
+                "build": build_stamp(),
+                "python": platform.python_version(),
+                "glibc": platform.libc_ver()[1],
+                "notes": self.notes,
+                "fallbacks": self.fallbacks,
+                "settings": json.loads(settings.to_json()),
+                "packages": {name: version for name, version in names if name},
+            }
             write_atomically(path, json.dumps(record, indent=1) + "\n")
 
 
@@ -136,17 +138,25 @@ def _kaggle_run(
         setup.note(f"{root / 'temp'} cannot be written: scratch files go to {scratch}")
     bootstrap.set_environment(scratch)
     settings, chosen = _settings(chosen, setup)
+    if settings.model.path not in ("", "embedded-M", "embedded-XS"):  # large tensors of many sizes; small models record
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     seconds = min(MOST_PACKAGES_S, PACKAGES_SHARE * settings.run.limit_s)
     unsloth = settings.model.backend == "unsloth"
     if signals:
         _end(signals[0])
     with on_signals(_end):
-        packages = bootstrap.prepare_packages(mounts, scratch, unsloth=unsloth, seconds=seconds)
+        try:
+            packages = bootstrap.prepare_packages(mounts, scratch, unsloth=unsloth, seconds=seconds)
+        except Exception as error:  # whatever wheels may do, the model can answer without them
+            traceback.print_exc()
+            why = f"no 4-bit weights: preparing the packages failed: {type(error).__name__}: {error}"
+            packages = bootstrap.Packages(four_bit=False, fallbacks=[why])
     for line in (*mounts.problems, *packages.notes):
         setup.note(line)
     for line in packages.fallbacks:
         setup.fall_back(line)
-    embedded = Settings.of("embedded").override((name, value) for name, value in chosen.items() if _of_run(name))
+    embedded = Settings.of("embedded-gpu" if count_gpus() else "embedded")
+    embedded = embedded.override((name, value) for name, value in chosen.items() if _of_run(name))
     if settings.model.path in ("", "embedded-M"):  # what has failed once would fail again
         embedded = embedded.override([("model.path", "embedded-XS")])
     if not packages.four_bit:
@@ -245,7 +255,7 @@ def _check_memory(config: dict[str, Any], settings: Settings) -> None:
 
 def _of_run(name: str) -> bool:
     """Whether a setting is about the run and not about a particular model."""
-    return name.partition(".")[0] in ("run", "synthesis", "vote")
+    return name.partition(".")[0] in ("run", "synthesis", "vote") or name == "ttt.passes"
 
 
 def _load_mounted(mounts: bootstrap.Mounts, setup: Setup) -> LoadedTasks:
@@ -255,6 +265,9 @@ def _load_mounted(mounts: bootstrap.Mounts, setup: Setup) -> LoadedTasks:
             raise TaskFileError(f"no {bootstrap.CHALLENGES} among the inputs")
         loaded = load_tasks(mounts.challenges)
         setup.note(f"{len(loaded.test_counts)} tasks of {mounts.challenges}, {len(loaded.problems)} of them unusable")
+        if mounts.others:
+            left = ", ".join(map(str, mounts.others))
+            setup.fall_back(f"there is more than one {bootstrap.CHALLENGES}: {mounts.challenges} is used, not {left}")
         for problem in loaded.problems[:20]:
             setup.note(f"  {problem}")
         return loaded

@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from arc_ttt.adapter import effective_weight
-from arc_ttt.model import LoadedModel, fused_groups, rotary_is_fixed
+from arc_ttt.model import LoadedModel, fused_groups, rotary_is_fixed, side_stream, warm_up
 
 Tensor = torch.Tensor
 LOGITS_AT_ONCE = 1 << 25  # numbers of one piece of logits
@@ -51,7 +51,7 @@ class KVCache:
         """A copy with only these rows and room for `capacity` tokens."""
         chosen = object.__new__(KVCache)
         index = torch.tensor(rows, dtype=torch.long, device=self.keys.device)
-        kept = self.longest
+        kept = min(self.longest, capacity)  # a row that is shorter loses nothing but garbage
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = old.new_zeros((*old.shape[:1], len(rows), old.shape[2], capacity, old.shape[4]))
@@ -65,10 +65,11 @@ class KVCache:
 class Decoder:
     """The forward pass of a Llama over a KVCache, as the weights stand when it is made.
 
-    Small plain models are fused: make a new Decoder after training. Layers with 4-bit weights are called as they are.
+    Plain models are fused, in a copy of their weights: make a new Decoder after training. Layers with 4-bit weights are
+    called as they are, and so are all without `fuse`, for want of memory.
     """
 
-    def __init__(self, base: LoadedModel) -> None:
+    def __init__(self, base: LoadedModel, *, fuse: bool = True) -> None:
         self.base = base
         self.llama = base.llama
         self.config = base.llama.config
@@ -77,8 +78,8 @@ class Decoder:
         self.heads_kv = self.config.num_key_value_heads
         self.width = getattr(self.config, "head_dim", None) or self.config.hidden_size // self.heads
         self.dtype = base.dtype if base.device.type == "cuda" else torch.float32
-        fused = [_fused(layer, self.dtype) for layer in body.layers]
-        self.layers = [quick or _called(layer) for quick, layer in zip(fused, body.layers, strict=True)]
+        fused = [_fused(layer, self.dtype) if fuse else None for layer in body.layers]
+        self.layers = [quick or _called(layer, self.dtype) for quick, layer in zip(fused, body.layers, strict=True)]
         self.can_record = base.can_record and all(fused)
         self.eps = self.config.rms_norm_eps
         self.rotary = base.rotary or body.rotary_emb
@@ -200,12 +201,10 @@ class Recorded:
 
         self.graph = torch.cuda.CUDAGraph()
         with torch.no_grad(), _any_kernel():
-            side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(side):  # what libraries set up at their first call must not be recorded
-                step()
-            torch.cuda.current_stream(device).wait_stream(side)
-            with torch.cuda.graph(self.graph):
+            warm_up(device, step)
+            # A stream of its own: torch 2.12 and 2.13 drop the cuBLAS workspace of a stream with any graph of that
+            # stream, and graphs of training steps outlive this one (pytorch issue 193402).
+            with torch.cuda.graph(self.graph, stream=side_stream(device, "decoding")):
                 self.log_probabilities = step()
                 self.lengths += 1
 
@@ -270,18 +269,34 @@ def _fused(layer: Any, dtype: torch.dtype) -> _Layer | None:
     return _Layer(project, lambda x: linear(x, o), feed_forward, layer)
 
 
-def _called(layer: Any) -> _Layer:
+def _called(layer: Any, dtype: torch.dtype) -> _Layer:
     """A layer through its own modules, 4-bit or adapted ones included."""
     attention, mlp = layer.self_attn, layer.mlp
+    query, key, value, output = (
+        _adapted(m, dtype) for m in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+    )
+    gate, up, down = (_adapted(m, dtype) for m in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
 
     def project(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
+        return query(x), key(x), value(x)
 
-    def feed_forward(x: Tensor) -> Tensor:
-        product: Tensor = mlp.down_proj(silu(mlp.gate_proj(x)) * mlp.up_proj(x))
+    return _Layer(project, output, lambda x: down(silu(gate(x)) * up(x)), layer)
+
+
+def _adapted(module: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """A layer with its adapter's change computed in `dtype`, from copies; the library would compute it in float32."""
+    if "default" not in getattr(module, "lora_A", ()):
+        called: Callable[[Tensor], Tensor] = module
+        return called
+    inner = module.base_layer
+    first = module.lora_A["default"].weight.detach().to(dtype)
+    second = (module.lora_B["default"].weight.detach() * module.scaling["default"]).to(dtype)
+
+    def both(x: Tensor) -> Tensor:
+        product: Tensor = inner(x) + linear(linear(x, first), second)
         return product
 
-    return _Layer(project, attention.o_proj, feed_forward, layer)
+    return both
 
 
 def _masked_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any
 from arc_ttt.settings import LINEAR_LAYERS, Settings, TttSettings
 
 CONTEXT = 450 * 1024**2  # CUDA context, kernels and library workspaces of one process
+MOST_FUSED = 0.25  # of the usable memory, that the decoder's copy of plain layers may take
 MARGIN = 0.08  # of the device, lost to fragments of the allocator
 BLOCK = 64  # weights of one NF4 block, which has a scale of one byte; 256 scales share a second one of four
 PIECE = 1 << 24  # logits that exist at once in training
@@ -110,8 +111,9 @@ L4 = Device(22 * 1024**3)
 class MemoryPlan:
     """What fits.
 
-    weights, adapter, optimizer, fused: bytes; the last is the decoder's copy of plain layers. tokens: of a micro-batch,
-    padding included, and so also the longest training sequence; 0 where nothing can be trained.
+    weights, adapter, optimizer, fused: bytes; the last is the decoder's copy of plain layers, 0 where there is to be
+    none. tokens: of a micro-batch, padding included, and so also the longest training sequence; 0 where nothing can be
+    trained.
     """
 
     shape: Shape
@@ -243,6 +245,7 @@ def plan(
         if activation_bytes(shape, ttt, device, tokens, checkpointing=checkpointing, four_bit=four_bit) <= left:
             fits = tokens
     fused = 0 if four_bit else shape.linear_weights * device.itemsize
+    fused = fused if fused <= MOST_FUSED * device.usable else 0
     return MemoryPlan(shape, device, weights, adapter, optimizer, fused, fits if fits >= SHORTEST else 0)
 
 

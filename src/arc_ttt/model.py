@@ -10,8 +10,10 @@ Traps kept here, each guarded by a test:
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +138,22 @@ def cpu_has_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+@functools.cache
+def side_stream(device: torch.device, purpose: str) -> Any:
+    """The stream of a GPU for one purpose: libraries keep 32 MiB of workspace for every stream they have worked on."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def warm_up(device: torch.device, run: Callable[[], object]) -> None:
+    """Do once what is to be recorded, for what libraries set up at their first call must not be; on a stream that never
+    records."""
+    side = side_stream(device, "warming up")
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream(device).wait_stream(side)
+
+
 def fused_groups(device: torch.device) -> bool:
     """Whether attention without a mask has a kernel that takes fewer key heads than query heads.
 
@@ -252,6 +270,9 @@ def _from_folder(
     if stored and settings.quantize == "none":
         return _from_expanded(folder, dtype).to(device=device)
     quantization: Any = None
+    if not stored and settings.quantize == "nf4":
+        # transformers 5.0 moves all 16-bit weights to the GPU faster than it quantizes them: an 8B would not fit a T4
+        os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
     if stored or settings.quantize == "nf4":
         from transformers import BitsAndBytesConfig
 
@@ -377,6 +398,9 @@ def _compute_in(llama: Any, dtype: torch.dtype) -> None:
     for module in llama.modules():
         if type(module).__name__ == "Linear4bit":
             module.compute_dtype = dtype
+            state = getattr(module.weight, "quant_state", None)
+            if state is not None and module.weight.device.type == "cuda":
+                state.dtype = dtype  # of the expanded weight in the backward pass
 
 
 def _count_parameters(llama: Any) -> int:

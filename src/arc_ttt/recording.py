@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from arc_ttt.deadline import REAL_CLOCK
-from arc_ttt.faults import device_lost, out_of_memory
+from arc_ttt.faults import DeviceLost, device_lost, out_of_memory
 from arc_ttt.formats import TokenSequence
-from arc_ttt.model import LoadedModel, attend_without_mask, hidden_states
+from arc_ttt.model import LoadedModel, attend_without_mask, hidden_states, warm_up
 from arc_ttt.training import padded
 
 RECORDED_TOKENS = 16_384  # of a micro-batch
@@ -55,7 +55,7 @@ class RecordedGradients:
             start_s = REAL_CLOCK.now()
             self._recordings[shape] = self._record(shape)
             self.preparing_s += REAL_CLOCK.now() - start_s
-        recording = self._recordings[shape]
+        recording = self._recordings[shape] = self._recordings.pop(shape)  # the one used last goes last
         return recording.replay(rows, count) if recording is not None else None
 
     def forget(self) -> None:
@@ -80,14 +80,18 @@ def recording_failed(base: LoadedModel, error: RuntimeError) -> None:
     """What a failed recording means: memory did not suffice, or nothing is to be recorded any more.
 
     Raises:
+        DeviceLost: CUDA broke the recording off. torch then leaves the stream and the allocator of this process as they
+            were within it; the next process records nothing.
         RuntimeError: the error itself, where the device is lost and the recording is not to blame.
     """
     if out_of_memory(error):
         return
-    if device_lost(error) and "captur" not in str(error).lower():
+    print(f"steps cannot be recorded on this device: {error}", file=sys.stderr)
+    if "captur" in str(error).lower():
+        raise DeviceLost(f"a recording of steps failed, and the device is lost to this process: {error}") from error
+    if device_lost(error):
         raise error
     base.record = False
-    print(f"steps cannot be recorded on this device: {error}", file=sys.stderr)
 
 
 class _Recording:
@@ -112,11 +116,7 @@ class _Recording:
             (loss * owner.scale).backward()  # type: ignore[no-untyped-call]
             return loss.detach()
 
-        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):  # what libraries set up at their first call must not be recorded
-            run()
-        torch.cuda.current_stream(device).wait_stream(side)
+        warm_up(device, run)
         with torch.cuda.graph(self.graph, pool=pool):
             self.loss = run()
 

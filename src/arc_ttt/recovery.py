@@ -29,7 +29,10 @@ def fingerprint(loaded: LoadedTasks, settings: Settings, model: Path | None = No
     asked["run"] = {name: value for name, value in asked["run"].items() if name not in _OF_THE_MACHINE}
     digest = hashlib.sha256(json.dumps([asked, list(loaded.test_counts.items())]).encode())
     if model is not None:
-        digest.update(weights_mark(model).encode())
+        try:
+            digest.update(weights_mark(model).encode())
+        except OSError as error:  # the workers will say what is wrong with it
+            digest.update(f"unreadable: {error.errno}".encode())
     for task in loaded.tasks:
         digest.update(json.dumps(task.task_id).encode())
         for grid in (*task.tests, *(grid for e in task.train for grid in (e.input, e.output))):

@@ -199,7 +199,7 @@ class Coordinator:
             lambda task, kind, share: self.cost.predict(task, kind, share),
             budget_s=max(1.0, self.stop_at.remaining()) * max(1, len(self.devices)),
             passes=ttt.passes if ttt.scope in ("per-task", "joint") else 1,
-            least_share=least_share(math.ceil(ttt.max_sequences * ttt.epochs / ttt.batch_sequences)),
+            least_share=least_share(ttt.max_sequences * ttt.epochs),
             device_share=1 - self.settings.synthesis.share if shared else 1.0,
             order=self.settings.run.order,
             joint=ttt.scope if ttt.scope in ("shared", "joint") else "",
@@ -549,8 +549,12 @@ class Coordinator:
             predicted_s = job.predicted_s * self.cost.drift(slot)
             self.result.ratios.setdefault(job.kind, []).append(seen["seconds"] / max(1e-3, predicted_s))
             self.cost.observe(task, job.kind, slot, job.share, seen)
-            if self.cost.settled:
-                self._replan()
+        elif outcome == Outcome.CUT and job.kind == TTT:
+            self.cost.observe_cut(task, seen)
+        else:
+            return
+        if self.cost.settled:
+            self._replan()
 
     def _outcome(self, job: Job, outcome: str, reason: str, seconds: float = 0.0) -> None:
         """Note how a pass ended."""
@@ -658,7 +662,7 @@ DONE_FIELDS = (
 
 def _found(body: Mapping[str, Any]) -> dict[str, Any]:
     """What of a line of answers is needed to take it in once more."""
-    names = ("type", "test_index", "candidates", "scored", "programs")
+    names = ("type", "test_index", "candidates", "scored", "trained", "programs")
     return {name: body[name] for name in names if name in body}
 
 

@@ -111,7 +111,8 @@ def _paper(task: Task, form: Format, settings: TttSettings, rng: np.random.Gener
         return [sequences[i] for i in keep]
     if len(sequences) < cap:
         fewer = _encode(_augmented(leave_out(task.train, 2), settings, rng), form, settings)
-        sequences += fewer[: cap - len(sequences)]
+        keep = sorted(int(i) for i in rng.permutation(len(fewer))[: cap - len(sequences)])
+        sequences += [fewer[i] for i in keep]
     return sequences
 
 

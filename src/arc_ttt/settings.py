@@ -385,6 +385,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ttt.targets": (*_LLAMA["ttt.targets"], "lm_head"),  # type: ignore[misc]
         "ttt.learning_rate": 1e-4,
         "decode.batch_views": 4,
+        "decode.base_share": 0.3,
         "vote.scoring_views": 4,
     },
 }

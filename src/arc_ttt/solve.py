@@ -57,6 +57,7 @@ def numbered(purpose: str, number: int) -> str:
 class Answers:
     """What one pass over a task found. `tokens` counts what the model read and wrote; `degraded` names what was done
     with less than the settings ask for, because memory did not suffice; `spoiled` counts answers that were no numbers.
+    `trained` is the part of its training that the adapter had, 0 where the base model answers in its place.
     """
 
     candidates: list[Candidate] = field(default_factory=list)
@@ -67,6 +68,7 @@ class Answers:
     tokens: int = 0
     degraded: list[str] = field(default_factory=list)
     spoiled: int = 0
+    trained: float = 1.0
 
 
 class TaskSolver:
@@ -117,8 +119,8 @@ class TaskSolver:
         number: which training of this task it is; each has sequences, an order and views of its own. share: part of
         the training sequences to use. views: how many to answer under; 0 means `decode.views`. longest: tokens of the
         longest training sequence, where that is less than `ttt.max_sequence_tokens`; 0 means no less. decode_s: seconds
-        that training leaves free for answering. programs: by test input, grids that synthesis found; they are scored
-        along with the model's own.
+        that training leaves free for answering, but never more than `MOST_FREE` of those left. programs: by test input,
+        grids that synthesis found; they are scored along with the model's own.
 
         Without a trainable sequence, or when training diverges, the base model answers, and the outcome says so.
         """
@@ -128,22 +130,25 @@ class TaskSolver:
             return self._answer(task, "ttt", views, deadline, progress, programs, number)
         self.adapter.reset()
         outcome, reason, report = Outcome.FINISHED, "", None
-        degraded: list[str] = []
+        trained, degraded = 1.0, list[str]()
         if settings.ttt.scope in ("per-task", "joint"):
+            trained = 0.0
+            free_s = min(decode_s, MOST_FREE * max(0.0, deadline.remaining()))
             try:
-                report = self._fit(task, (number, share, longest), deadline.minus(decode_s), progress, degraded)
+                report = self._fit(task, (number, share, longest), deadline.minus(free_s), progress, degraded)
                 reason = "" if report is not None else "no trainable sequence; the base model answers"
+                trained = report.share if report is not None else 0.0
             except TrainingDiverged as error:
                 outcome, reason = Outcome.DIVERGED, str(error)
             except OutOfDeviceMemory as error:
                 outcome, reason = Outcome.FAILED, f"out of memory in training, the base model answers: {error}"
             if outcome is not Outcome.FINISHED:
                 self.adapter.reset(to_base=True)
-        answers = self._answer(task, "ttt", views, deadline, progress, programs, number)
+        answers = self._answer(task, "ttt", views, deadline, progress, programs, number, trained)
         if answers.spoiled and not answers.candidates and report is not None:
             self.adapter.reset(to_base=True)
             outcome, reason = Outcome.DIVERGED, "the adapted model writes no numbers; the base model answers"
-            answers = self._answer(task, "ttt", views, deadline, progress, programs, number)
+            answers = self._answer(task, "ttt", views, deadline, progress, programs, number, trained=0.0)
         answers.training = report
         answers.degraded[:0] = degraded
         if report is not None:
@@ -270,9 +275,10 @@ class TaskSolver:
         progress: Progress,
         programs: Mapping[int, Sequence[Grid]] = MappingProxyType({}),
         number: int = 0,
+        trained: float = 1.0,
     ) -> Answers:
-        answers = Answers()
-        decoder = Decoder(self.base)
+        answers = Answers(trained=trained)
+        decoder = self._decoder()
         for index in range(len(task.tests)):
             if deadline.passed():  # a prompt takes its time even if nothing can be written after it
                 answers.outcome = Outcome.CUT
@@ -290,6 +296,18 @@ class TaskSolver:
                 answers.outcome = Outcome.CUT
                 break
         return answers
+
+    def _decoder(self) -> Decoder:
+        """A decoder of the weights as they are now, fused where the memory has room for the copy."""
+        if self.memory is not None and self.memory.fused == 0:
+            return Decoder(self.base, fuse=False)
+        try:
+            return Decoder(self.base)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+        free_memory(self.base.device)
+        return Decoder(self.base, fuse=False)
 
     def _answer_one(
         self,
@@ -314,9 +332,11 @@ class TaskSolver:
         scoring: list[tuple[PromptBatch, list[View]]] = []
         max_tokens, start = settings.model.max_tokens, 0
         size, kept = self._views_in_memory(task, index, views, rows_columns)
+        batch: PromptBatch | None
         while start < len(views):
             rows = slice(start, start + size)
             progress("decode", start, len(views))
+            batch = None  # the last one, unless it is kept, gives its cache back first
             prompts = [fit_prompt(self.base, task, index, view, max_tokens) for view in views[rows]]
             try:
                 batch, results = self._read(decoder, prompts, limits[rows], deadline)
@@ -435,10 +455,12 @@ class TaskSolver:
         rng = task_rng(self.settings.run.seed, task.task_id, numbered(f"views {index}", number))
         if self.settings.decode.rule == "paper":
             return paper_views(len(task.train), rng)
-        return sample_views(count, len(task.train), rng)
+        keep_black = self.settings.ttt.augment == "paper"  # its training data move black nowhere
+        return sample_views(count, len(task.train), rng, keep_black=keep_black)
 
 
 SHORTEST_PROMPT = 16  # tokens; below it nothing is left to answer from
+MOST_FREE = 0.6  # of the time left, that a training leaves free for answering
 
 
 def memory_ladder(
@@ -477,8 +499,9 @@ def fit_prompt(base: LoadedModel, task: Task, index: int, view: View, max_tokens
     """
     demonstrations = view.demonstrations(task)
     query = view.apply(task.tests[index])
-    largest = max([query.size] + [g.size for e in task.train for g in (e.input, e.output)])
-    room = len(base.form.answer_ids(base.form.encode((), query), query)[0]) * largest // query.size + 8
+    grids = [task.tests[index], *(grid for e in task.train for grid in (e.input, e.output))]
+    largest = view.apply(max(grids, key=lambda grid: grid.size))
+    room = len(base.form.answer_ids(base.form.encode((), query), largest)[0]) + 8
     for start in range(len(demonstrations) + 1):
         prompt = base.form.encode(demonstrations[start:], query)
         if len(prompt) + room <= max_tokens:

@@ -31,7 +31,7 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # ids, positions (B, T)
 class TrainingReport:
     """What a training did. losses: one a step that counted, nats a target. stopped_by: finished, learned or deadline.
     restores: how often it went back to earlier weights at half the learning rate. preparing_s: those of its seconds in
-    which steps were recorded."""
+    which steps were recorded. planned: steps that it was given."""
 
     steps: int = 0
     tokens: int = 0
@@ -40,6 +40,12 @@ class TrainingReport:
     seconds: float = 0.0
     restores: int = 0
     preparing_s: float = 0.0
+    planned: int = 0
+
+    @property
+    def share(self) -> float:
+        """Part of the planned steps that it did, 0 to 1; all of them where it had learned before their end."""
+        return 1.0 if self.stopped_by == "learned" else self.steps / max(1, self.planned)
 
 
 def collate(sequences: Sequence[TokenSequence], pad: int, device: torch.device) -> Batch:
@@ -182,7 +188,7 @@ def train(
     Raises:
         TrainingDiverged: that happened more than `MOST_RESTORES` times or at every step. The caller resets the adapter.
     """
-    report = TrainingReport()
+    report = TrainingReport(planned=len(steps))
     start_s = deadline.clock.now()
     rate = settings.learning_rate
     optimizer, scaler = _optimizer(base, parameters, settings)
@@ -200,7 +206,7 @@ def train(
                     break
                 for group in optimizer.param_groups:
                     group["lr"] = rate * learning_rate_factor(number, len(steps), settings)
-                loss = accumulate(base, step, settings.micro_batch_tokens, scaler, recorded)
+                loss = accumulate(base, step, settings.micro_batch_tokens, scaler, recorded, deadline.remaining)
                 norm = float(clip_gradients([optimizer], parameters, scaler, settings.clip_norm))
                 skipped = skipped + 1 if scaler.is_enabled() and not math.isfinite(norm) else 0
                 fault = _fault(number + 1, loss, norm, report.losses, skipped, scales=scaler.is_enabled())
@@ -328,13 +334,16 @@ def accumulate(
     budget_tokens: int,
     scaler: torch.amp.GradScaler,
     recorded: StepGradients | None = None,
+    beat: Callable[[], object] = lambda: None,
 ) -> float:
-    """Add the gradients of one step; returns its mean loss in nats a target."""
+    """Add the gradients of one step; returns its mean loss in nats a target. beat: called before each micro-batch, of
+    which one of a large model may take a minute."""
     sequences = list(step)
     count = sum(int(sequence.loss_mask[1:].sum()) for sequence in sequences)
     total = torch.zeros((), device=base.device)
     scale = scaler.get_scale() if recorded is not None else 1.0
     for rows in micro_batches(sequences, budget_tokens):
+        beat()
         done = recorded.add(rows, count, scale) if recorded is not None else None
         if done is not None:
             total += done

@@ -80,14 +80,18 @@ def random_colours(rng: np.random.Generator, *, keep_black: bool = False) -> tup
     return tuple(int(c) for c in rng.permutation(COLOURS))
 
 
-def sample_views(count: int, demonstrations: int, rng: np.random.Generator, *, colours: bool = True) -> list[View]:
+def sample_views(
+    count: int, demonstrations: int, rng: np.random.Generator, *, colours: bool = True, keep_black: bool = False
+) -> list[View]:
     """`count` views walking through the 8 symmetries; the first is the identity, the others permute colours and order.
+
+    keep_black: colour 0 stays, for adapters that were trained so.
 
     Source: ours; 8 symmetries x colour and order variants as in the 2024 and 2025 winning kernels.
     """
     views = [identity_view(demonstrations)]
     for number in range(1, count):
-        palette = random_colours(rng) if colours else IDENTITY_COLOURS
+        palette = random_colours(rng, keep_black=keep_black) if colours else IDENTITY_COLOURS
         order = tuple(int(i) for i in rng.permutation(demonstrations))
         views.append(View(number % 8, palette, order))
     return views[:count]

@@ -264,6 +264,8 @@ class ModelServer(Server):
 
         torch.set_num_threads(settings.run.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # Else every new tensor is filled with NaN first, which nothing here needs.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         if hello.get("gpu") is not None and torch.version.cuda and not torch.cuda.is_available():
             raise DeviceLost("no CUDA device is available")
         device = pick_device(hello.get("gpu"))
@@ -326,7 +328,8 @@ class ModelServer(Server):
             if c.test_index == index
         ]
         where = {"job": job, "task_id": task_id, "test_index": index}
-        self.send({"type": "candidates", **where, "candidates": candidates, "scored": scored})
+        found = {"candidates": candidates, "scored": scored, "trained": round(answers.trained, 4)}
+        self.send({"type": "candidates", **where, **found})
 
     def _joint(self, message: dict[str, Any], deadline: JobDeadline, progress: Progress) -> dict[str, Any]:
         tasks = [_task(task_id, body) for task_id, body in message["tasks"].items()]
