@@ -136,3 +136,43 @@ def test_a_compiled_training_on_packed_rows_lowers_the_loss(tmp_path: Path) -> N
         del PRESETS["tiny"]
     losses = [line["loss"] for line in card["curve"] if "loss" in line]
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_all_ways_of_decoding_give_one_distribution(dtype: str) -> None:
+    """Fused weights, layers as they are, and layers in 4 bits; the adapter's change in 16 bits in the last two."""
+    task = mirror_task(1)
+    found = []
+    for dequantize, fuse in (("auto", True), ("auto", False), ("never", True)):
+        base = load_model(ModelSettings(dtype=dtype, dequantize=dequantize), GPU)
+        adapter = Adapter(base, Settings.of("embedded").ttt, seed=0)
+        random = torch.Generator().manual_seed(0)
+        for name, weight in sorted(adapter.trainable.items()):
+            if "lora_B" in name:
+                weight.data.copy_(0.02 * torch.randn(weight.shape, generator=random))
+        decoder = Decoder(base, fuse=fuse)
+        assert decoder.can_record == (fuse and dequantize == "auto")
+        prompt = base.form.encode(task.train, task.tests[0])
+        ids, positions = (torch.from_numpy(a)[None].to(GPU) for a in (prompt.ids, prompt.positions))
+        count = torch.tensor([len(prompt)], device=GPU)
+        hidden = decoder.forward(ids, positions, count, decoder.new_cache(1, len(prompt)), len(prompt))
+        found.append(decoder.log_probabilities(hidden[0]).exp().cpu())
+    for other in found[1:]:
+        assert float((other - found[0]).abs().max()) < 0.05
+
+
+def test_recorded_trainings_and_recorded_answers_take_turns() -> None:
+    """Graphs of training outlive those of decoding; the answers are those of a process that has done nothing before."""
+    settings = Settings.of("embedded-gpu").override([("ttt.max_sequences", 64), ("decode.views", 8)])
+    never = Deadline.never()
+    used = TaskSolver(load_model(settings.model, GPU), settings)
+    for seed in (1, 2, 3):
+        used.adapt(mirror_task(seed), never)
+    again = used.adapt(mirror_task(4), never)
+    fresh = TaskSolver(load_model(settings.model, GPU), settings).adapt(mirror_task(4), never)
+    one, two = ([c.grid for c in sorted(a.candidates, key=lambda c: c.view or 0)] for a in (again, fresh))
+    same = sum(same_grid(x, y) for x, y in zip(one, two, strict=False))
+    assert same >= 6  # kernels add in no fixed order
+    assert again.training is not None
+    assert fresh.training is not None
+    assert again.training.losses[0] == pytest.approx(fresh.training.losses[0], rel=0.01)
