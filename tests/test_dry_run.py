@@ -121,6 +121,30 @@ def test_a_training_that_failed_does_not_outvote_one_that_went_well(trained: flo
     assert older[0].tolist() == [[3]]
 
 
+@pytest.mark.parametrize("rule", ["product", "flattened", "hierarchical", "paper"])
+def test_a_training_that_failed_says_nothing_where_another_answered(rule: str) -> None:
+    """Under every rule, also where the good one has no scores, and whichever came first."""
+    settings = Settings.of("embedded").override([("vote.rule", rule)])
+    failed = scored(*[([[3]], 0.5)] * 16) | {"trained": 0.0}
+    good = scored(*[([[5]], 0.1)] * 8) | {"trained": 1.0, "scored": []}
+    for numbers in ((0, 1), (1, 0)):
+        findings = Findings(TASKS)
+        findings.take(TTT, "a", numbers[0], 0.1, good)
+        findings.take(TTT, "a", numbers[1], 1.0, failed)
+        both = findings.attempts("a", 0, settings)
+        assert both is not None
+        assert both[0].tolist() == [[5]]
+        assert findings.agreement("a") > 0.6
+
+
+def test_an_earlier_try_of_a_pass_leaves_nothing_in_the_agreement() -> None:
+    findings = Findings(TASKS)
+    findings.take(TTT, "a", 0, 0.3, scored(([[3]], 0.5), ([[4]], 0.6)))
+    assert findings.agreement("a") == pytest.approx(0.5)
+    findings.take(TTT, "a", 0, 0.3, scored(([[7]], 0.5), ([[7]], 0.5)))
+    assert findings.agreement("a") == pytest.approx(1.0)
+
+
 def test_a_training_that_failed_votes_where_there_is_no_other() -> None:
     findings = Findings(TASKS)
     findings.take(TTT, "a", 0, 1.0, scored(([[3]], 0.5), ([[4]], 0.6)) | {"trained": 0.0})

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,15 +60,20 @@ def decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decide:
         *,
         gpu: float = 0.0,
         free: float = 0.0,
-        packages: Callable[..., Packages] | None = None,
         **chosen: Any,
     ) -> Settings:
         started: list[Settings] = []
-        monkeypatch.setattr(bootstrap, "prepare_packages", packages or (lambda *_, **__: found))
+        monkeypatch.setattr(bootstrap, "prepare_packages", lambda *_, **__: found)
         monkeypatch.setattr(bootstrap, "gpu_memory_bytes", lambda: int(gpu * GIB))
         monkeypatch.setattr(kaggle, "count_gpus", lambda: 2 if gpu else 0)
         monkeypatch.setattr(kaggle, "free_memory", lambda: int(free * GIB))
-        monkeypatch.setattr(kaggle, "start_run", lambda loaded, settings, *_, **__: started.append(settings))
+        run.fallbacks = []  # type: ignore[attr-defined]
+
+        def start(loaded: Any, settings: Settings, *_: Any, fallback: Settings, **__: Any) -> None:
+            started.append(settings)
+            run.fallbacks.append(fallback)  # type: ignore[attr-defined]
+
+        monkeypatch.setattr(kaggle, "start_run", start)
         assert kaggle.kaggle_run(tmp_path, {"run.limit_s": 600.0, **chosen}, 1, time.monotonic()) == 0
         assert len(started) == 1
         return started[0]
@@ -115,41 +121,85 @@ def test_a_model_of_another_kind_gives_way_to_the_embedded_one(decide: Decide, t
 
 def test_the_embedded_model_that_takes_over_has_the_settings_of_its_device(decide: Decide, tmp_path: Path) -> None:
     (tmp_path / "input/llama/transformers/4bit/1/config.json").write_text('{"model_type": "qwen3"}')
-    monkey = {"ttt.passes": 64, "ttt.learning_rate": 0.5}
-    on_gpu, on_cpu = decide(Packages(), gpu=15, **chosen(**monkey)), decide(Packages(), **chosen(**monkey))
-    assert on_gpu.ttt.max_sequence_tokens == Settings.of("embedded-gpu").ttt.max_sequence_tokens
-    assert on_cpu.ttt.max_sequence_tokens == Settings.of("embedded").ttt.max_sequence_tokens
-    for settings in (on_gpu, on_cpu):
-        assert settings.ttt.passes == kaggle.COMMIT_PASSES  # in the rerun those chosen: how long, not how
-        assert settings.ttt.learning_rate == Settings.of("embedded").ttt.learning_rate
+    asked = chosen(**{"ttt.passes": 64, "ttt.learning_rate": 0.5})
+    long, short = (Settings.of(name).ttt.max_sequence_tokens for name in ("embedded-gpu", "embedded"))
+    assert decide(Packages(), gpu=15, **asked).ttt.max_sequence_tokens == long
+    assert decide(Packages(), **asked).ttt.max_sequence_tokens == short
+    assert decide(Packages(), gpu=15, **{"no.such": 1}).ttt.max_sequence_tokens == long  # wrong settings
+    assert decide(Packages(), gpu=15, **asked).ttt.learning_rate == Settings.of("embedded").ttt.learning_rate
 
 
-def test_packages_that_fail_in_an_unknown_way_cost_only_the_four_bits(
-    decide: Decide, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("rerun", "passes"), [(True, 64), (False, kaggle.COMMIT_PASSES)])
+def test_the_model_that_takes_over_in_the_workers_trains_as_often_as_was_chosen(
+    decide: Decide, monkeypatch: pytest.MonkeyPatch, rerun: bool, passes: int
 ) -> None:
-    def broken(*_: Any, **__: Any) -> Packages:
-        raise LookupError("nobody expected this")
+    if rerun:
+        monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    decide(Packages(), gpu=15, **chosen(**{"ttt.passes": 64}))
+    (fallback,) = decide.fallbacks  # type: ignore[attr-defined]
+    assert fallback.ttt.passes == passes
+    decide(Packages(), gpu=15, **{"ttt.passes": 64})
+    other = decide.fallbacks[-1]  # type: ignore[attr-defined]
+    assert other.model.path == "embedded-XS"  # where M was asked for
+    assert other.ttt.max_sequence_tokens == Settings.of("embedded").ttt.max_sequence_tokens
 
-    settings = decide(Packages(), packages=broken)
-    assert settings.model.quantize == "none"
-    assert "FALLBACK: no 4-bit weights: preparing the packages failed: LookupError" in capsys.readouterr().out
+
+@pytest.mark.parametrize(("asked", "expands"), [(True, True), (False, False)])
+def test_the_allocator_of_large_models_expands_its_segments(
+    decide: Decide, monkeypatch: pytest.MonkeyPatch, asked: bool, expands: bool
+) -> None:
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    decide(Packages(), gpu=15, **(chosen() if asked else {}))
+    assert ("PYTORCH_CUDA_ALLOC_CONF" in os.environ) == expands
 
 
+@pytest.mark.parametrize(("broken", "four_bit"), [("bitsandbytes", False), ("unsloth", True)])
+def test_a_set_that_fails_in_an_unknown_way_costs_only_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, four_bit: bool
+) -> None:
+    def install(package: str, *_: Any) -> str:
+        if package == broken:
+            raise LookupError("nobody expected this")
+        return ""
+
+    monkeypatch.setattr(bootstrap, "_install_set", install)
+    monkeypatch.setattr(bootstrap, "_try_out", lambda *_: "")
+    found = bootstrap.prepare_packages(bootstrap.Mounts(), tmp_path, unsloth=True, seconds=10.0)
+    assert (found.four_bit, found.unsloth) == (four_bit, not four_bit)
+    (line,) = found.fallbacks
+    assert "LookupError: nobody expected this" in line
+
+
+@pytest.mark.parametrize(
+    ("place", "falls_back"), [("input/zzz", False), ("input/competitions/arc-prize-1900", True), ("input/b", True)]
+)
 def test_more_than_one_file_of_challenges_is_told(
-    decide: Decide, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    decide: Decide, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, falls_back: bool
 ) -> None:
-    (tmp_path / "input" / "zzz").mkdir()
-    (tmp_path / "input" / "zzz" / CHALLENGES).write_text("{}")
+    """As less than was asked for, unless one of them is the competition's for sure."""
+    if place != "input/b":
+        (tmp_path / "input" / "competitions").mkdir()
+        (tmp_path / "input" / "arc").rename(tmp_path / "input" / "competitions" / "arc")
+    (tmp_path / place).mkdir(parents=True)
+    (tmp_path / place / CHALLENGES).write_text("{}")
     decide(Packages())
-    assert "FALLBACK: there is more than one" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "there is more than one" in out
+    assert ("FALLBACK: there is more than one" in out) == falls_back
 
 
-def test_an_odd_package_costs_no_run(decide: Decide, monkeypatch: pytest.MonkeyPatch) -> None:
-    def odd() -> Any:
+def test_an_odd_package_costs_nothing_but_its_name(
+    decide: Decide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def odd() -> Iterator[Any]:
+        yield SimpleNamespace(metadata={"Name": "fine"}, version="1.0")
         raise RuntimeError("a distribution without metadata")
 
     monkeypatch.setattr(kaggle.importlib.metadata, "distributions", odd)
     decide(Packages())
+    record = json.loads((tmp_path / "working" / "setup.json").read_text())
+    assert record["packages"] == {"fine": "1.0"}
+    assert record["settings"]["run"]["limit_s"] == 600.0
 
 
 def test_another_version_of_the_model_is_used_and_named(decide: Decide, capsys: pytest.CaptureFixture[str]) -> None:

@@ -159,8 +159,10 @@ def test_a_model_that_the_settings_do_not_look_for_is_not_mounted(tmp_path: Path
         set_stage(tmp_path / "kaggle", **kernel, model=EMBEDDED)
 
 
-def test_the_bundle_s_own_mount_is_not_written_over(tmp_path: Path, bundle: Path) -> None:
-    text = kernel_with((ROOT / "kernel.py").read_text(), {"model.path": "/kaggle/input/datasets/me/arc-ttt-wheels"})
+@pytest.mark.parametrize("below", ["", "/model"])
+def test_the_bundle_s_own_mount_is_not_written_over(tmp_path: Path, bundle: Path, below: str) -> None:
+    path = f"/kaggle/input/datasets/me/arc-ttt-wheels{below}"
+    text = kernel_with((ROOT / "kernel.py").read_text(), {"model.path": path})
     (tmp_path / "kernel.py").write_text(text)
     with pytest.raises(InputError, match=r"bundle --model"):
         set_stage(

@@ -19,7 +19,6 @@ from arc_lab.datasets import load_dataset
 from arc_ttt.deadline import Deadline
 from arc_ttt.errors import ArcError
 from arc_ttt.grids import Task
-from arc_ttt.kv_cache import Decoder
 from arc_ttt.model import LoadedModel, load_model
 from arc_ttt.search import PromptBatch, greedy
 from arc_ttt.sequences import ttt_sequences
@@ -131,7 +130,7 @@ def measure(solver: TaskSolver, settings: Settings, task: Task, steps: int, peak
     prompts = [fit_prompt(base, task, 0, view, settings.model.max_tokens) for view in views]
     rows_columns = answer_limits(task, 0)
     limits = [rows_columns[::-1] if turns_sides(view.dihedral) else rows_columns for view in views]
-    decoder = Decoder(base)
+    decoder = solver.decoder()
     read_s = best_of(lambda: PromptBatch(decoder, prompts), base.device, 2)
     batch = PromptBatch(decoder, prompts, limits)
     start_s = time.perf_counter()

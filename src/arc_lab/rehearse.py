@@ -186,7 +186,7 @@ def set_stage(
         if not path:
             raise InputError("--model: SETTINGS in kernel.py name no model.path, so no mounted model would be used")
         place = root / "input" / model_mount(path, layout, owner)
-        if place.exists():
+        if place.exists() or dataset in place.parents:
             raise InputError(f"--model: {path} is the bundle's own mount: put the model in, by `bundle --model`")
         shutil.copytree(model, place)
 

@@ -22,6 +22,7 @@ from arc_ttt.events import Journal, Outcome, checked_line
 from arc_ttt.fleet import PATIENCE, Death, Message, Patience
 from arc_ttt.grids import LoadedTasks, Task
 from arc_ttt.schedule import JOINT
+from arc_ttt.settings import MOST_FREE
 from arc_ttt.submission import Submission
 
 LONG_LOAD_S = 1200.0
@@ -328,9 +329,10 @@ class VirtualFleet:
             outcome, reason, trained = Outcome.FAILED, "out of memory in training, the base model answers", 0.0
             train_s *= 0.05
         left_s = self._left_s(body)
-        if train_s > left_s - body.get("decode_s", 0.0) > 0:
-            outcome, trained = Outcome.CUT, (left_s - body["decode_s"]) / train_s
-            train_s = left_s - body["decode_s"]
+        free_s = min(body.get("decode_s", 0.0), MOST_FREE * max(0.0, left_s))
+        if train_s > left_s - free_s > 0:
+            outcome, trained = Outcome.CUT, (left_s - free_s) / train_s
+            train_s = left_s - free_s
         for index in range(len(task.tests)):
             after_s = train_s + decode_s * (index + 1) / len(task.tests)
             if after_s > left_s:
@@ -341,8 +343,8 @@ class VirtualFleet:
         seen: dict[str, Any] = {"outcome": outcome, "reason": reason, "seconds": train_s + decode_s + late_s}
         if trained and train_s:
             ttt = self.truth.settings.ttt
-            whole, length = training_shape(task, ttt)
-            count = trained * share * whole
+            whole, length, _ = training_shape(task, ttt)
+            count = trained * min(whole, share * ttt.max_sequences * ttt.epochs)
             tokens = count * length * self._stretch
             seen |= {"train_s": train_s, "train_tokens": tokens, "steps": count / ttt.batch_sequences}
         yield train_s + decode_s + late_s, Message(slot, {"type": "done", **seen})

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -322,22 +322,39 @@ def prepare_packages(mounts: Mounts, scratch: Path, *, unsloth: bool, seconds: f
     wheels, refused = choose_wheels(mounts)
     result.notes += refused.values()
     share_s = seconds / (4 if unsloth else 2)  # installing and trying out, for one set or two
-    why = _install_set("bitsandbytes", BASE, wheels, refused, mounts, scratch, result.notes, share_s)
-    why = why or _try_out("bitsandbytes", result.notes, share_s)
+    why = _whatever_happens(
+        lambda: (
+            _install_set("bitsandbytes", BASE, wheels, refused, mounts, scratch, result.notes, share_s)
+            or _try_out("bitsandbytes", result.notes, share_s)
+        )
+    )
     if why:
         result.four_bit = False
         result.fallbacks.append(f"no 4-bit weights: {why}")
     if unsloth:
         others = frozenset({*wheels, *mounts.unpacked}) - BASE - {PROJECT}
         before = list(sys.path), os.environ.get("PYTHONPATH")
-        why = _install_set("unsloth", others, wheels, refused, mounts, scratch, result.notes, share_s)
-        why = why or _try_out("unsloth", result.notes, share_s)
+        why = _whatever_happens(
+            lambda: (
+                _install_set("unsloth", others, wheels, refused, mounts, scratch, result.notes, share_s)
+                or _try_out("unsloth", result.notes, share_s)
+            )
+        )
         result.unsloth = not why
         if why:
             sys.path[:] = before[0]
             _restore("PYTHONPATH", before[1])
             result.fallbacks.append(f"{NO_UNSLOTH}: {why}")
     return result
+
+
+def _whatever_happens(prepare: Callable[[], str]) -> str:
+    """Why `prepare` did not make a set work, also where that is an error nobody thought of: the model can answer
+    without any set."""
+    try:
+        return prepare()
+    except Exception as error:
+        return f"preparing it failed: {type(error).__name__}: {error}"
 
 
 def _restore(name: str, value: str | None) -> None:

@@ -11,7 +11,7 @@ import statistics
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ OVERHEAD_S = 0.2  # of any job: views, prompts, messages
 WRITE = 4.0  # a written token against a read one; measured on 2 CPU cores with the embedded model
 ATTENTION_TOKENS = 3000.0  # length at which attention costs as much as the rest; same machine
 DRIFT_JOBS = 50
+LEAST_STEPS = 3  # of a training that was cut, for its speed to say something
 CAP_TIMES, CAP_LEAST_S = 6.0, 120.0  # a job may take so many times its prediction, and at least so long
 FIRST_CAP_TIMES, FIRST_CAP_LEAST_S = 20.0, 1800.0  # the same for the first three jobs of a device
 GROWTHS = (((1, 1), 8), ((2, 1), 4), ((1, 2), 4), ((2, 2), 8))
@@ -96,70 +97,77 @@ def answer_tokens(task: Task) -> int:
 
 
 def views_of(kind: str, share: float, settings: Settings) -> int:
-    """Views that a pass answers under: a pass with little training gets few, but as many as the base pass where these
-    are read at once. (Of 203 held-out tasks 69, 71 and 72 are right under 2, 3 and 8 views of the same trainings.)"""
+    """Views that a pass answers under: a pass with little training gets few, but as many as the base pass or as are
+    read at once. (Of 203 held-out tasks 69, 71 and 72 are right under 2, 3 and 8 views of the same trainings.)"""
     decode = settings.decode
     if kind == BASE:
         return decode.base_views
     return min(decode.views, max(2, min(decode.base_views, decode.batch_views), round(2 * share * decode.views)))
 
 
-def training_shape(task: Task, ttt: TttSettings) -> tuple[int, float]:
-    """Sequences that a full training passes through, repetitions included, and their mean length in tokens of a cell or
-    row end: what `sequences.ttt_sequences` makes, from shapes alone, so without knowing which augmentations are alike.
+class TrainingShape(NamedTuple):
+    """Sequences that a full training passes through, repetitions included, and their mean and largest length, in tokens
+    of a cell or row end."""
+
+    sequences: int
+    length: float
+    longest: float
+
+
+def training_shape(task: Task, ttt: TttSettings, *, stretch: float = 1.0, longest: int = 0) -> TrainingShape:
+    """What `sequences.ttt_sequences` makes of a task, from shapes alone: so without knowing which augmentations are
+    alike, and with grids turned as often as not.
+
+    stretch: tokens of the format for one counted here. longest: tokens of the longest sequence that devices are given
+    now, where that is less than `ttt.max_sequence_tokens`; 0 means no less.
     """
-    if ttt.scope not in ("per-task", "joint") or not task.train:
-        return 0, 0.0
+    limit = min(longest or ttt.max_sequence_tokens, ttt.max_sequence_tokens) / stretch
     pairs = [_pair_tokens(example, (1, 1)) for example in task.train]
+    if ttt.scope not in ("per-task", "joint") or min(pairs, default=limit + 1) > limit:
+        return TrainingShape(0, 0.0, 0.0)
+    whole = ttt.max_sequences * ttt.epochs
     if not ttt.in_context:
-        return ttt.max_sequences * ttt.epochs, min(sum(pairs) / len(pairs), ttt.max_sequence_tokens)
-    if ttt.augment == "dihedral":
-        return ttt.max_sequences * ttt.epochs, min(sum(pairs), ttt.max_sequence_tokens)
-    few = _left_out(task.train, ttt, len(task.train))
-    missing = ttt.max_sequences - sum(count for count, _ in few)
-    if missing <= 0:
-        return ttt.max_sequences * ttt.epochs, _mean_length(few)
-    fewer = [
-        row for i in range(len(task.train)) for row in _left_out(_without(task.train, i), ttt, len(task.train) - 1)
-    ]
-    count = min(missing, sum(count for count, _ in fewer))
-    if count == 0:
-        return sum(count for count, _ in few) * ttt.epochs, _mean_length(few)
-    total = ttt.max_sequences - missing + count
-    length = ((ttt.max_sequences - missing) * _mean_length(few) + count * _mean_length(fewer)) / total
-    return total * ttt.epochs, length
+        fits = [pair for pair in pairs if pair <= limit]
+        return TrainingShape(round(whole * len(fits) / len(pairs)), sum(fits) / len(fits), max(fits))
+    if ttt.augment == "dihedral":  # the first pairs of a sequence that is too long are left out
+        mean = sum(pairs) / len(pairs)
+        shown = min(len(pairs), max(1, int(limit / mean)))
+        return TrainingShape(whole, min(shown * mean, limit), min(sum(pairs), limit))
+    groups = [_left_out(task.train, ttt, len(task.train), limit)]
+    if sum(count for count, _ in groups[0]) < ttt.max_sequences:
+        dropped = range(len(task.train))
+        groups.append([row for i in dropped for row in _left_out(_without(task.train, i), ttt, len(pairs) - 1, limit)])
+    left, taken = ttt.max_sequences, list[tuple[float, int]]()
+    for rows in groups:
+        held = sum(count for count, _ in rows)
+        taken += [(count * min(1.0, left / held), length) for count, length in rows]
+        left -= min(left, held)
+    total = sum(count for count, _ in taken)
+    if not taken:
+        return TrainingShape(0, 0.0, 0.0)
+    mean = sum(count * length for count, length in taken) / total
+    return TrainingShape(round(total) * ttt.epochs, mean, max(length for _, length in taken))
 
 
-def _left_out(shown: Sequence[Example], ttt: TttSettings, targets: int) -> list[tuple[int, int]]:
+def _left_out(shown: Sequence[Example], ttt: TttSettings, targets: int, limit: float) -> list[tuple[int, int]]:
     """Number and length of the sequences of some pairs, each of `targets` pairs asked in turn, by growth."""
     rows = []
+    sides = np.array([grid.shape for example in shown for grid in (example.input, example.output)]).reshape(-1, 2)
     for growth, count in GROWTHS if ttt.augment == "paper" else (((1, 1), 1),):
-        sides = [
-            side * by
-            for e in shown
-            for grid in (e.input, e.output)
-            for side, by in zip(grid.shape, growth, strict=True)
-        ]
         length = sum(_pair_tokens(example, growth) for example in shown)
-        if shown and max(sides) <= MAX_SIDE and length <= ttt.max_sequence_tokens:
+        if shown and targets and (sides * growth).max() <= MAX_SIDE and length <= limit:
             rows.append((count * targets * (1 + ttt.permutations), length))
     return rows
 
 
 def _pair_tokens(example: Example, growth: tuple[int, int]) -> int:
-    """Tokens of a pair, one a cell plus row ends and markers."""
-    return sum(
-        growth[0] * grid.shape[0] * (growth[1] * grid.shape[1] + 1) + 1 for grid in (example.input, example.output)
-    )
+    """Tokens of a pair, one a cell plus row ends and markers; half of the time its grids lie on their sides."""
+    rows_columns = [np.multiply(grid.shape, growth) for grid in (example.input, example.output)]
+    return sum(int(rows * columns + (rows + columns + 1) // 2 + 1) for rows, columns in rows_columns)
 
 
 def _without(train: Sequence[Example], index: int) -> list[Example]:
     return [example for i, example in enumerate(train) if i != index]
-
-
-def _mean_length(rows: Sequence[tuple[int, int]]) -> float:
-    """Mean length of sequences by number and length; 0 for none."""
-    return sum(count * length for count, length in rows) / max(1, sum(count for count, _ in rows))
 
 
 def work(task: Task, kind: str, settings: Settings) -> float:
@@ -171,21 +179,21 @@ def work(task: Task, kind: str, settings: Settings) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What the cost of a task depends on. length, sequences: of training, the latter with repetitions."""
+    """What the cost of a task depends on. length, longest, sequences: of training, the last with repetitions."""
 
     prompt: int
     answer: int
     tests: int
     length: float
+    longest: float
     sequences: int
     scoring_views: int
 
     @classmethod
-    def of(cls, task: Task, settings: Settings) -> _Shape:
-        count, length = training_shape(task, settings.ttt)
-        return cls(
-            prompt_tokens(task), answer_tokens(task), len(task.tests), length, count, settings.vote.scoring_views
-        )
+    def of(cls, task: Task, settings: Settings, *, stretch: float = 1.0, longest: int = 0) -> _Shape:
+        count, mean, most = training_shape(task, settings.ttt, stretch=stretch, longest=longest)
+        views = settings.vote.scoring_views
+        return cls(prompt_tokens(task), answer_tokens(task), len(task.tests), mean, most, count, views)
 
     def read_work(self, views: int) -> float:
         """Prompts, without gradients a third of training, with attention that grows with their length."""
@@ -297,28 +305,34 @@ class CostModel:
         training = self._add_training(task, seen)
         seconds, train_s = max(1e-3, seen["seconds"]), seen.get("train_s", 0.0)
         decoding = self._decoding(task, views_of(kind, share, self.settings)) / self._decode_factor
-        job = _Seen(training, decoding, max(1e-3, seconds - train_s), seconds)
+        self.observations += 1
+        self._note(device, _Seen(training, decoding, max(1e-3, seconds - train_s), seconds), before)
+
+    def _note(self, device: int, job: _Seen, trainings_before: int) -> None:
+        """Take in a job that is over: find all coefficients anew now and then, else the device's drift alone."""
         self._jobs.setdefault(device, deque(maxlen=DRIFT_JOBS)).append(job)
         self._ratios.setdefault(device, deque(maxlen=DRIFT_JOBS))
-        self.observations += 1
-        fresh = self.trainings > before and _is_power_of_two(self.trainings)
-        self.settled = fresh or _is_power_of_two(self.observations)
+        fresh = self.trainings > trainings_before and _is_power_of_two(self.trainings)
+        self.settled = fresh or (job.decoding > 0 and _is_power_of_two(self.observations))
         if self.settled:
             self._learn()
         else:
-            self._ratios[device].append(seconds / self._restated(job))
+            self._ratios[device].append(job.seconds / self._restated(job))
             self._drift[device] = statistics.median(self._ratios[device])
 
-    def observe_cut(self, task: Task, seen: Mapping[str, float]) -> None:
-        """Learn the speed of training from a job that was cut, about whose other seconds nothing is known.
+    def observe_cut(self, task: Task, device: int, seen: Mapping[str, float]) -> None:
+        """Learn how fast a device trains from a job that was cut, about whose other seconds nothing is known.
 
-        Else a device on which every training is cut, being so much slower than predicted, would never be known.
+        Else a device on which every training is cut, being so much slower than predicted, would never be known. Of a
+        job that had hardly begun nothing is learned.
         """
+        self.settled = False
+        if seen.get("steps", 0.0) < LEAST_STEPS:
+            return
         before = self.trainings
-        self._add_training(task, seen)
-        self.settled = self.trainings > before and _is_power_of_two(self.trainings)
-        if self.settled:
-            self._learn()
+        training = self._add_training(task, seen)
+        if self.trainings > before:
+            self._note(device, _Seen(training, 0.0, 0.0, max(1e-3, seen["train_s"])), before)
 
     def _add_training(self, task: Task, seen: Mapping[str, float]) -> tuple[float, float, float]:
         """Take in how long steps took: steps, tokens and tokens times length of a training, zeros if there was none."""
@@ -343,6 +357,7 @@ class CostModel:
             elif not row["fitted"]:
                 self._too_long = min(self._too_long, row["length"])
         self._train.solve()
+        self._shapes.clear()
         self._predicted.clear()
 
     def _learn(self) -> None:
@@ -350,7 +365,9 @@ class CostModel:
         self._train.solve()
         if self._stretches:
             self._stretch = statistics.median(self._stretches)
-        ratios = [seen.decode_s / (OVERHEAD_S + seen.decoding) for jobs in self._jobs.values() for seen in jobs]
+            self._shapes.clear()
+        whole = [seen for jobs in self._jobs.values() for seen in jobs if seen.decoding > 0]
+        ratios = [seen.decode_s / (OVERHEAD_S + seen.decoding) for seen in whole]
         self._decode_factor = statistics.median(ratios) if ratios else self._decode_factor
         for device, jobs in self._jobs.items():
             self._ratios[device] = deque((seen.seconds / self._restated(seen) for seen in jobs), maxlen=DRIFT_JOBS)
@@ -365,7 +382,8 @@ class CostModel:
         shape = self._shape(task)
         if kind != TTT or shape.sequences == 0:
             return 0.0
-        count, length = share * shape.sequences, self._stretch * shape.length
+        ttt, length = self.settings.ttt, self._stretch * shape.length
+        count = min(shape.sequences, share * ttt.max_sequences * ttt.epochs)
         a, b, c = self._train.now
         steps = math.ceil(count / self.settings.ttt.batch_sequences)
         return a * steps + count * length * (b + c * length)
@@ -380,7 +398,8 @@ class CostModel:
     def _shape(self, task: Task) -> _Shape:
         shape = self._shapes.get(task.task_id)
         if shape is None:
-            shape = self._shapes[task.task_id] = _Shape.of(task, self.settings)
+            shape = _Shape.of(task, self.settings, stretch=self._stretch, longest=self.longest())
+            self._shapes[task.task_id] = shape
         return shape
 
     def rescale(self, factor: float) -> None:
@@ -414,10 +433,15 @@ class CostModel:
         return min(most, int((self._fits + too_long) / 2) if self._fits < too_long else int(too_long / 2))
 
     def observe_memory(self, task: Task, *, fitted: bool) -> None:
-        """Learn whether training on a task fitted. An out-of-memory error below what has fitted was something else."""
-        length = min(round(self._stretch * self._shape(task).length), self.longest())
+        """Learn whether the longest training sequence of a task fitted. An out-of-memory error below what has fitted
+        was something else."""
+        before = self.longest()
+        length = min(round(self._stretch * self._shape(task).longest), self.longest())
         if fitted:
             self._fits = max(self._fits, length)
             self._short = {task_id: short for task_id, short in self._short.items() if short > length}
         elif length > self._fits:
             self._short[task.task_id] = length
+        if self.longest() != before:
+            self._shapes.clear()
+            self._predicted.clear()

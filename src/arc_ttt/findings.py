@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,11 +34,13 @@ from arc_ttt.votes import (
 @dataclass
 class PassResult:
     """Answers of one pass over a task to one test input. weight: its say beside other passes, the share of a full
-    training that it had. shares: how it shares that out among the grids it scored."""
+    training that it had. failed: the base model answered in place of a trained one. shares: how it shares its weight
+    out among the grids it scored."""
 
     weight: float
     candidates: list[Candidate]
     scored: list[ScoredCandidate]
+    failed: bool = False
 
     @functools.cached_property
     def shares(self) -> dict[bytes, float]:
@@ -51,7 +52,9 @@ class TaskResult:
     """All that was found for one task in one stage ("base", "ttt" or "synthesis"), by test input and number of pass."""
 
     passes: dict[int, dict[int, PassResult]] = field(default_factory=dict)
-    counts: dict[int, Counter[bytes]] = field(default_factory=dict)  # of all answers to a test input
+    counts: dict[int, dict[bytes, float]] = field(
+        default_factory=dict
+    )  # weight of all answers to a test input, by grid
     programs: list[Program] = field(default_factory=list)
     outcome: str = ""
     reason: str = ""
@@ -72,15 +75,17 @@ class TaskResult:
     def put(self, test_index: int, number: int, one: PassResult) -> None:
         """Take in a pass. It takes the place of an earlier try of itself: else its votes would count twice."""
         self.ranked.pop(test_index, None)
-        passes, counts = self.passes.setdefault(test_index, {}), self.counts.setdefault(test_index, Counter())
-        if number in passes:
-            counts.subtract(grid_bytes(c.grid) for c in passes[number].candidates)
-        counts.update(grid_bytes(c.grid) for c in one.candidates)
+        passes, counts = self.passes.setdefault(test_index, {}), self.counts.setdefault(test_index, {})
+        changes = [(passes[number], -1), (one, 1)] if number in passes else [(one, 1)]
+        for taken, sign in changes:
+            for candidate in taken.candidates:
+                identity = grid_bytes(candidate.grid)
+                counts[identity] = counts.get(identity, 0.0) + sign * taken.weight
         passes[number] = one
 
     def agreement(self, test_index: int) -> float:
-        """Share of all answers to a test input that agree on the most frequent one, 0 to 1."""
-        return strength(self.counts.get(test_index, Counter()))
+        """Share of all answers to a test input, by the weight of their passes, that agree on the foremost, 0 to 1."""
+        return strength(self.counts.get(test_index, {}))
 
 
 LEAST_TRAINED = 0.02
@@ -101,7 +106,8 @@ def rank_result(result: TaskResult, test_index: int, rule: str) -> list[Grid]:
 
 def rank_passes_of(passes: list[PassResult], rule: str) -> list[Grid]:
     """Distinct grids of one test input from its passes, best first; the likelihoods of a single one compare as they
-    are."""
+    are. A failed pass counts where no other answered."""
+    passes = [one for one in passes if one.candidates and not one.failed] or passes
     if len(passes) == 1:
         return rank(passes[0].candidates, passes[0].scored, rule=rule)
     return rank_passes(passes, rule=rule) if passes else []
@@ -158,7 +164,7 @@ class Findings:
         except (ArcError, KeyError, TypeError, ValueError) as error:
             return f"malformed candidate: {error}"
         if candidates or scored:
-            result.put(index, number, PassResult(weight, candidates, scored))
+            result.put(index, number, PassResult(weight, candidates, scored, failed=weight <= LEAST_TRAINED * share))
         return ""
 
     def attempts(self, task_id: str, index: int, settings: Settings) -> tuple[Grid, Grid] | None:

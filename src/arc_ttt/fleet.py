@@ -48,8 +48,8 @@ class Patience:
     """From its start until it is ready, in a slot where no load has taken longer: see `loading_s`."""
     first_s: float = 600.0
     """The first round of a phase, in which kernels are compiled."""
-    step_s: float = 60.0
-    """A training step, or `times` the median of this worker's steps where that is longer."""
+    step_s: float = 120.0
+    """A micro-batch of a training step, or `times` the median of this worker's where that is longer."""
     round_s: float = 120.0
     """The same for a round of anything else."""
     times: float = 10.0

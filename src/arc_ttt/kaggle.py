@@ -22,6 +22,7 @@ from arc_ttt.events import Outcome, read_journal
 from arc_ttt.grids import LoadedTasks, load_tasks, read_json
 from arc_ttt.host import free_memory
 from arc_ttt.launch import count_gpus
+from arc_ttt.memory import SMALL_PARAMETERS
 from arc_ttt.report import RunResult, report_lines, run_report
 from arc_ttt.run import Status, on_signals, start_run
 from arc_ttt.settings import TRANSDUCTIVE, Settings
@@ -59,7 +60,10 @@ class Setup:
     def write(self, path: Path, settings: Settings) -> None:
         """Leave a record beside the submission. It names packages and folders, and no value of the environment."""
         with contextlib.suppress(Exception):  # only a record; other people's packages may be odd
-            found = {(d.metadata["Name"], d.version) for d in importlib.metadata.distributions()}
+            found = set[tuple[str, str]]()
+            with contextlib.suppress(Exception):
+                for item in importlib.metadata.distributions():
+                    found.add((item.metadata["Name"], item.version))
             names = sorted(found, key=lambda item: str(item).lower())
             record = {
                 "build": build_stamp(),
@@ -138,30 +142,25 @@ def _kaggle_run(
         setup.note(f"{root / 'temp'} cannot be written: scratch files go to {scratch}")
     bootstrap.set_environment(scratch)
     settings, chosen = _settings(chosen, setup)
-    if settings.model.path not in ("", "embedded-M", "embedded-XS"):  # large tensors of many sizes; small models record
-        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     seconds = min(MOST_PACKAGES_S, PACKAGES_SHARE * settings.run.limit_s)
     unsloth = settings.model.backend == "unsloth"
     if signals:
         _end(signals[0])
     with on_signals(_end):
-        try:
-            packages = bootstrap.prepare_packages(mounts, scratch, unsloth=unsloth, seconds=seconds)
-        except Exception as error:  # whatever wheels may do, the model can answer without them
-            traceback.print_exc()
-            why = f"no 4-bit weights: preparing the packages failed: {type(error).__name__}: {error}"
-            packages = bootstrap.Packages(four_bit=False, fallbacks=[why])
+        packages = bootstrap.prepare_packages(mounts, scratch, unsloth=unsloth, seconds=seconds)
     for line in (*mounts.problems, *packages.notes):
         setup.note(line)
     for line in packages.fallbacks:
         setup.fall_back(line)
-    embedded = Settings.of("embedded-gpu" if count_gpus() else "embedded")
-    embedded = embedded.override((name, value) for name, value in chosen.items() if _of_run(name))
+    embedded = Settings.of(_embedded()).override((name, value) for name, value in chosen.items() if _of_run(name))
     if settings.model.path in ("", "embedded-M"):  # what has failed once would fail again
-        embedded = embedded.override([("model.path", "embedded-XS")])
+        longest = Settings.of("embedded").ttt.max_sequence_tokens  # as long as XS has seen
+        embedded = embedded.override([("model.path", "embedded-XS"), ("ttt.max_sequence_tokens", longest)])
     if not packages.four_bit:
         embedded = embedded.override([("model.quantize", "none")])
     settings = _usable(settings, embedded, mounts, packages, setup)
+    if _is_large(settings):  # tensors of many sizes; small models record their steps instead
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     if settings.run.reserve_raised:
         setup.note(settings.run.reserve_raised)
     asked = dict(loaded.test_counts)
@@ -170,6 +169,7 @@ def _kaggle_run(
         loaded = LoadedTasks(tuple(few), (), loaded.test_counts)
         passes = min(COMMIT_PASSES, settings.ttt.passes)
         settings = settings.override([("ttt.passes", passes)])
+        embedded = embedded.override([("ttt.passes", min(passes, embedded.ttt.passes))])
         setup.note(f"commit run: {len(few)} of {len(asked)} tasks")
     if settings.ttt.transductive:
         setup.note(f"ttt.scope={settings.ttt.scope}: {TRANSDUCTIVE}")
@@ -201,18 +201,31 @@ def _settings(chosen: dict[str, Any], setup: Setup) -> tuple[Settings, dict[str,
     """The settings chosen, or of wrong ones only the limit; and what they were made from, without the preset."""
     try:
         preset = str(chosen.pop("preset", "embedded"))
-        if preset == "embedded" and count_gpus():
-            preset = "embedded-gpu"
+        preset = _embedded() if preset == "embedded" else preset
         return Settings.of(preset).override(chosen.items()), chosen
     except SettingsError as error:
         setup.fall_back(f"SETTINGS: {error}; the embedded model and its defaults instead")
     limits = {name: value for name, value in chosen.items() if name == "run.limit_s"}
     try:
-        return Settings.of("embedded").override(limits.items()), limits
+        return Settings.of(_embedded()).override(limits.items()), limits
     except SettingsError as error:
         setup.fall_back(f"SETTINGS: {error}; {format_duration(LIMIT_S)} instead")
     limits = {"run.limit_s": LIMIT_S}
-    return Settings.of("embedded").override(limits.items()), limits
+    return Settings.of(_embedded()).override(limits.items()), limits
+
+
+def _embedded() -> str:
+    """The preset of the embedded model that suits the machine."""
+    return "embedded-gpu" if count_gpus() else "embedded"
+
+
+def _is_large(settings: Settings) -> bool:
+    """Whether the model is too large for its steps to be recorded as CUDA graphs."""
+    try:
+        config = read_config(model_folder(settings.model.path, gpu=count_gpus() > 0))
+        return parameter_count(config) >= SMALL_PARAMETERS
+    except (ModelError, KeyError, TypeError, ValueError):
+        return False
 
 
 def _usable(
@@ -267,7 +280,9 @@ def _load_mounted(mounts: bootstrap.Mounts, setup: Setup) -> LoadedTasks:
         setup.note(f"{len(loaded.test_counts)} tasks of {mounts.challenges}, {len(loaded.problems)} of them unusable")
         if mounts.others:
             left = ", ".join(map(str, mounts.others))
-            setup.fall_back(f"there is more than one {bootstrap.CHALLENGES}: {mounts.challenges} is used, not {left}")
+            told = f"there is more than one {bootstrap.CHALLENGES}: {mounts.challenges} is used, not {left}"
+            kinds = ["competitions" in path.parts for path in (mounts.challenges, *mounts.others)]
+            (setup.note if kinds[0] and not any(kinds[1:]) else setup.fall_back)(told)
         for problem in loaded.problems[:20]:
             setup.note(f"  {problem}")
         return loaded

@@ -284,19 +284,25 @@ def _called(layer: Any, dtype: torch.dtype) -> _Layer:
 
 
 def _adapted(module: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """A layer with its adapter's change computed in `dtype`, from copies; the library would compute it in float32."""
+    """A layer with its adapter's change, as it is now, computed in `dtype`; the library would compute it in float32."""
     if "default" not in getattr(module, "lora_A", ()):
-        called: Callable[[Tensor], Tensor] = module
-        return called
-    inner = module.base_layer
-    first = module.lora_A["default"].weight.detach().to(dtype)
+        return _in_its_type(module, dtype)
+    inner = _in_its_type(module.base_layer, dtype)
+    first = module.lora_A["default"].weight.detach().to(dtype, copy=True)
     second = (module.lora_B["default"].weight.detach() * module.scaling["default"]).to(dtype)
 
     def both(x: Tensor) -> Tensor:
-        product: Tensor = inner(x) + linear(linear(x, first), second)
-        return product
+        return inner(x) + linear(linear(x, first), second)
 
     return both
+
+
+def _in_its_type(module: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """A layer for inputs of `dtype`, also where its plain weights are of another type."""
+    called: Callable[[Tensor], Tensor] = module
+    if type(module) is torch.nn.Linear and module.weight.dtype != dtype:
+        return lambda x: called(x.to(module.weight.dtype)).to(dtype)
+    return called
 
 
 def _masked_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:

@@ -79,7 +79,8 @@ def make_fleet(settings: Settings, out: Path, deadline: Deadline) -> tuple[Fleet
     """
     if settings.run.in_process:
         names = ["device", "synthesis"] if settings.synthesis.enabled else ["device"]
-        return Twin(names, make_hello(settings, deadline)), range(1, len(names)), 1
+        unrecorded = settings.override([("model.record", False)])  # a recording that fails would cost the only process
+        return Twin(names, make_hello(unrecorded, deadline)), range(1, len(names)), 1
     gpus = count_gpus()
     cores = len(os.sched_getaffinity(0))
     workers = settings.run.workers or gpus or min(2, cores)

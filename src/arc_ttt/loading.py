@@ -16,7 +16,6 @@ import torch
 
 from arc_ttt.bootstrap import NO_UNSLOTH
 from arc_ttt.errors import ModelError
-from arc_ttt.kv_cache import Decoder
 from arc_ttt.memory import CONTEXT, SMALL_PARAMETERS, Device, MemoryPlan, fitted, plan
 from arc_ttt.model import LoadedModel, fused_groups, hidden_states, load_model
 from arc_ttt.settings import Settings
@@ -134,7 +133,7 @@ def check_backend(solver: TaskSolver) -> float:
         (got * signs * real[..., None]).sum().backward()  # type: ignore[no-untyped-call]
         missing = [n for n, w in adapter.trainable.items() if w.grad is None or not bool(w.grad.isfinite().all())]
         base.inference()
-        decoder = Decoder(base)
+        decoder = solver.decoder()
         cache = decoder.new_cache(2, PROBE_TOKENS)
         want = decoder.forward(ids, positions, counts.to(base.device), cache, PROBE_TOKENS).float()
         difference = float(((got.detach() - want).norm(dim=-1) / want.norm(dim=-1))[real].max())

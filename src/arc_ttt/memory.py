@@ -133,7 +133,8 @@ class MemoryPlan:
         cache = cache_bytes(self.shape, 1, prompt_tokens + answer_tokens + ROOM, self.device.itemsize)
         row = 4 * cache + prompt_tokens * forward_bytes(self.shape, self.device)
         logits = SCORING_PIECE * (self.device.itemsize + 8)
-        left = self.device.usable - self.weights - self.adapter - self.fused - logits
+        narrow = 0 if self.fused else self.optimizer // 12 * self.device.itemsize  # the decoder's copies of adapters
+        left = self.device.usable - self.weights - self.adapter - self.fused - narrow - logits
         best = 1, 1
         for batch in range(min(batch_views, left // row), 0, -1):
             kept = min(kept_views, batch * (1 + (left - batch * row) // (batch * cache)))

@@ -67,13 +67,13 @@ class RecordedGradients:
         """A recording that leaves the gradients as they are; None where it cannot be made: for this shape where memory
         does not suffice, for all where a kernel cannot be recorded. The plain pass does it then."""
         kept = [gradient.clone() for gradient in self.gradients]
+        made: _Recording | None = None
         try:
-            return _Recording(self, *shape, self._pool)
+            made = _Recording(self, *shape, self._pool)
         except RuntimeError as error:
-            recording_failed(self.base, error)
-            return None
-        finally:
-            torch._foreach_copy_(self.gradients, kept)
+            recording_failed(self.base, error)  # raises where nothing works on the device any more
+        torch._foreach_copy_(self.gradients, kept)
+        return made
 
 
 def recording_failed(base: LoadedModel, error: RuntimeError) -> None:

@@ -481,7 +481,8 @@ class Coordinator:
             return
         self.settings, self.fallback = self.fallback, None
         self.cost, fresh = self._make_cost(), self._make_plan()
-        self.plan.passes, self.plan.least_share = fresh.passes, fresh.least_share
+        for name in ("passes", "least_share", "base_share"):
+            setattr(self.plan, name, getattr(fresh, name))
         self._replan()
         self._generation += 1
         self._calibrates = True
@@ -515,7 +516,7 @@ class Coordinator:
             seen["seconds"] -= _number(body, "compile_s")  # which the next job of its shape is spared
             self.result.train_tokens += int(seen["train_tokens"])
             self.result.train_s += seen["train_s"]
-            self._learn(slot, job, str(body.get("outcome")), str(body.get("reason", "")), seen)
+            self._learn(slot, job, body, seen)
 
     def _conclude(self, job: Job, body: Mapping[str, Any], *, superseded: bool = False) -> None:
         """Let what is known about a pass, its plan included, follow its end."""
@@ -540,17 +541,19 @@ class Coordinator:
         failed = outcome in (Outcome.FAILED, Outcome.DIVERGED)
         self.plan.done(job, failed=failed, agreement=self.findings.agreement(job.task_id))
 
-    def _learn(self, slot: int, job: Job, outcome: str, reason: str, seen: Mapping[str, float]) -> None:
+    def _learn(self, slot: int, job: Job, body: Mapping[str, Any], seen: Mapping[str, float]) -> None:
         """Let predictions follow a job that ended."""
-        task = self.tasks[job.task_id]
-        if job.kind == TTT and (seen["steps"] > 0 or "out of memory" in reason):
-            self.cost.observe_memory(task, fitted="out of memory" not in reason)
+        task, outcome = self.tasks[job.task_id], str(body.get("outcome"))
+        too_large = str(body.get("reason", "")).startswith("out of memory in training")
+        shortened = "shorter sequences" in str(body.get("degraded"))
+        if job.kind == TTT and (too_large or (seen["steps"] > 0 and not shortened)):
+            self.cost.observe_memory(task, fitted=not too_large)
         if outcome == Outcome.FINISHED:
             predicted_s = job.predicted_s * self.cost.drift(slot)
             self.result.ratios.setdefault(job.kind, []).append(seen["seconds"] / max(1e-3, predicted_s))
             self.cost.observe(task, job.kind, slot, job.share, seen)
         elif outcome == Outcome.CUT and job.kind == TTT:
-            self.cost.observe_cut(task, seen)
+            self.cost.observe_cut(task, slot, seen)
         else:
             return
         if self.cost.settled:

@@ -254,7 +254,7 @@ class Plan:
     def _choose_first_share(self) -> float:
         """The largest size of short trainings at which those that wait take no more than their part of the time."""
         usable_s = self._first_budget_s - self._first_spent_s
-        share, least = FIRST_MOST, min(FIRST_MOST, max(FIRST_LEAST, self.least_share))
+        share, least = max(FIRST_MOST, self.least_share), max(FIRST_LEAST, self.least_share)
         while share > least:
             if sum(self.predict(self._tasks[task_id], TTT, share) for task_id in self._first) <= usable_s:
                 return share

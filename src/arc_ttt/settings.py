@@ -343,6 +343,9 @@ def parse_overrides(texts: Iterable[str]) -> list[tuple[str, str]]:
     return pairs
 
 
+MOST_FREE = 0.6
+"""Of the time that a job has left, the most that its training leaves free for answering."""
+
 _FIELDS: dict[str, dict[str, Any]] = {
     "model": get_type_hints(ModelSettings),
     "ttt": get_type_hints(TttSettings),

@@ -33,7 +33,7 @@ from arc_ttt.recording import RecordedGradients
 from arc_ttt.scoring import score
 from arc_ttt.search import Answer, PromptBatch, greedy, search
 from arc_ttt.sequences import joint_sequences, ttt_sequences
-from arc_ttt.settings import Settings, TttSettings
+from arc_ttt.settings import MOST_FREE, Settings, TttSettings
 from arc_ttt.training import TrainingReport, shuffled_steps, train
 from arc_ttt.views import View, paper_views, sample_views, turns_sides
 from arc_ttt.votes import SEARCHED, Candidate, ScoredCandidate
@@ -278,7 +278,7 @@ class TaskSolver:
         trained: float = 1.0,
     ) -> Answers:
         answers = Answers(trained=trained)
-        decoder = self._decoder()
+        decoder = self.decoder()
         for index in range(len(task.tests)):
             if deadline.passed():  # a prompt takes its time even if nothing can be written after it
                 answers.outcome = Outcome.CUT
@@ -297,7 +297,7 @@ class TaskSolver:
                 break
         return answers
 
-    def _decoder(self) -> Decoder:
+    def decoder(self) -> Decoder:
         """A decoder of the weights as they are now, fused where the memory has room for the copy."""
         if self.memory is not None and self.memory.fused == 0:
             return Decoder(self.base, fuse=False)
@@ -455,12 +455,12 @@ class TaskSolver:
         rng = task_rng(self.settings.run.seed, task.task_id, numbered(f"views {index}", number))
         if self.settings.decode.rule == "paper":
             return paper_views(len(task.train), rng)
-        keep_black = self.settings.ttt.augment == "paper"  # its training data move black nowhere
+        ttt = self.settings.ttt
+        keep_black = ttt.in_context and ttt.augment != "dihedral"  # training moves black nowhere then
         return sample_views(count, len(task.train), rng, keep_black=keep_black)
 
 
 SHORTEST_PROMPT = 16  # tokens; below it nothing is left to answer from
-MOST_FREE = 0.6  # of the time left, that a training leaves free for answering
 
 
 def memory_ladder(

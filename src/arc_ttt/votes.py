@@ -82,9 +82,10 @@ people who had seen the public evaluation's curve; earlier values, 0.75 and 0.15
 """
 
 
-def strength(counts: Counter[bytes]) -> float:
-    """Share of the answers to one test input that agree on the most frequent grid, 0 to 1."""
-    return max(counts.values()) / counts.total() if counts else 0.0
+def strength(counts: Mapping[bytes, float]) -> float:
+    """Share of the answers to one test input, by number or weight, that agree on the foremost grid, 0 to 1."""
+    total = sum(counts.values())
+    return max(counts.values()) / total if total > 0 else 0.0
 
 
 def merge(neural: Sequence[Grid], vote_strength: float, programs: Sequence[Program], *, rule: str) -> list[Grid]:
