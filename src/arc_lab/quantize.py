@@ -21,7 +21,6 @@ import json
 import math
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,9 +34,10 @@ from arc_lab.packs import Pack, read_pack
 from arc_lab.pretrain_card import add_weights_card, check_weights, read_card
 from arc_lab.pretrain_data import measuring_sequences
 from arc_lab.pretrain_loop import exact_match
+from arc_lab.resumable import resumable
 from arc_ttt.checkpoints import read_config, weights_mark
 from arc_ttt.deadline import REAL_CLOCK, Deadline, format_duration
-from arc_ttt.errors import ArcError, InputError, ModelError
+from arc_ttt.errors import ModelError
 from arc_ttt.formats import TokenSequence
 from arc_ttt.grids import Grid, Task, same_grid
 from arc_ttt.model import LoadedModel, load_model
@@ -300,6 +300,7 @@ def cost_lines(costs: dict[str, Any]) -> list[str]:
     return lines
 
 
+@resumable
 def main(argv: Sequence[str]) -> int:
     """Run the quantize command; 130 when it was interrupted and can go on."""
     parser = argparse.ArgumentParser(
@@ -315,23 +316,14 @@ def main(argv: Sequence[str]) -> int:
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting of the test-time training")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    try:
-        settings = Settings().override([*SMALL.items(), *parse_overrides(options.set)])
-        pack = read_pack(options.pack) if options.pack else None
-        written = quantize(options.model, options.out)
-        costs = {}
-        if pack is not None:
-            kept = options.out.with_name(options.out.name + ".measured.json")
-            counts = {"sequences": options.sequences, "tasks": options.tasks}
-            costs = measure(options.model, options.out, pack, settings, kept=kept, **counts)
-    except KeyboardInterrupt:
-        print("arc_lab quantize: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output is gone, which the caller knows to handle
-        raise
-    except (ArcError, OSError) as error:
-        print(f"arc_lab quantize: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
+    settings = Settings().override([*SMALL.items(), *parse_overrides(options.set)])
+    pack = read_pack(options.pack) if options.pack else None
+    written = quantize(options.model, options.out)
+    costs = {}
+    if pack is not None:
+        kept = options.out.with_name(options.out.name + ".measured.json")
+        counts = {"sequences": options.sequences, "tasks": options.tasks}
+        costs = measure(options.model, options.out, pack, settings, kept=kept, **counts)
     print(f"{written['parameters']:,} parameters, {written['bytes']:,} bytes, reloads bit for bit")
     print("\n".join(cost_lines(costs)), end="\n" if costs else "")
     print(json.dumps({**written, "costs": costs}))

@@ -40,6 +40,7 @@ from arc_lab.datasets import Dataset, load_dataset, select
 from arc_lab.families import family_of, held_out_families
 from arc_lab.generators import package_folder, source_mark
 from arc_lab.packs import Pair, make_folder, pair_bytes, pair_tokens, split_pairs, write_pack
+from arc_lab.resumable import resumable
 from arc_ttt.deadline import REAL_CLOCK, format_duration
 from arc_ttt.errors import InputError, SettingsError
 from arc_ttt.grids import Grid
@@ -436,47 +437,39 @@ def hold_back(groups: Sequence[Listed], settings: PackSettings) -> list[Listed]:
     return marked
 
 
+@resumable
 def main(argv: Sequence[str]) -> int:
     """Run the rearc command; 130 when it was interrupted and can go on."""
     options = _parser().parse_args(argv)
-    try:
-        settings = PackSettings(
-            pairs_per_generator=options.pairs_per_generator,
-            held_pairs=min(HELD_PAIRS, options.pairs_per_generator // 2)
-            if options.held_pairs is None
-            else options.held_pairs,
-            held_out_pairs=options.held_out_pairs,
-            max_side=options.max_side,
-            max_tokens=options.max_tokens,
-            difficulty=_two_numbers(options.difficulty),
-            attempts_per_pair=options.attempts_per_pair,
-            cpu_s_per_generator=options.cpu_s_per_generator,
-            seed=options.seed,
-            only=tuple(options.only.split(",")) if options.only else (),
-            training_tasks=options.training_tasks,
-        )
-        start_s = REAL_CLOCK.now()
+    settings = PackSettings(
+        pairs_per_generator=options.pairs_per_generator,
+        held_pairs=min(HELD_PAIRS, options.pairs_per_generator // 2)
+        if options.held_pairs is None
+        else options.held_pairs,
+        held_out_pairs=options.held_out_pairs,
+        max_side=options.max_side,
+        max_tokens=options.max_tokens,
+        difficulty=_two_numbers(options.difficulty),
+        attempts_per_pair=options.attempts_per_pair,
+        cpu_s_per_generator=options.cpu_s_per_generator,
+        seed=options.seed,
+        only=tuple(options.only.split(",")) if options.only else (),
+        training_tasks=options.training_tasks,
+    )
+    start_s = REAL_CLOCK.now()
 
-        def progress(done: int, of: int) -> None:
-            if done % 20 == 0 or done == of:
-                print(f"{done} of {of} generators, {format_duration(REAL_CLOCK.now() - start_s)}", file=sys.stderr)
+    def progress(done: int, of: int) -> None:
+        if done % 20 == 0 or done == of:
+            print(f"{done} of {of} generators, {format_duration(REAL_CLOCK.now() - start_s)}", file=sys.stderr)
 
-        report = build(
-            options.wheel,
-            options.out,
-            settings,
-            processes=max(1, options.processes),
-            user_tasks=options.tasks,
-            progress=progress,
-        )
-    except KeyboardInterrupt:
-        print("arc_lab rearc: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output is gone, which the caller knows to handle
-        raise
-    except (InputError, OSError) as error:
-        print(f"arc_lab rearc: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
+    report = build(
+        options.wheel,
+        options.out,
+        settings,
+        processes=max(1, options.processes),
+        user_tasks=options.tasks,
+        progress=progress,
+    )
     print_report(report)
     return 0
 

@@ -152,18 +152,22 @@ def training_shape(task: Task, ttt: TttSettings, *, stretch: float = 1.0, longes
 def _left_out(shown: Sequence[Example], ttt: TttSettings, targets: int, limit: float) -> list[tuple[int, int]]:
     """Number and length of the sequences of some pairs, each of `targets` pairs asked in turn, by growth."""
     rows = []
-    sides = np.array([grid.shape for example in shown for grid in (example.input, example.output)]).reshape(-1, 2)
+    grids = [grid for example in shown for grid in (example.input, example.output)]
+    most = max((g.shape[0] for g in grids), default=0), max((g.shape[1] for g in grids), default=0)
     for growth, count in GROWTHS if ttt.augment == "paper" else (((1, 1), 1),):
         length = sum(_pair_tokens(example, growth) for example in shown)
-        if shown and targets and (sides * growth).max() <= MAX_SIDE and length <= limit:
+        if shown and targets and max(most[0] * growth[0], most[1] * growth[1]) <= MAX_SIDE and length <= limit:
             rows.append((count * targets * (1 + ttt.permutations), length))
     return rows
 
 
 def _pair_tokens(example: Example, growth: tuple[int, int]) -> int:
     """Tokens of a pair, one a cell plus row ends and markers; half of the time its grids lie on their sides."""
-    rows_columns = [np.multiply(grid.shape, growth) for grid in (example.input, example.output)]
-    return sum(int(rows * columns + (rows + columns + 1) // 2 + 1) for rows, columns in rows_columns)
+    tokens = 0
+    for grid in (example.input, example.output):
+        rows, columns = int(grid.shape[0]) * growth[0], int(grid.shape[1]) * growth[1]
+        tokens += rows * columns + (rows + columns + 1) // 2 + 1
+    return tokens
 
 
 def _without(train: Sequence[Example], index: int) -> list[Example]:
@@ -269,8 +273,7 @@ class CostModel:
         self._too_long = math.inf  # shortest one that ran out of memory when steps were tried out
         self._short: dict[str, int] = {}  # by task, the length at which it ran out of memory
         self.observations, self.trainings = 0, 0
-        self.settled = False
-        """Whether the last observation let the coefficients be found anew: 1, 2, 4, 8, ... of them, or of trainings."""
+        self.settled = False  # whether coefficients were found anew at the last one: after 1, 2, 4, 8, ... of either
 
     # Seconds
 
@@ -301,19 +304,19 @@ class CostModel:
 
     def observe(self, task: Task, kind: str, device: int, share: float, seen: Mapping[str, float]) -> None:
         """Learn from a job that ended by itself. seen: seconds, train_s, train_tokens, steps."""
-        before = self.trainings
         training = self._add_training(task, seen)
         seconds, train_s = max(1e-3, seen["seconds"]), seen.get("train_s", 0.0)
         decoding = self._decoding(task, views_of(kind, share, self.settings)) / self._decode_factor
         self.observations += 1
-        self._note(device, _Seen(training, decoding, max(1e-3, seconds - train_s), seconds), before)
+        self._note(device, _Seen(training, decoding, max(1e-3, seconds - train_s), seconds))
 
-    def _note(self, device: int, job: _Seen, trainings_before: int) -> None:
+    def _note(self, device: int, job: _Seen) -> None:
         """Take in a job that is over: find all coefficients anew now and then, else the device's drift alone."""
         self._jobs.setdefault(device, deque(maxlen=DRIFT_JOBS)).append(job)
         self._ratios.setdefault(device, deque(maxlen=DRIFT_JOBS))
-        fresh = self.trainings > trainings_before and _is_power_of_two(self.trainings)
-        self.settled = fresh or (job.decoding > 0 and _is_power_of_two(self.observations))
+        trained, answered = job.training[0] > 0, job.decoding > 0
+        self.settled = trained and _is_power_of_two(self.trainings)
+        self.settled = self.settled or (answered and _is_power_of_two(self.observations))
         if self.settled:
             self._learn()
         else:
@@ -329,10 +332,9 @@ class CostModel:
         self.settled = False
         if seen.get("steps", 0.0) < LEAST_STEPS:
             return
-        before = self.trainings
         training = self._add_training(task, seen)
-        if self.trainings > before:
-            self._note(device, _Seen(training, 0.0, 0.0, max(1e-3, seen["train_s"])), before)
+        if training[0] > 0:
+            self._note(device, _Seen(training, 0.0, 0.0, max(1e-3, seen["train_s"])))
 
     def _add_training(self, task: Task, seen: Mapping[str, float]) -> tuple[float, float, float]:
         """Take in how long steps took: steps, tokens and tokens times length of a training, zeros if there was none."""

@@ -52,9 +52,7 @@ class TaskResult:
     """All that was found for one task in one stage ("base", "ttt" or "synthesis"), by test input and number of pass."""
 
     passes: dict[int, dict[int, PassResult]] = field(default_factory=dict)
-    counts: dict[int, dict[bytes, float]] = field(
-        default_factory=dict
-    )  # weight of all answers to a test input, by grid
+    counts: dict[int, dict[bytes, float]] = field(default_factory=dict)  # by test input and grid, weight of answers
     programs: list[Program] = field(default_factory=list)
     outcome: str = ""
     reason: str = ""
