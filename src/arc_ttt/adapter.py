@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -97,6 +100,7 @@ class Adapter:
 
 
 def _attach_lora(base: LoadedModel, settings: TttSettings, seed: int) -> None:
+    _hide_what_breaks_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
@@ -118,6 +122,28 @@ def _attach_lora(base: LoadedModel, settings: TttSettings, seed: int) -> None:
         weight.requires_grad_("lora_" in name)
         if weight.requires_grad:
             weight.data = weight.data.float()
+
+
+def _hide_what_breaks_peft() -> None:
+    """Let peft not see packages that it would ask about a layer and that do not work here. No layer here is theirs.
+
+    It imports bitsandbytes wherever that is installed, and raises an ImportError at every plain layer where torchao is
+    older than it wants, as on Kaggle's image.
+    """
+    try:
+        if importlib.util.find_spec("bitsandbytes") is not None:
+            importlib.import_module("bitsandbytes")
+    except Exception:  # whatever its libraries raise
+        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+    from peft import import_utils
+
+    asked = getattr(import_utils, "is_torchao_available", bool)
+    try:
+        asked()
+    except ImportError:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("peft.") and getattr(module, "is_torchao_available", None) is asked:
+                module.is_torchao_available = bool  # type: ignore[attr-defined]  # which says no
 
 
 def narrow(llama: Any, dtype: torch.dtype) -> None:

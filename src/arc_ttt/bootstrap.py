@@ -24,6 +24,7 @@ MANIFEST = "arc_ttt_manifest.json"
 PROJECT = "arc-ttt"
 BASE = frozenset({"bitsandbytes"})
 """Distributions of the base set; every other wheel but the project's own belongs to the set of unsloth."""
+NO_4_BIT = "no 4-bit weights"
 NO_UNSLOTH = "transformers instead of unsloth"  # how a line says so, wherever it was found out
 LEAST_PROBE_S = 60.0  # with less time than this, an import is not tried out before it is needed
 MOST_PROBE_S = 300.0
@@ -319,6 +320,7 @@ def prepare_packages(mounts: Mounts, scratch: Path, *, unsloth: bool, seconds: f
     torch and numpy stay untouched. `seconds` bounds the whole. Never raises for a bad wheel.
     """
     result = Packages()
+    before = list(sys.path), os.environ.get("PYTHONPATH")
     wheels, refused = choose_wheels(mounts)
     result.notes += refused.values()
     share_s = seconds / (4 if unsloth else 2)  # installing and trying out, for one set or two
@@ -330,7 +332,8 @@ def prepare_packages(mounts: Mounts, scratch: Path, *, unsloth: bool, seconds: f
     )
     if why:
         result.four_bit = False
-        result.fallbacks.append(f"no 4-bit weights: {why}")
+        _go_back(*before)  # what does not work must not be found by those who would use it
+        result.fallbacks.append(f"{NO_4_BIT}: {why}")
     if unsloth:
         others = frozenset({*wheels, *mounts.unpacked}) - BASE - {PROJECT}
         before = list(sys.path), os.environ.get("PYTHONPATH")
@@ -342,8 +345,7 @@ def prepare_packages(mounts: Mounts, scratch: Path, *, unsloth: bool, seconds: f
         )
         result.unsloth = not why
         if why:
-            sys.path[:] = before[0]
-            _restore("PYTHONPATH", before[1])
+            _go_back(*before)
             result.fallbacks.append(f"{NO_UNSLOTH}: {why}")
     return result
 
@@ -357,11 +359,13 @@ def _whatever_happens(prepare: Callable[[], str]) -> str:
         return f"preparing it failed: {type(error).__name__}: {error}"
 
 
-def _restore(name: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(name, None)
+def _go_back(path: list[str], inherited: str | None) -> None:
+    """Bring the path back to what it was, here and for workers."""
+    sys.path[:] = path
+    if inherited is None:
+        os.environ.pop("PYTHONPATH", None)
     else:
-        os.environ[name] = value
+        os.environ["PYTHONPATH"] = inherited
 
 
 def _install_set(
