@@ -25,8 +25,8 @@ from arc_ttt.events import read_journal  # noqa: E402
 from arc_ttt.fleet import PATIENCE, Death, Fleet, Message, Patience  # noqa: E402
 from arc_ttt.grids import LoadedTasks, parse_tasks  # noqa: E402
 from arc_ttt.launch import make_hello  # noqa: E402
-from arc_ttt.report import RunResult  # noqa: E402
-from arc_ttt.run import Coordinator, Status, start_run  # noqa: E402
+from arc_ttt.report import RunResult, Status  # noqa: E402
+from arc_ttt.run import Coordinator, start_run  # noqa: E402
 from arc_ttt.settings import Settings  # noqa: E402
 from arc_ttt.submission import check_submission  # noqa: E402
 
@@ -248,15 +248,24 @@ def instant_run(
     answer: Callable[[dict[str, Any]], Iterable[dict[str, Any]]] = answer_all,
     *,
     past: Iterable[Mapping[str, Any]] = (),
+    programs: int = 0,
     **changes: Any,
 ) -> RunResult:
-    """The product's coordinator over workers that answer at once, under virtual time."""
+    """The product's coordinator over two workers, and `programs` that synthesize, that answer at once, under virtual
+    time."""
     clock = VirtualClock()
     settings = settings_of(600.0, changes)
-    fleet = InstantFleet(2, answer, clock)
-    deadline = Deadline(600.0, clock)
+    fleet = InstantFleet(2 + programs, answer, clock)
     coordinator = Coordinator(
-        loaded, settings, out, start_s=0.0, fleet=fleet, deadline=deadline, past=list(past), mark="mark"
+        loaded,
+        settings,
+        out,
+        start_s=0.0,
+        fleet=fleet,
+        deadline=Deadline(600.0, clock),
+        program_slots=range(2, 2 + programs),
+        past=list(past),
+        mark="mark",
     )
     return coordinator.run()
 

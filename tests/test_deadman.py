@@ -132,3 +132,12 @@ def test_without_it_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert guard.pid is None
     guard.beat()
     guard.stop()
+
+
+def test_where_nobody_is_to_watch_nobody_does() -> None:
+    """In one process with the work, a job silences the loop for as long as it takes."""
+    idle = Deadman(Deadline(REAL_CLOCK.now() + 5.0), 2.0, watch=False)
+    assert idle.pid is None
+    idle.beat()
+    idle.stop()
+    assert children(os.getpid()) == []

@@ -37,7 +37,7 @@ from arc_ttt.errors import SubmissionError
 from arc_ttt.events import Outcome, read_journal
 from arc_ttt.fleet import EXIT_DEVICE_LOST, Fleet
 from arc_ttt.grids import parse_tasks
-from arc_ttt.run import Status
+from arc_ttt.report import Status
 from arc_ttt.submission import Submission
 from fake_run import (
     QUICK,

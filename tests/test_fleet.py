@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -248,10 +249,33 @@ def test_a_command_that_does_not_exist(tmp_path: Path) -> None:
     for _ in range(PATIENCE.deaths):
         assert fleet.slots == [0]
         assert not fleet.start(0)
-        clock.advance(10.0)
+        assert not fleet.start(0)  # too early: the system may have room again in a moment
+        clock.advance(PATIENCE.refused_s)
     assert fleet.slots == []
+    refused = [Death(0, "not started: No such file or directory", final=final) for final in [False] * 4 + [True]]
+    assert fleet.poll(0.0) == refused
     assert fleet.poll(0.0) == []
     fleet.stop()
+
+
+def test_a_slot_that_has_worked_rests_once_before_it_is_given_up(make: Make) -> None:
+    script = """
+if os.path.exists(sys.argv[0] + ".worked"): sys.exit(3)
+for line in sys.stdin:
+    open(sys.argv[0] + ".worked", "w").close()
+    say(type="done")
+    sys.exit(3)
+"""
+    fleet = make(script, backoff_s=0.01, window_s=1.5)
+    events_until(fleet, lambda seen: bool(bodies(seen, 0, "ready")))
+    fleet.send(0, {"type": "job"})
+    seen: list[Any] = []
+    end_s = time.monotonic() + 60
+    while fleet.slots and time.monotonic() < end_s:
+        if not fleet.alive(0):
+            fleet.start(0)
+        seen += [event for event in fleet.poll(0.02) if isinstance(event, Death)]
+    assert [death.final for death in seen] == [False] * (2 * PATIENCE.deaths - 1) + [True]
 
 
 def test_a_flood_of_messages_blocks_nobody(make: Make) -> None:
@@ -292,7 +316,7 @@ def test_a_slot_is_restarted_a_few_times_and_then_given_up(make: Make) -> None:
 def test_deaths_count_within_a_window_and_until_a_job_is_done(tmp_path: Path) -> None:
     """A whole run has room for more deaths than a window: a count over its life would retire every slot in time."""
     clock = VirtualClock()
-    patience = Patience(deaths=3, window_s=100.0, backoff_s=1.0)
+    patience = Patience(deaths=3, window_s=100.0, backoff_s=1.0, refused_s=1.0)
     fleet = Fleet([["/no/such/program"]], {}, [{}], tmp_path, clock, patience)
     for _ in range(20):  # one every 60 s: never three in a window
         fleet.start(0)
@@ -320,7 +344,7 @@ def test_kills_that_the_coordinator_orders_are_no_fault_of_the_slot(make: Make) 
 
 def test_restarts_wait_longer_each_time(tmp_path: Path) -> None:
     clock = VirtualClock()
-    fleet = Fleet([["/no/such/program"]], {}, [{}], tmp_path, clock, Patience(deaths=9, backoff_s=1.0))
+    fleet = Fleet([["/no/such/program"]], {}, [{}], tmp_path, clock, Patience(deaths=9, backoff_s=1.0, refused_s=0.0))
     tries = []
     for second in range(16):
         before = len(fleet._slots[0].deaths_s)

@@ -18,6 +18,7 @@ GROUND = (
     "deadline",
     "host",
     "deadman",
+    "signals",
     "settings",
     "events",
     "grids",

@@ -210,7 +210,11 @@ def test_another_version_of_the_model_is_used_and_named(decide: Decide, capsys: 
 
 @pytest.mark.parametrize(
     ("note", "falls_back"),
-    [("backend: transformers instead of unsloth: no kernels", True), ("sequences of 4096 tokens at most", False)],
+    [
+        ("backend: transformers instead of unsloth: no kernels", True),
+        ("memory: 9.1 GiB before any activation; the base model answers alone", True),
+        ("sequences of 4096 tokens at most", False),
+    ],
 )
 def test_what_a_worker_does_otherwise_than_asked_is_told_at_the_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], note: str, falls_back: bool
@@ -263,3 +267,54 @@ def test_offline_variables_are_set_before_anything_could_look_at_them(
     assert os.environ["UNSLOTH_DISABLE_STATISTICS"] == "1"
     assert os.environ["HF_HOME"] == "/chosen/by/the/user"
     assert os.environ["TRITON_CACHE_DIR"].startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        (RunResult(train_tokens=5), ""),
+        (RunResult(), "no task was trained"),
+        (RunResult(resumed=3), ""),
+        (RunResult(train_tokens=5, lost_devices=[1]), "device 1 was given up"),
+        (RunResult(train_tokens=5, fell_back="bad weights"), "could not be loaded: bad weights; the embedded model"),
+        (RunResult(train_tokens=5, fatal="all device workers were lost"), "all device workers were lost"),
+    ],
+    ids=["good", "untrained", "went on", "half the machine", "fallback", "lost"],
+)
+def test_a_run_that_had_less_than_was_asked_for_says_so(tmp_path: Path, result: RunResult, words: str) -> None:
+    (tmp_path / "submission.json").write_text(json.dumps({"a": [{"attempt_1": [[1]], "attempt_2": [[1]]}]}))
+    setup = kaggle.Setup()
+    settings = Settings.of("embedded").override([("run.limit_s", 6000.0)])
+    kaggle._look_back(tmp_path, {"a": 1}, result, settings, setup)
+    assert len(setup.fallbacks) == bool(words)
+    assert words in "".join(setup.fallbacks)
+
+
+def test_a_mounted_model_under_the_preset_of_the_embedded_one_gets_its_own(
+    decide: Decide, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = decide(Packages(), gpu=15, **{"model.path": MODEL, "model.format": "architects"})
+    wanted = Settings.of("llama-1b-3b")
+    assert settings.ttt.learning_rate == wanted.ttt.learning_rate
+    assert settings.ttt.rank == wanted.ttt.rank
+    said = capsys.readouterr().out
+    assert "FALLBACK: SETTINGS: preset embedded trains no model of format architects; llama-1b-3b does" in said
+
+
+def test_a_submission_that_a_killed_run_has_left_stays(decide: Decide, tmp_path: Path) -> None:
+    """What is started again must not have lost its answers if it is killed once more while it loads."""
+    path = tmp_path / "working" / "submission.json"
+    kept = json.dumps({"a": [{"attempt_1": [[7]], "attempt_2": [[8]]}]})
+    for text, stays in ((kept, True), (kept.replace("7", "70"), False), (kept.replace('"a"', '"b"'), False)):
+        path.write_text(text)
+        decide(Packages())
+        assert (path.read_text() == text) == stays
+
+
+def test_four_bits_that_do_not_work_cost_the_embedded_model_nothing(
+    decide: Decide, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its weights are expanded anyway, to the same values."""
+    for settings, falls_back in (({}, False), (chosen(), True)):
+        decide(Packages(four_bit=False, fallbacks=["no 4-bit weights: no library"]), gpu=15, **settings)
+        assert ("FALLBACK: no 4-bit weights: no library" in capsys.readouterr().out) == falls_back

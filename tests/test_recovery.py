@@ -31,6 +31,7 @@ START = {"event": "start", "mark": "m"}
         ([START], True),
         ([START, {"event": "end", "stopped_by": "signal SIGTERM"}], True),
         ([START, {"event": "end", "stopped_by": "signal SIGTERM"}, START], True),
+        ([START, {"event": "end", "stopped_by": "error RuntimeError"}], True),
         ([START, {"event": "end", "stopped_by": "all done"}], False),
         ([START, {"event": "end", "stopped_by": "deadline"}], False),
         ([{"event": "start", "mark": "other"}], False),
@@ -38,7 +39,7 @@ START = {"event": "start", "mark": "m"}
         ([{"event": "start"}], False),
         ([], False),
     ],
-    ids=["killed", "signal", "killed again", "done", "deadline", "other", "other later", "no mark", "empty"],
+    ids=["killed", "signal", "killed again", "error", "done", "deadline", "other", "other later", "no mark", "empty"],
 )
 def test_only_an_interrupted_run_of_the_same_kind_goes_on(
     tmp_path: Path, events: list[dict[str, Any]], goes_on: bool
@@ -192,3 +193,23 @@ def test_lines_of_an_older_kind_are_passed_over(tmp_path: Path) -> None:
     assert [body["type"] for _, body in past_lines(past)] == ["done", "candidates"]
     instant_run(tmp_path, LOADED, past=past)
     assert valid(tmp_path, LOADED.test_counts) == expected(4)
+
+
+def test_a_search_that_was_cut_adds_to_what_was_known_before_in_the_run_that_goes_on_too(tmp_path: Path) -> None:
+    grids = iter([[[1]], [[2]]])
+
+    def answer(job: dict[str, Any]) -> list[dict[str, Any]]:
+        if job["kind"] != "synthesis":
+            return answer_all(job)
+        row = {"grid": next(grids), "text": "p", "confidence": 0.5, "fits_all": True}
+        body = {"type": "programs", "task_id": "t0", "test_index": 0, "programs": [row]}
+        return [body | ({"cut": True} if row["grid"] == [[2]] else {}), {"type": "done", "outcome": "finished"}]
+
+    loaded = parse_tasks(document(1), source="tests")
+    changes = {"synthesis.enabled": True, "synthesis.cpu_limits_s": "1,5"}
+    first = instant_run(tmp_path, loaded, answer, programs=1, **changes)
+    found = [p.grid.tolist() for p in first.results["synthesis", "t0"].programs]
+    assert found == [[[1]], [[2]]]
+    past = read_journal(tmp_path / "events.jsonl")
+    again = instant_run(tmp_path, loaded, answer, past=past, programs=1, **changes)
+    assert [p.grid.tolist() for p in again.results["synthesis", "t0"].programs] == found

@@ -5,6 +5,7 @@ Most workers here are small scripts that speak the protocol; a few tests start t
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,16 +24,18 @@ import pytest
 from arc_lab.dry_run import main
 from arc_ttt import kaggle
 from arc_ttt.cost import BASE, TTT, work
-from arc_ttt.deadline import REAL_CLOCK, Deadline
+from arc_ttt.deadline import REAL_CLOCK, Deadline, VirtualClock
 from arc_ttt.events import Outcome, read_journal
-from arc_ttt.fleet import Fleet
+from arc_ttt.fleet import PATIENCE, Fleet, Patience
 from arc_ttt.grids import LoadedTasks, parse_tasks
 from arc_ttt.kaggle import kaggle_run
 from arc_ttt.launch import make_fleet
-from arc_ttt.report import RunResult
-from arc_ttt.run import Coordinator, Status
+from arc_ttt.report import RunResult, Status
+from arc_ttt.run import Coordinator
+from arc_ttt.schedule import FAILURES
 from arc_ttt.settings import Settings
 from arc_ttt.submission import check_submission
+from fake_run import InstantFleet, answer_all
 
 ROOT = Path(__file__).resolve().parent.parent
 PAIR = {"input": [[1, 2], [3, 4]], "output": [[2, 1], [4, 3]]}
@@ -96,12 +100,13 @@ class Bench:
         loaded: LoadedTasks | None = None,
         fallback: Settings | None = None,
         programs: int = 0,
+        patience: Patience = PATIENCE,
         **changes: Any,
     ) -> RunResult:
         settings = NO_SYNTHESIS.override([("run.limit_s", limit_s), *changes.items()])
         command = worker_script(self.folder / "worker.py", behaviour, start)
         start_s = REAL_CLOCK.now()
-        fleet = Fleet([command] * workers, {"type": "hello"}, [{}] * workers, self.out / "logs")
+        fleet = Fleet([command] * workers, {"type": "hello"}, [{}] * workers, self.out / "logs", patience=patience)
         deadline = Deadline(start_s + limit_s, REAL_CLOCK)
         tasks = loaded if loaded is not None else parse_tasks(DOCUMENT, source="tests")
         coordinator = Coordinator(
@@ -216,9 +221,9 @@ def test_workers_that_die_under_every_job_end_the_run_too(bench: Bench) -> None:
 
 def test_a_model_that_cannot_be_loaded_ends_the_run_at_once(bench: Bench) -> None:
     result = bench.run("pass", start="say(type='fatal', reason='no such weights'); sys.exit(13)", limit_s=600.0)
-    assert result.fatal == "no such weights"
-    assert result.stopped_by == "no such weights"
-    assert 1 <= len(result.deaths) <= 2  # each worker once: none was started again
+    assert result.fatal == "the model could not be loaded: no such weights"
+    assert result.stopped_by == result.fatal
+    assert 1 <= len(result.deaths) <= 4  # once both have said so none is started again
 
 
 def test_a_model_that_cannot_be_loaded_gives_way_to_the_fallback(bench: Bench) -> None:
@@ -244,6 +249,84 @@ if "settings" not in hello:
     assert result.fatal == ""
     assert result.stopped_by == "all done"
     assert bench.check()["a"][0]["attempt_1"] == [[2, 0]]
+
+
+@pytest.mark.parametrize("end", ["sys.exit(10)", "os.kill(os.getpid(), signal.SIGSEGV)", "time.sleep(600)"])
+def test_a_model_under_which_every_load_dies_gives_way_to_the_fallback(bench: Bench, end: str) -> None:
+    """A kernel that the GPU lacks, a broken library, a disk that hangs: nobody lives to say so."""
+    start = f'if not hello.get("generation"): {end}'
+    patience = dataclasses.replace(PATIENCE, load_s=1.0, backoff_s=0.05, hang_s=0.2)
+    result = bench.run("answer(job)", start=start, fallback=NO_SYNTHESIS, patience=patience)
+    assert result.fell_back.startswith("its workers died while they loaded it: ")
+    assert result.stopped_by == "all done"
+    assert 3 <= len(result.deaths) <= 5
+    assert bench.check()["a"][0]["attempt_1"] == [[2, 0]]
+    assert [event["reason"] for event in bench.events("fallback")] == [result.fell_back]
+
+
+def test_a_worker_that_alone_cannot_load_the_model_costs_only_itself(bench: Bench) -> None:
+    """Its own trouble with memory, say: the other has loaded the same one."""
+    start = """
+if not first_time("good"):
+    time.sleep(0.5)
+    say(type="fatal", reason="out of memory", model=""); sys.exit(13)
+"""
+    result = bench.run("time.sleep(0.2); answer(job)", start=start, workers=2, fallback=NO_SYNTHESIS)
+    assert bench.events("fatal")
+    assert (result.fatal, result.fell_back, bench.events("fallback")) == ("", "", [])
+    assert result.stopped_by == "all done"
+    assert bench.check()["a"][0]["attempt_1"] == [[2, 0]]
+
+
+def test_a_joint_adapter_of_a_model_given_up_is_not_loaded_into_the_next(bench: Bench) -> None:
+    start = """
+if "settings" not in hello: say(type="fatal", reason="bad weights", model=""); sys.exit(13)
+"""
+    behaviour = 'assert job["kind"] != "joint" and "joint" not in job\nanswer(job)'
+    result = bench.run(behaviour, start=start, workers=1, fallback=NO_SYNTHESIS, **{"ttt.scope": "joint"})
+    assert result.fell_back == "bad weights"
+    assert result.stopped_by == "all done"
+    assert result.deaths == ["another model is loaded instead"]
+
+
+def test_trainings_without_a_step_are_not_tried_for_ever(bench: Bench) -> None:
+    """A task whose pairs are too long to train on has the base model's answer each time."""
+    body = 'if job["kind"] == "ttt" and job["task_id"] != "b": done(job, steps=0)\nelse: answer(job)'
+    counted = body.replace("answer(job)", "done(job, steps=4)")
+    result = bench.run(counted, **{"ttt.passes": 9})
+    done = Counter(event["task_id"] for event in bench.events("done") if event["kind"] == "ttt")
+    assert result.stopped_by == "all done"
+    assert done["b"] == 9
+    assert {done["a"], done["c"]} == {FAILURES}
+
+
+def test_what_searches_have_taken_of_shared_cores_stays_part_of_the_whole(bench: Bench) -> None:
+    """Else the shares of the budget would shrink with every search."""
+    tasks = parse_tasks(DOCUMENT, source="tests")
+    clock = VirtualClock()
+    settings = NO_SYNTHESIS.override([("synthesis.enabled", True), ("run.limit_s", 1000.0)])
+    fleet = InstantFleet(4, answer_all, clock)
+    deadline = Deadline(1000.0, clock)
+    parts = {"start_s": 0.0, "fleet": fleet, "deadline": deadline, "program_slots": range(2, 4)}
+    coordinator = Coordinator(tasks, settings, bench.out, cores=2, **parts)
+    whole_s = coordinator.plan.budget_s
+    clock.advance(100.0)
+    coordinator.plan.spent_s["synthesis"] += 150.0
+    coordinator.plan.spent_s["base"] += 50.0
+    coordinator._replan()
+    assert coordinator.plan.budget_s == pytest.approx(whole_s)
+
+
+def test_an_error_of_the_coordinator_is_an_interruption(bench: Bench) -> None:
+    bench.folder.mkdir(exist_ok=True)
+
+    def fail(status: Status) -> None:
+        raise RuntimeError("a mistake")
+
+    bench._look = fail  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="a mistake"):
+        bench.run("answer(job)")
+    assert bench.events("end")[-1]["stopped_by"] == "error RuntimeError"
 
 
 PROGRAMS = """
@@ -319,6 +402,8 @@ def test_malformed_candidates_never_reach_the_submission(bench: Bench) -> None:
         "say(type='candidates', task_id=[1], test_index=0, candidates=[], scored=[])",
         "candidates(job, 0, [], [{'grid': [[9]], 'nll_by_view': [float('nan')]}])",
         "candidates(job, 0, [], [{'grid': [[9]], 'nll_by_view': [float('inf')]}])",
+        "candidates(job, 0, [], [{'grid': [[9]], 'nll_by_view': [10**400]}])",
+        "candidates(job, 0, [[[10**400]]])",
         "candidates(job, 0, [], [{'grid': [[9]], 'nll_by_view': 'abc'}])",
         "candidates(job, 0, [], [{'grid': [[9, 9], [9]], 'nll_by_view': [1.0]}])",
         "say(type='unknown')",
@@ -337,7 +422,17 @@ def test_malformed_candidates_never_reach_the_submission(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    "more", ["seconds=None", "seconds='x'", "seconds=[]", "train_tokens=None", "train_s={}", "outcome=None", "reason=7"]
+    "more",
+    [
+        "seconds=None",
+        "seconds='x'",
+        "seconds=[]",
+        "train_tokens=None",
+        "train_s={}",
+        "outcome=None",
+        "reason=7",
+        "steps=10**400",
+    ],
 )
 def test_a_malformed_end_of_a_job_does_not_end_the_run(bench: Bench, more: str) -> None:
     result = bench.run(f"if job['task_id'] == 'a': done(job, {more})\nelse: answer(job)")

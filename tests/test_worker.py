@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from arc_ttt import run as run_module
 from arc_ttt import worker
 from arc_ttt.deadline import REAL_CLOCK, Deadline, VirtualClock
+from arc_ttt.deadman import Deadman
 from arc_ttt.events import Outcome, read_journal
 from arc_ttt.fleet import Death, Fleet, Message
 from arc_ttt.grids import parse_tasks
@@ -170,6 +172,8 @@ def test_a_run_in_one_process_is_a_run(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(worker, "ModelServer", Made)
     monkeypatch.setattr(Made, "broken", broken)
     loaded = parse_tasks(document(3), source="tests")
+    watched: list[bool] = []
+    monkeypatch.setattr(run_module, "Deadman", lambda *_, watch: watched.append(watch) or Deadman(*_, watch=watch))
     changes = {"run.in_process": True, "synthesis.enabled": broken, "synthesis.cpu_limits_s": "0.5"}
     result = start_run(loaded, settings_of(60.0, changes), tmp_path, start_s=REAL_CLOCK.now())
     found = valid(tmp_path, loaded.test_counts)
@@ -178,6 +182,7 @@ def test_a_run_in_one_process_is_a_run(tmp_path: Path, monkeypatch: pytest.Monke
     searched = [i for (kind, i), one in result.results.items() if kind == "synthesis" and one.outcome == "finished"]
     assert len(searched) == (3 if broken else 0)
     assert read_journal(tmp_path / "events.jsonl")[-1]["event"] == "end"
+    assert watched == [False]  # a job may take longer than the loop may be silent
 
 
 def test_the_twin_gives_way_like_a_fleet(monkeypatch: pytest.MonkeyPatch) -> None:

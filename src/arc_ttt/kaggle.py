@@ -18,21 +18,22 @@ from arc_ttt.checkpoints import model_folder, parameter_count, read_config
 from arc_ttt.cost import TTT, work
 from arc_ttt.deadline import REAL_CLOCK, format_duration
 from arc_ttt.errors import ModelError, SettingsError, SubmissionError, TaskFileError
-from arc_ttt.events import Outcome, read_journal
 from arc_ttt.grids import LoadedTasks, load_tasks, read_json
 from arc_ttt.host import free_memory
 from arc_ttt.launch import count_gpus
-from arc_ttt.memory import SMALL_PARAMETERS
-from arc_ttt.report import RunResult, report_lines, run_report
-from arc_ttt.run import Status, on_signals, start_run
+from arc_ttt.memory import NO_TRAINING, SMALL_PARAMETERS
+from arc_ttt.report import RunResult, Status, report_lines, run_report
+from arc_ttt.run import start_run
 from arc_ttt.settings import TRANSDUCTIVE, Settings
+from arc_ttt.signals import on_signals
 from arc_ttt.submission import Submission, check_submission, write_atomically
 
-_TRAINED = (Outcome.FINISHED, Outcome.CUT)
+PRESETS = {"architects": "llama-1b-3b", "marc": "llama-8b", "barc": "llama-8b"}  # of a format, by its first model
 LIMIT_S = 11.5 * 3600  # where SETTINGS name none that can be used; Kaggle ends a run after 12 hours
 LONG_S = 600.0  # a run of this length has time to train something
 COMMIT_PASSES = 2  # trainings of a task in the public commit run, to save quota
 RECORD = "setup.json"
+LESS = (bootstrap.NO_UNSLOTH, NO_TRAINING)  # in a note of a worker: it had to do with less than was asked for
 PACKAGES_SHARE = 0.2  # of the limit, at most MOST_PACKAGES_S: for installing and trying out packages
 MOST_PACKAGES_S = 1200.0
 HEADROOM = 1.25  # memory for adapters and activations, as a factor of the weights
@@ -118,7 +119,8 @@ def kaggle_run(
                 write_atomically(out / "submission.json", "{}\n")
     if bootstrap.is_rerun() or not strict or not setup.fallbacks:
         return 0
-    print(f"this commit run is not what was asked for, and ends as an error: {'; '.join(setup.fallbacks)}", flush=True)
+    told = "; ".join(setup.fallbacks)
+    print(f"this commit run is not what was asked for, and ends as an error (COMMIT_STRICT): {told}", flush=True)
     return 1
 
 
@@ -151,7 +153,7 @@ def _kaggle_run(
     for line in (*mounts.problems, *packages.notes):
         setup.note(line)
     for line in packages.fallbacks:
-        setup.fall_back(line)
+        (setup.note if line.startswith(bootstrap.NO_4_BIT) and _is_embedded(settings) else setup.fall_back)(line)
     embedded = Settings.of(_embedded()).override((name, value) for name, value in chosen.items() if _of_run(name))
     if settings.model.path in ("", "embedded-M"):  # what has failed once would fail again
         longest = Settings.of("embedded").ttt.max_sequence_tokens  # as long as XS has seen
@@ -201,6 +203,11 @@ def _settings(chosen: dict[str, Any], setup: Setup) -> tuple[Settings, dict[str,
     """The settings chosen, or of wrong ones only the limit; and what they were made from, without the preset."""
     try:
         preset = str(chosen.pop("preset", "embedded"))
+        if preset == "embedded" and (other := PRESETS.get(str(chosen.get("model.format", "")))):
+            setup.fall_back(
+                f"SETTINGS: preset embedded trains no model of format {chosen['model.format']}; {other} does"
+            )
+            preset = other
         preset = _embedded() if preset == "embedded" else preset
         return Settings.of(preset).override(chosen.items()), chosen
     except SettingsError as error:
@@ -217,6 +224,11 @@ def _settings(chosen: dict[str, Any], setup: Setup) -> tuple[Settings, dict[str,
 def _embedded() -> str:
     """The preset of the embedded model that suits the machine."""
     return "embedded-gpu" if count_gpus() else "embedded"
+
+
+def _is_embedded(settings: Settings) -> bool:
+    """Whether the model is one of ours, whose 4-bit weights are expanded anyway, to the same values."""
+    return settings.model.path in ("", "embedded-M", "embedded-XS")
 
 
 def _is_large(settings: Settings) -> bool:
@@ -298,10 +310,16 @@ def _load_mounted(mounts: bootstrap.Mounts, setup: Setup) -> LoadedTasks:
 
 
 def _write_first(path: Path, loaded: LoadedTasks, setup: Setup) -> bool:
-    """Write a complete submission before anything else; on a disk with little room one of the smallest answers.
+    """Write a complete submission before anything else; on a disk with little room one of the smallest answers. One
+    that a killed run of the same tasks has left stays.
 
     Returns whether there is one. Without it there is nothing that a run could be for.
     """
+    with contextlib.suppress(OSError, ValueError, SubmissionError):
+        check_submission(json.loads(path.read_text(encoding="utf-8")), loaded.test_counts)
+        if loaded.test_counts:
+            setup.note("submission.json is complete, by an earlier run")
+            return True
     try:
         Submission(path, loaded).write()
         if loaded.test_counts:
@@ -324,17 +342,17 @@ def _write_first(path: Path, loaded: LoadedTasks, setup: Setup) -> bool:
 
 def _look_back(out: Path, asked: Mapping[str, int], result: RunResult, settings: Settings, setup: Setup) -> None:
     """Whether the run ended with the model it began with, had tasks trained, and left a valid file."""
-    fatal = result.fatal
-    trained = [r for (kind, _), r in result.results.items() if kind == TTT and r.outcome in _TRAINED]
-    if asked and settings.ttt.scope != "none" and settings.run.limit_s >= LONG_S and not trained:
+    trains = asked and settings.ttt.scope != "none" and settings.run.limit_s >= LONG_S
+    if trains and not result.train_tokens and not result.resumed:
         setup.fall_back("no task was trained; logs/worker-0.log says why")
-    events: list[dict[str, Any]] = []
-    with contextlib.suppress(OSError):
-        events = [event for event in read_journal(out / "events.jsonl") if event.get("event") == "fallback"]
-    if events or fatal:
-        setup.fall_back(f"the model could not be loaded: {fatal or 'see the logs; the embedded model answered'}")
+    if result.fell_back:
+        setup.fall_back(f"the model could not be loaded: {result.fell_back}; the embedded model answered")
+    if result.fatal:
+        setup.fall_back(result.fatal)
+    if result.lost_devices:
+        setup.fall_back(f"device {', '.join(map(str, result.lost_devices))} was given up; logs/ says why")
     for note in result.notes:
-        (setup.fall_back if bootstrap.NO_UNSLOTH in note else setup.note)(note)
+        (setup.fall_back if any(less in note for less in LESS) else setup.note)(note)
     if not asked:
         return
     try:

@@ -24,6 +24,7 @@ PIECE = 1 << 24  # logits that exist at once in training
 SCORING_PIECE = 1 << 25  # and in scoring
 ROOM = 32  # places behind a prompt in its cache
 SMALL_PARAMETERS = 200_000_000  # models below it keep activations and are never held in 4 bits
+NO_TRAINING = "the base model answers alone"  # how a note says that nothing is trained
 SHORTEST = 256  # tokens; a device that cannot train on so many cannot train
 
 
@@ -261,7 +262,7 @@ def fitted(settings: Settings, found: MemoryPlan) -> tuple[Settings, list[str]]:
         return settings, []
     if tokens == 0:
         need = (found.weights + found.adapter + found.optimizer) / 1024**3
-        note = f"memory: {need:.1f} GiB before any activation; the base model answers alone"
+        note = f"memory: {need:.1f} GiB before any activation; {NO_TRAINING}"
         return replace(settings, ttt=replace(ttt, scope="none")), [note]
     notes = []
     longest = min(ttt.max_sequence_tokens, tokens)

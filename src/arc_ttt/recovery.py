@@ -17,6 +17,7 @@ from arc_ttt.grids import LoadedTasks
 from arc_ttt.schedule import Job
 from arc_ttt.settings import Settings
 
+ERROR = "error"  # how `stopped_by` begins after an exception in the coordinator
 _OF_THE_MACHINE = ("limit_s", "reserve_s", "workers", "threads", "in_process", "resume")  # settings that may differ
 
 
@@ -56,7 +57,32 @@ def _was_interrupted(events: Sequence[Mapping[str, Any]], mark: str) -> bool:
     starts = [event for event in ends if event["event"] == "start"]
     if not starts or starts[-1].get("mark") != mark:
         return False
-    return ends[-1]["event"] == "start" or str(ends[-1].get("stopped_by", "")).startswith("signal")
+    return ends[-1]["event"] == "start" or str(ends[-1].get("stopped_by", "")).startswith(("signal", ERROR))
+
+
+_FOUND = ("type", "test_index", "candidates", "scored", "trained", "programs", "cut")
+_ENDED = (
+    "outcome",
+    "reason",
+    "seconds",
+    "steps",
+    "loss",
+    "tokens",
+    "train_s",
+    "compile_s",
+    "train_tokens",
+    "degraded",
+)
+
+
+def found_fields(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a line of answers is needed to take it in once more."""
+    return {name: body[name] for name in _FOUND if name in body}
+
+
+def ended_fields(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a line "done" is needed to take it in once more, or tells of the pass."""
+    return {name: body[name] for name in _ENDED if name in body}
 
 
 def past_lines(events: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Job, dict[str, Any]]]:

@@ -40,6 +40,26 @@ class Ledger:
 
 
 @dataclass(slots=True)
+class Status:
+    """A moment of a run, for a progress line."""
+
+    elapsed_s: float
+    limit_s: float
+    base_done: int
+    ttt_done: int
+    programs_done: int
+    tasks: int
+    running: list[str]
+
+    def line(self) -> str:
+        """One line for a log."""
+        time = f"{format_duration(self.elapsed_s)} of {format_duration(self.limit_s)}"
+        now = ", ".join(self.running) or "workers loading"
+        done = f"programs {self.programs_done}, base {self.base_done}, adapted {self.ttt_done} of {self.tasks}"
+        return f"{time} | {done} | {now}"
+
+
+@dataclass(slots=True)
 class RunResult:
     """What a run leaves behind for a report."""
 
@@ -50,7 +70,9 @@ class RunResult:
     workers: int = 0
     stopped_by: str = "all done"
     deaths: list[str] = field(default_factory=list)
-    fatal: str = ""
+    fatal: str = ""  # why devices did nothing more, from some time on
+    fell_back: str = ""  # why another model than the one asked for was loaded
+    lost_devices: list[int] = field(default_factory=list)  # slots given up for good
     notes: list[str] = field(default_factory=list)  # what workers did otherwise than asked while they loaded
     train_tokens: int = 0
     train_s: float = 0.0

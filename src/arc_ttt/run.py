@@ -10,27 +10,27 @@ import contextlib
 import math
 import signal
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from arc_ttt.checkpoints import model_folder, read_config
 from arc_ttt.cost import BASE, DEVICE_TYPES, SYNTHESIS, TTT, CostModel, Model, device_type, views_of
-from arc_ttt.deadline import REAL_CLOCK, Deadline, format_duration
+from arc_ttt.deadline import REAL_CLOCK, Deadline
 from arc_ttt.deadman import Deadman
 from arc_ttt.errors import ArcError, SubmissionError
 from arc_ttt.events import Journal, Outcome
 from arc_ttt.findings import Findings
-from arc_ttt.fleet import EXIT_DEVICE_LOST, EXIT_MEANS, Death, Message
+from arc_ttt.fleet import EXIT_DEVICE_LOST, EXIT_MEANS, Death, Message, Workers
 from arc_ttt.grids import LoadedTasks, Task
 from arc_ttt.host import free_memory
 from arc_ttt.launch import device_name, make_fleet, make_hello, work_until
-from arc_ttt.recovery import fingerprint, past_lines, take_over
-from arc_ttt.report import COMPILE, DECODE, IDLE, KILLED, LOAD, RESERVE, TRAIN, Ledger, RunResult
+from arc_ttt.recovery import ERROR, ended_fields, fingerprint, found_fields, past_lines, take_over
+from arc_ttt.report import COMPILE, DECODE, IDLE, KILLED, LOAD, RESERVE, TRAIN, Ledger, RunResult, Status
 from arc_ttt.schedule import JOINT, Job, Plan, least_share
 from arc_ttt.settings import Settings
+from arc_ttt.signals import on_signals
 from arc_ttt.submission import Submission
 
 POLL_S = 0.2
@@ -39,37 +39,10 @@ WRITE_EVERY_S, WRITE_MOST_S = 0.5, 60.0
 MEMORY_EVERY_S, LOW_MEMORY = 1.0, 512 * 1024**2  # how often memory is looked at, and what is too little of it
 NO_MEMORY = "memory runs low"  # why a worker of synthesis is killed
 OVERDUE, SUPERSEDED = "goes on beyond its time", "a program is taken for right"  # why a job is called back
+LOAD_DEATHS = 3  # of workers that load a model that none has loaded yet, after which another is taken
+ANOTHER_MODEL = "another model is loaded instead"  # why a worker that still loads is killed
 OVERDUE_S = 120.0  # beyond its time, after which a job that still shows progress is called back
 WRITE_SHARE = 0.2  # of the coordinator's time at most goes into writing, however slow the disk is
-
-
-class Workers(Protocol):
-    """What a run needs of its fleet. `fleet.Fleet` has it with real processes; a simulation has it in virtual time."""
-
-    @property
-    def slots(self) -> list[int]: ...
-
-    def ready(self, slot: int) -> bool: ...
-
-    def alive(self, slot: int) -> bool: ...
-
-    def start(self, slot: int) -> bool: ...
-
-    def send(self, slot: int, body: Mapping[str, Any]) -> None: ...
-
-    def poll(self, timeout_s: float) -> list[Message | Death]: ...
-
-    def forgive(self, slot: int) -> None: ...
-
-    def retire(self, slot: int) -> None: ...
-
-    def cancel(self, slot: int, cause: str) -> None: ...
-
-    def kill(self, slot: int, cause: str) -> Death: ...
-
-    def greet(self, hello: Mapping[str, Any]) -> None: ...
-
-    def stop(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,26 +63,6 @@ class _Running:
     def left_s(self, now_s: float) -> float:
         """Seconds that it still needs; of one that is late, half as long again as it has taken."""
         return max(self.ends_s - now_s, 0.5 * (now_s - self.begun_s) if now_s > self.ends_s else 0.0)
-
-
-@dataclass(slots=True)
-class Status:
-    """A moment of a run, for a progress line."""
-
-    elapsed_s: float
-    limit_s: float
-    base_done: int
-    ttt_done: int
-    programs_done: int
-    tasks: int
-    running: list[str]
-
-    def line(self) -> str:
-        """One line for a log."""
-        time = f"{format_duration(self.elapsed_s)} of {format_duration(self.limit_s)}"
-        now = ", ".join(self.running) or "workers loading"
-        done = f"programs {self.programs_done}, base {self.base_done}, adapted {self.ttt_done} of {self.tasks}"
-        return f"{time} | {done} | {now}"
 
 
 class Coordinator:
@@ -183,6 +136,9 @@ class Coordinator:
         self._memory_looked_at_s = -math.inf
         self._short_of_memory = False
         self._generation, self._calibrates = 0, True  # of the model, and whether workers try out steps first
+        self._loaded = False  # by a worker of a device, in this generation
+        self._refused: set[int] = set()  # slots whose worker said that it cannot load this generation's model
+        self._load_deaths: Counter[int] = Counter()  # by slot, of this generation while none has loaded it
 
     def _make_cost(self) -> CostModel:
         try:
@@ -210,11 +166,11 @@ class Coordinator:
         )
 
     def _replan(self) -> None:
-        """Let the plan know what the devices that are left can still do."""
+        """Let the plan know what the devices that are left can still do. Where searches share their cores, what those
+        have taken is part of the whole too."""
         left_s = max(0.0, self.stop_at.remaining())
-        slots = [slot for slot in self.fleet.slots if slot not in self.program_slots]
-        usable_s = sum(left_s / self.cost.drift(slot) for slot in slots)
-        spent_s = sum(seconds for kind, seconds in self.plan.spent_s.items() if kind != SYNTHESIS)
+        usable_s = sum(left_s / self.cost.drift(slot) for slot in self._device_slots())
+        spent_s = sum(seconds for kind, seconds in self.plan.spent_s.items() if kind != SYNTHESIS or self.cores)
         self.plan.replan(spent_s + usable_s)
 
     # The loop
@@ -232,6 +188,9 @@ class Coordinator:
             try:
                 if self.tasks:
                     self._loop(on_status)
+            except BaseException as error:
+                self.result.stopped_by = f"{ERROR} {type(error).__name__}"
+                raise
             finally:
                 self._end()
         return self.result
@@ -239,6 +198,7 @@ class Coordinator:
     def _resume(self) -> None:
         """Take in what an interrupted run of the same tasks and settings had found, and what it blamed for deaths.
         Passes that it had not ended wait again; their messages are replaced when they come anew."""
+        answered = dict[tuple[str, int], None]()
         for job, body in past_lines(self.past):
             if job.task_id not in self.tasks and job.kind != JOINT:
                 continue
@@ -246,13 +206,17 @@ class Coordinator:
                 if body.get("blamed") and not self.plan.past_death(job):
                     self._outcome(job, Outcome.LOST, str(body.get("cause")))
             elif body["type"] != "done":
-                self._take(job, body)
+                if self._take_in(job, body):
+                    answered[job.task_id, body["test_index"]] = None
             elif job.kind != JOINT or Path(self._joint_file).is_file():
                 self.plan.past(job)
                 self._conclude(job, body)
+        for task_id, index in answered:
+            self._answer(task_id, index)
         if self.past:
             self.result.resumed = sum(self._ended.values())
             self.journal.append("resumed", passes=self.result.resumed)
+            self.past = ()  # a long run's journal would stay in memory
 
     def _loop(self, on_status: Callable[[Status], None]) -> None:
         """No turn takes longer than a poll and a write: nothing here waits for a worker."""
@@ -435,6 +399,7 @@ class Coordinator:
             self._model_failed(message.slot, body)
         elif body["type"] == "ready" and message.slot not in self._ready:
             self._ready.add(message.slot)
+            self._loaded = self._loaded or message.slot not in self.program_slots
             self.ledger.spend(message.slot, self.clock.now(), LOAD)
             self.journal.append("ready", slot=message.slot, device=body.get("device"), dtype=body.get("dtype"))
             self._noted(body.get("notes"))
@@ -443,7 +408,7 @@ class Coordinator:
                 self._replan()
         elif body["type"] in ("candidates", "programs") and job is not None and body.get("task_id") == job.task_id:
             if self._take(job, body):
-                self.journal.append("found", **job.to_json(), **_found(body))
+                self.journal.append("found", **job.to_json(), **found_fields(body))
         elif body["type"] == "done" and running is not None and job is not None:
             self._done(message.slot, running, body)
 
@@ -471,36 +436,62 @@ class Coordinator:
                 self.journal.append("note", text=note)
 
     def _model_failed(self, slot: int, body: Mapping[str, Any]) -> None:
-        """A worker cannot load the model: go on with the fallback, or without devices where there is none."""
+        """A worker says that it cannot load the model. Where another has loaded it, or still may, that is this worker's
+        own trouble, and its end one of its deaths."""
         reason, generation = str(body.get("reason", "")), body.get("generation")
         self.journal.append("fatal", slot=slot, reason=reason)
         if body.get("model", "") != self.settings.model.path or generation not in (None, self._generation):
             return  # of the model that has been given up already
+        self._refused.add(slot)
+        if not self._loaded and self._refused.issuperset(self._device_slots()):
+            self._give_model_up(reason)
+
+    def _give_model_up(self, reason: str) -> None:
+        """No worker can load the model: go on with the fallback, or without devices where there is none."""
         if self.fallback is None:
-            self.result.fatal = reason
+            self.result.fatal = f"the model could not be loaded: {reason}"
             return
+        self.result.fell_back = reason
         self.settings, self.fallback = self.fallback, None
         self.cost, fresh = self._make_cost(), self._make_plan()
-        for name in ("passes", "least_share", "base_share"):
+        for name in ("passes", "least_share", "base_share", "joint", "joint_state"):
             setattr(self.plan, name, getattr(fresh, name))
-        self._replan()
+        self._joint_path = ""  # an adapter of the other model
         self._generation += 1
-        self._calibrates = True
+        self._loaded, self._calibrates = False, True
+        self._refused, self._load_deaths = set(), Counter()
         self._greet(calibrate=True)
-        self.journal.append("fallback", model=self.settings.model.path or "embedded")
+        self.journal.append("fallback", model=self.settings.model.path or "embedded", reason=reason)
+        for slot in self.devices:
+            self.fleet.forgive(slot)
+            if self.fleet.alive(slot):
+                self._died(self.fleet.kill(slot, ANOTHER_MODEL))
+        self._replan()
+
+    def _device_slots(self) -> list[int]:
+        """Slots of devices that have a worker, or may get one again."""
+        return [slot for slot in self.fleet.slots if slot not in self.program_slots]
 
     def _take(self, job: Job, body: Mapping[str, Any]) -> bool:
         """Let what a worker found for a test input change its attempts. Returns whether it was well-formed."""
+        if not self._take_in(job, body):
+            return False
+        self._answer(job.task_id, body["test_index"])
+        return True
+
+    def _take_in(self, job: Job, body: Mapping[str, Any]) -> bool:
+        """Add what a worker found to the findings. Returns whether it was well-formed."""
         dropped = self.findings.take(job.kind, job.task_id, job.number, job.share, body)
         if dropped:
             self.journal.append("dropped", task_id=job.task_id, reason=dropped)
-            return False
-        index = body["test_index"]
-        both = self.findings.attempts(job.task_id, index, self.settings)
+        return not dropped
+
+    def _answer(self, task_id: str, index: int) -> None:
+        """Let the attempts of a test input follow from the findings."""
+        both = self.findings.attempts(task_id, index, self.settings)
         if both is not None:
-            self.submission.set(job.task_id, index, both)
+            self.submission.set(task_id, index, both)
             self._dirty = True
-        return True
 
     def _done(self, slot: int, running: _Running, body: Mapping[str, Any]) -> None:
         job = running.job
@@ -508,8 +499,7 @@ class Coordinator:
         self.fleet.forgive(slot)
         parts = {TRAIN: _number(body, "train_s"), COMPILE: _number(body, "compile_s")}
         self.ledger.spend(slot, self.clock.now(), DECODE, parts)
-        known = {name: body[name] for name in DONE_FIELDS if name in body}
-        self.journal.append("done", slot=slot, **job.to_json(), **known)
+        self.journal.append("done", slot=slot, **job.to_json(), **ended_fields(body))
         self._conclude(job, body, superseded=running.called_back == SUPERSEDED)
         if job.kind in (BASE, TTT):
             seen = {name: _number(body, name) for name in ("seconds", "train_s", "train_tokens", "steps")}
@@ -538,7 +528,8 @@ class Coordinator:
             return
         if body.get("degraded"):
             self.result.degraded.append(job.task_id)
-        failed = outcome in (Outcome.FAILED, Outcome.DIVERGED)
+        trained = self.settings.ttt.scope not in ("per-task", "joint") or _number(body, "steps") > 0
+        failed = outcome in (Outcome.FAILED, Outcome.DIVERGED) or (outcome == Outcome.FINISHED and not trained)
         self.plan.done(job, failed=failed, agreement=self.findings.agreement(job.task_id))
 
     def _learn(self, slot: int, job: Job, body: Mapping[str, Any], seen: Mapping[str, float]) -> None:
@@ -585,6 +576,7 @@ class Coordinator:
         blamed = death.cause != NO_MEMORY and not superseded
         again = self.plan.lost(job, blamed=blamed) if job is not None and not superseded else False
         if death.final and death.slot not in self.program_slots:
+            self.result.lost_devices.append(death.slot)
             self._replan()
         if job is not None and superseded:  # its worker did not listen, which is not the task's fault
             self._conclude(job, {"outcome": Outcome.CUT}, superseded=True)
@@ -602,12 +594,19 @@ class Coordinator:
 
     def _be_careful(self, death: Death) -> None:
         """After a device worker's death its successors do without what may have caused it: trying out steps, where it
-        died while loading; recorded steps, where its device was lost."""
+        died while loading; recorded steps, where its device was lost; the model, where all die that load it."""
+        if death.cause == ANOTHER_MODEL:
+            return
         if EXIT_MEANS[EXIT_DEVICE_LOST] in death.cause and self.settings.model.record:
             self.settings = self.settings.override([("model.record", False)])
             self._greet(calibrate=False)
         elif death.slot not in self._ready and self._calibrates:
             self._greet(calibrate=False)
+        if death.slot in self._ready or self._loaded or self.fallback is None:
+            return
+        self._load_deaths[death.slot] += 1
+        if self._load_deaths.total() >= LOAD_DEATHS and set(self._load_deaths).issuperset(self._device_slots()):
+            self._give_model_up(f"its workers died while they loaded it: {death.cause}")
 
     def _write(self) -> None:
         """Replace the submission if something changed. The next write comes later the slower the disk is."""
@@ -630,49 +629,13 @@ class Coordinator:
         return Status(self.clock.now() - self.start_s, self.result.limit_s, *counts, len(self.tasks), running)
 
 
-@contextlib.contextmanager
-def on_signals(act: Callable[[int], None]) -> Iterator[None]:
-    """Inside, SIGTERM and SIGINT do nothing but call `act` with their number."""
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        act(number)
-
-    try:
-        old = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread: a test or a notebook
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-DONE_FIELDS = (
-    "outcome",
-    "reason",
-    "seconds",
-    "steps",
-    "loss",
-    "tokens",
-    "train_s",
-    "compile_s",
-    "train_tokens",
-    "degraded",
-)
-
-
-def _found(body: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a line of answers is needed to take it in once more."""
-    names = ("type", "test_index", "candidates", "scored", "trained", "programs")
-    return {name: body[name] for name in names if name in body}
-
-
 def _number(body: Mapping[str, Any], name: str) -> float:
     """A number of a worker's message; 0 for what is none."""
     value = body.get(name)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+    try:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+    except OverflowError:  # JSON's whole numbers have no end
+        return 0.0
 
 
 def _task_json(task: Task) -> dict[str, Any]:
@@ -699,10 +662,9 @@ def start_run(
     and SIGINT that have come before. fleet_of: makes the workers, the slots that synthesize, and the shared cores.
     """
     deadline = Deadline(start_s + settings.run.limit_s, REAL_CLOCK)
-    deadman = Deadman(deadline, settings.run.reserve)
+    deadman = Deadman(deadline, settings.run.reserve, watch=not settings.run.in_process)  # its jobs silence the loop
     device = device_type(device_name())
     mark = fingerprint(loaded, settings, model_folder(settings.model.path, gpu=device != "cpu"))
-    past = take_over(out / "events.jsonl", mark, wanted=settings.run.resume)
     submission = Submission(out / "submission.json", loaded)
     submission.take_ballast()
     fleet, programs, cores = fleet_of(settings, out, deadline)
@@ -718,7 +680,7 @@ def start_run(
         fallback=fallback,
         submission=submission,
         device=device,
-        past=past,
+        past=take_over(out / "events.jsonl", mark, wanted=settings.run.resume),
         mark=mark,
         signals=signals,
         free_memory=free_memory,
