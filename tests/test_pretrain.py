@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,14 +24,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from arc_lab.datasets import load_dataset
-from arc_lab.packs import Pack, pair_bytes, read_pack, write_pack
+from arc_lab.packs import Pack, pair_bytes, pair_tokens, read_pack, write_pack
 from arc_lab.pretrain import PretrainSettings, RunOptions, _Avoided, _parser, main, make_settings, pretrain
 from arc_lab.pretrain_data import (
     DataSettings,
     Feed,
     WindowMaker,
+    apart,
     composed,
     fixed_shapes,
+    held_pairs,
     measuring_sequences,
     most_packed,
     packed_row,
@@ -266,7 +269,7 @@ def test_a_packed_row_is_its_sequences_one_by_one(pack: Pack) -> None:
     without_waiting(own)
     sequences = compact(pack, 5)
     length = sum(map(len, sequences)) + 7
-    row = packed_row(sequences, length)
+    row = packed_row(sequences, length, 128)
     assert row.tokens == length - 7
     assert row.starts is not None
     ids, positions, _, attention = moved(row, CPU, 256)
@@ -279,6 +282,21 @@ def test_a_packed_row_is_its_sequences_one_by_one(pack: Pack) -> None:
         expected = at + np.flatnonzero(sequence.loss_mask)
         np.testing.assert_array_equal(row.places[owners == number], expected)
         at += len(sequence)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 100), max_size=40), st.integers(0, 3000), st.integers(100, 600))
+def test_nothing_in_a_packed_row_is_longer_than_attention_is_told(lengths: list[int], room: int, longest: int) -> None:
+    """Padding too: a kernel leaves what is longer as it finds it."""
+    sequences = [TokenSequence(np.zeros(n, np.int64), np.zeros(n, np.int64), (), np.ones(n, np.bool_)) for n in lengths]
+    length = max(longest, sum(lengths), 64 * len(lengths)) + room
+    row = packed_row(sequences, length, longest)
+    assert row.starts is not None
+    pieces = np.diff([*row.starts, length])
+    assert (row.starts[0], row.starts[-1], pieces.sum()) == (0, length, length)
+    assert 0 <= pieces.min() <= pieces.max() <= longest
+    assert list(pieces[: len(lengths)]) == lengths
+    assert len(row.starts) == len(packed_row([], length, longest).starts)  # type: ignore[arg-type]
 
 
 @settings(max_examples=30, deadline=None)
@@ -466,7 +484,7 @@ def test_useful_work_is_counted_over_tokens(
     lengths = (feed.next(128).ids != 14).sum(1)
     assert len(set(lengths)) > 1
     assert seen == [(lengths**2).sum() / lengths.sum()] * len(seen) != []
-    row = packed_row(compact(pack, 5), 1000)
+    row = packed_row(compact(pack, 5), 1000, 128)
     assert row.squares == sum(len(sequence) ** 2 for sequence in compact(pack, 5))
 
 
@@ -501,6 +519,70 @@ def test_a_checkpoint_of_other_settings_or_packs_is_refused(pack_file: Path, tmp
         run(other, settings_of(steps=2), options_of(tmp_path))
 
 
+def test_a_model_whose_checkpoint_is_gone_is_never_trained_over(pack_file: Path, tmp_path: Path) -> None:
+    """As after a restart that emptied the folder of --checkpoints."""
+    options = options_of(tmp_path / "out", checkpoints=tmp_path / "scratch")
+    run(pack_file, settings_of(steps=2), options)
+    shutil.rmtree(tmp_path / "scratch")
+    kept = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"holds a model, but .*scratch no checkpoint .* give another --out"):
+        run(pack_file, settings_of(steps=2), options)
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+def test_a_training_stopped_before_its_first_step_leaves_no_model(pack_file: Path, tmp_path: Path) -> None:
+    card = pretrain([pack_file], settings_of(), options_of(tmp_path), say=lambda text: None, stopped=lambda: True)
+    assert (card["finished"], card["steps"]) == (False, 0)
+    assert not (tmp_path / "model").exists()
+    assert run(pack_file, settings_of(steps=1), options_of(tmp_path))["finished"]
+
+
+def test_the_log_of_a_training_killed_before_its_first_checkpoint_starts_anew(pack_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 2, "seconds": 1.0, "loss": 9.0}\n')
+    card = run(pack_file, settings_of(steps=4), options_of(tmp_path))
+    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == card["curve"]
+
+
+def test_a_loss_scaler_goes_on_where_it_was(pack_file: Path, tmp_path: Path) -> None:
+    """It counts good steps before it doubles its scale, which an interruption must not forget."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=512.0, growth_interval=2000)
+    scaler._init_growth_tracker = 1500
+    trainer = a_trainer(pack_file, tmp_path / "one")
+    trainer.scaler, trainer.state["step"] = scaler, 1
+    trainer._save(finished=False)
+    again = a_trainer(pack_file, tmp_path / "one", scaler=torch.amp.GradScaler("cpu"))
+    assert again.scaler.state_dict() == scaler.state_dict()
+
+
+def a_trainer(pack_file: Path, folder: Path, scaler: Any = None) -> Trainer:
+    """One that has not begun; scaler: instead of the one of its type of numbers."""
+    pack, options = read_pack(pack_file), options_of(folder)
+    parts = (settings_of(), options, Feed([pack], DATA), {}, [pack.sha256], Group(0, 1, CPU))
+    with pytest.MonkeyPatch.context() as patch:
+        if scaler is not None:
+            patch.setattr(torch.amp, "GradScaler", lambda *_, **__: scaler)
+        return Trainer(*parts, say=lambda text: None)
+
+
+def test_what_one_pack_holds_back_no_other_trains_on(pack_file: Path, pack: Pack, tmp_path: Path) -> None:
+    other = tmp_path / "other.pack"
+    groups = [
+        ({"name": f"rearc/{rule}", "family": rule, "split": "train", "held_pairs": 5}, rule_pairs(rule, 60, seed))
+        for rule, seed in (("copy", 0), ("twice", 2))  # pairs of the first pack, with fewer of them held back
+    ]
+    write_pack(other, {"settings": {}}, groups)
+    both = apart([pack, read_pack(other)])
+    held = set(held_pairs([pack, read_pack(other)]))
+    trained = [pair_bytes(g.pair(i)) for p in both for g in p.groups for i in g.training]
+    assert not held.intersection(trained)
+    assert held == set(held_pairs(both))
+    counts = {group.name: len(group.training) for group in both[1].groups}
+    assert counts == {"rearc/copy": 55, "rearc/twice": 0}
+    assert len(both[0].groups[0].training) == 75  # of 80, five of which the other holds back
+    for group in both[1].groups:
+        assert all(int(group.tokens[i]) == pair_tokens(group.pair(i)) for i in range(len(group)))
+
+
 def test_a_damaged_checkpoint_is_refused(pack_file: Path, tmp_path: Path) -> None:
     options = options_of(tmp_path)
     run(pack_file, settings_of(steps=2), options)
@@ -525,7 +607,7 @@ def test_a_damaged_checkpoint_is_refused(pack_file: Path, tmp_path: Path) -> Non
     tensors.write_bytes(raw)
     for damaged_text, words in (
         (text[:40], "no training checkpoint"),
-        (text.replace('"version": 2', '"version": 7'), "7"),
+        (text.replace('"version": 3', '"version": 7'), "7"),
         (text.replace('"step": 2', '"step": 1'), "damaged"),
         (json.dumps(stored | {"curve": []}), "damaged"),
         (json.dumps(whole(without("feed", "packs"))), "lacks feed, packs"),
@@ -593,7 +675,15 @@ def test_a_finished_training_that_is_started_again_changes_nothing(pack_file: Pa
 
 @pytest.mark.parametrize(
     "changes",
-    [{"preset": "XXL"}, {"rope": "2d"}, {"steps": 0}, {"seconds": 5.0}, {"muon_lr": 0.0}, {"accumulate": 0}],
+    [
+        {"preset": "XXL"},
+        {"rope": "2d"},
+        {"steps": 0},
+        {"seconds": 5.0},
+        {"muon_lr": 0.0},
+        {"accumulate": 0},
+        {"data": replace(DATA, lengths=(128,), window_sequences=3)},  # of which no batch of four could be filled
+    ],
 )
 def test_settings_are_checked(changes: dict[str, Any]) -> None:
     with pytest.raises(SettingsError):
@@ -610,8 +700,10 @@ def test_wrong_use_is_told_in_one_line(pack_file: Path, tmp_path: Path, capsys: 
     assert main(beneath) == 2
     assert main([*beneath[:-1], out, "--checkpoints", str(tmp_path / "file")]) == 2
     assert main([*beneath[:-1], out, "--live", "none.whl"]) == 2
+    for wrong in (["--log-every", "0"], ["--threads", "0"], ["--processes", "-1"]):
+        assert main([*beneath[:-1], out, *wrong]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 9
     assert all(line.startswith("arc_lab pretrain: ") for line in lines)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from arc_lab.datasets import held_out_tasks
 from arc_lab.packs import Pack, pair_bytes, read_pack, write_pack
-from arc_lab.pretrain_model import PRESETS, Preset, new_llama, save_model
+from arc_lab.pretrain_model import PRESETS, Preset, new_llama, part_of, replace_folder, save_model
 from arc_lab.quantize import (
     SMALL,
     Cost,
@@ -237,3 +237,72 @@ def test_the_command_prints_size_and_bits(model: Path, tmp_path: Path, capsys: p
     assert "reloads bit for bit" in capsys.readouterr().out
     assert main(["--model", str(model), "--out", str(tmp_path / "nf4")]) == 0
     assert "XS" in PRESETS
+
+
+class Stopped(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("call", range(5))
+def test_a_folder_is_replaced_whole_wherever_that_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """At every change of the disk: then one of the two is whole, and the same call ends well."""
+    folder = tmp_path / "nf4"
+    folder.mkdir()
+    (folder / "config.json").write_text("old")
+    (folder / "weights").write_text("old")
+    calls = iter(range(100))
+
+    def interrupted(change):  # type: ignore[no-untyped-def]
+        def do(*arguments, **options):  # type: ignore[no-untyped-def]
+            if next(calls) == call:
+                raise Stopped
+            return change(*arguments, **options)
+
+        return do
+
+    def replaced() -> None:
+        beside = part_of(folder)
+        beside.mkdir()
+        for name in ("config.json", "weights"):
+            (beside / name).write_text("new")
+        replace_folder(beside, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", interrupted(Path.replace))
+        patch.setattr(shutil, "rmtree", interrupted(shutil.rmtree))
+        with pytest.raises(Stopped):
+            replaced()
+    found = {(path / name).read_text() for path in tmp_path.iterdir() for name in ("config.json", "weights")}
+    assert found <= {"old", "new"}
+    if folder.exists():
+        assert len({(folder / name).read_text() for name in ("config.json", "weights")}) == 1
+    replaced()
+    assert [path.name for path in tmp_path.iterdir()] == ["nf4"]
+    assert {path.read_text() for path in folder.iterdir()} == {"new"}
+
+
+def test_an_interrupted_replacement_does_not_refuse_its_own_second_try(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantize(model, tmp_path / "nf4")
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(model, tmp_path / "nf4")
+    assert quantize(model, tmp_path / "nf4")["four_bit_layers"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["nf4"]
+
+
+def test_numbers_that_cannot_be_are_told_before_anything_is_written(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for wrong in (["--sequences", "-1"], ["--tasks", "-1"], ["--threads", "0"]):
+        assert main(["--model", str(model), "--out", str(tmp_path / "nf4"), *wrong]) == 2
+        assert wrong[0] in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

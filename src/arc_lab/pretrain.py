@@ -4,9 +4,10 @@
 
 The same command again goes on where it was interrupted, with as many processes of torchrun and on the same kind of
 device; `--init DIR` starts a new training from a checkpoint's weights.
-The clock drives the schedule with `--for`, the number of steps with `--steps`; with the latter a run is the same bit
-for bit however often it is interrupted, by a signal or by an error on the way. OUT gets model/ (a stock checkpoint with
-its card, which names the hashes of its weights), card.json, card.md, log.jsonl, and the training's own checkpoint.
+The clock drives the schedule with `--for`, the number of steps with `--steps`; with the latter and without `--live` a
+run on a CPU is the same bit for bit however often it is interrupted, by a signal or by an error on the way. OUT gets
+model/ (a stock checkpoint with its card, which names the hashes of its weights), card.json, card.md, log.jsonl, and the
+training's own checkpoint.
 
 How to train on one GPU for 22 minutes
 --------------------------------------
@@ -37,9 +38,7 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,14 +46,15 @@ from typing import Any
 
 import torch
 
-from arc_lab.packs import Pack, make_folder, pair_bytes, read_pack
-from arc_lab.pretrain_data import DataSettings, Feed, measuring_sequences
+from arc_lab.packs import Pack, make_folder, read_pack
+from arc_lab.pretrain_data import DataSettings, Feed, apart, held_pairs, measuring_sequences
 from arc_lab.pretrain_loop import Trainer, join_processes
 from arc_lab.pretrain_model import PRESETS, ROPES, can_pack, size_of
 from arc_lab.rearc import evaluation_pairs
+from arc_lab.resumable import resumable
 from arc_ttt.checkpoints import model_folder
 from arc_ttt.deadline import parse_duration
-from arc_ttt.errors import ArcError, InputError, SettingsError
+from arc_ttt.errors import SettingsError
 from arc_ttt.model import compute_dtype
 
 CPU_MOST = {"batch_tokens": 8192, "window_sequences": 512, "windows_ahead": 3}  # defaults on a CPU; binds M alone
@@ -116,6 +116,12 @@ class PretrainSettings:
                 raise SettingsError(f"--{name} is {value:g}; it must be from {least:g} to {most:g}")
         if self.data.packed and self.data.batch_tokens < self.data.max_tokens:
             raise SettingsError("--batch-tokens must be at least --max-tokens where rows are packed")
+        longest_rows = self.data.batch_tokens // self.data.max_tokens
+        if self.data.lengths and self.data.window_sequences < longest_rows:  # a window might fill no batch at all
+            raise SettingsError(
+                f"--window-sequences is {self.data.window_sequences}; where batches have fixed shapes it must be at "
+                f"least --batch-tokens / --max-tokens = {longest_rows}"
+            )
 
     def limit_tokens(self, progress: float) -> int:
         """Longest sequence of windows requested when this share of the training is done."""
@@ -151,6 +157,13 @@ class RunOptions:
     stop_after_steps: int = 0
     """Stop as if interrupted after this step; 0 never does."""
 
+    def __post_init__(self) -> None:
+        least = {"processes": 0, "threads": 1, "log_every": 1, "eval_sequences": 0, "stop_after_steps": 0}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                told = name.replace("_", "-")
+                raise SettingsError(f"--{told} is {getattr(self, name)}; it must be at least {value}")
+
 
 def pretrain(
     packs: Sequence[Path],
@@ -169,7 +182,7 @@ def pretrain(
         TrainingDiverged: the loss is not finite.
         ArcError: anything else went wrong; the steps until then are in a checkpoint.
     """
-    loaded = [read_pack(path) for path in packs]
+    loaded = apart([read_pack(path) for path in packs])
     for folder in (options.out, options.checkpoints):
         make_folder(folder)
     avoid = _Avoided(loaded) if options.live else _nothing
@@ -191,8 +204,7 @@ class _Avoided:
 
     def __init__(self, packs: Sequence[Pack]) -> None:
         self.evaluation = evaluation_pairs()
-        held = ((group, index) for pack in packs for group in pack.groups for index in group.held)
-        self.held = {pair_bytes(group.pair(index)): group.name for group, index in held}
+        self.held = held_pairs(packs)
 
     def __call__(self, pair: bytes) -> str | None:
         return self.held.get(pair) or self.evaluation.task_with(pair)
@@ -255,10 +267,10 @@ def make_settings(options: argparse.Namespace, device: torch.device) -> Pretrain
     )
 
 
+@resumable
 def main(argv: Sequence[str]) -> int:
     """Run the pretrain command; 130 when it was interrupted and can go on, 1 after an error on the way."""
     options = _parser().parse_args(argv)
-    torch.set_num_threads(options.threads)
     asked = False
 
     def ask(*_: object) -> None:
@@ -275,19 +287,17 @@ def main(argv: Sequence[str]) -> int:
         names = {field.name for field in dataclasses.fields(RunOptions)} - {"peak", "checkpoints", "stop_after_steps"}
         given = {name: getattr(options, name) for name in names}
         run = RunOptions(**given, checkpoints=options.checkpoints or options.out / "checkpoint")
+        torch.set_num_threads(run.threads)
         card = pretrain(options.pack, settings, run, stopped=lambda: asked)
-    except BrokenPipeError:  # the reader of our output is gone, which the caller knows to handle
-        raise
-    except (ArcError, OSError) as error:
-        print(f"arc_lab pretrain: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if "steps" in card:  # the first process, where there are several
         told = ("finished", "steps", "tokens", "seconds", "loss", "exact_match")
         print(json.dumps({name: card[name] for name in told}))
-    return 0 if card["finished"] else 130
+    if not card["finished"]:
+        raise KeyboardInterrupt
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -347,8 +357,3 @@ def settings_document(settings: PretrainSettings) -> dict[str, Any]:
     data = {f"data.{name}": value for name, value in flat.pop("data").items()}
     document: dict[str, Any] = json.loads(json.dumps(flat | data))
     return document
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    sys.exit(main(sys.argv[1:]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -64,7 +64,7 @@ class DataSettings:
 class Batch:
     """ids: (B, T) uint8. positions: (B, T) int32. places: (N,) int64, targets in the flat ids. tokens, sequences: how
     many real ones there are. squares: sum of the squared lengths of the sequences. starts: (K,) int32 for a packed row
-    (B = 1), where its sequences start, then T until K."""
+    (B = 1), where its sequences start, then pieces of its padding, then T until K."""
 
     ids: NDArray[np.uint8]
     positions: NDArray[np.int32]
@@ -89,19 +89,24 @@ def batch_of(sequences: Sequence[TokenSequence], rows: int, length: int) -> Batc
     return Batch(ids.astype(np.uint8), positions.astype(np.int32), places, tokens, len(sequences), _squares(sequences))
 
 
-def packed_row(sequences: Sequence[TokenSequence], length: int) -> Batch:
-    """Whole sequences one after the other in one row of `length` tokens, padding at its end."""
+def packed_row(sequences: Sequence[TokenSequence], length: int, longest: int) -> Batch:
+    """Whole sequences one after the other in one row of `length` tokens, padding at its end.
+
+    longest: tokens that nothing in the row exceeds, of at least 64; padding is cut to it, because attention is told so.
+    """
     ids = np.full((1, length), CompactFormat.PAD, dtype=np.uint8)
     positions = np.zeros((1, length), dtype=np.int32)
     targets = np.zeros(length, dtype=np.bool_)
-    starts = np.full(most_packed(length) + 2, length, dtype=np.int32)
+    starts = np.full(2 * most_packed(length) + 2, length, dtype=np.int32)
     at = 0
     for number, sequence in enumerate(sequences):
         stop = at + len(sequence)
         ids[0, at:stop], positions[0, at:stop] = sequence.ids, sequence.positions
         targets[at:stop], targets[at] = sequence.loss_mask, False
-        starts[number : number + 2] = at, stop
+        starts[number] = at
         at = stop
+    padding = range(at, length, longest)
+    starts[len(sequences) : len(sequences) + len(padding)] = padding
     places = np.flatnonzero(targets).astype(np.int64)
     return Batch(ids, positions, places, at, len(sequences), _squares(sequences), starts)
 
@@ -128,6 +133,28 @@ def packed_rows(sequences: Sequence[TokenSequence], length: int) -> list[list[To
     return rows
 
 
+def held_pairs(packs: Sequence[Pack]) -> dict[bytes, str]:
+    """The pairs that packs hold back to measure on, with the names of their groups."""
+    held = ((group, index) for pack in packs for group in pack.groups for index in group.held)
+    return {pair_bytes(group.pair(index)): group.name for group, index in held}
+
+
+def apart(packs: Sequence[Pack]) -> list[Pack]:
+    """The packs without the training pairs that another of them holds back to measure on."""
+    if len(packs) < 2:
+        return list(packs)
+    held = held_pairs(packs)
+    return [replace(pack, groups=tuple(_without(group, held) for group in pack.groups)) for pack in packs]
+
+
+def _without(group: Group, held: Mapping[bytes, str]) -> Group:
+    """A group without those of its training pairs that are in `held`."""
+    dropped = [index for index in group.training if pair_bytes(group.pair(index)) in held]
+    if not dropped:
+        return group
+    return replace(group, starts=np.delete(group.starts, dropped), tokens=np.delete(group.tokens, dropped))
+
+
 class LivePairs:
     """Fresh pairs straight from the generators, verified; a slow or failed attempt gives none."""
 
@@ -150,7 +177,7 @@ class WindowMaker:
     window's batches."""
 
     def __init__(self, packs: Sequence[Pack], settings: DataSettings, live: LivePairs | None = None) -> None:
-        """Raises InputError when the packs have nothing to train on."""
+        """packs: as `apart` gives them. Raises InputError when they have nothing to train on."""
         self.settings = settings
         self.live = live
         self.form = CompactFormat()
@@ -167,7 +194,8 @@ class WindowMaker:
         sequences = [self.sequence(rng, limit) for _ in range(self.settings.window_sequences)]
         if self.settings.packed:  # the last row is not full: it would be a smaller step
             rows = packed_rows(sequences, self.settings.batch_tokens)
-            return [packed_row(row, self.settings.batch_tokens) for row in (rows[:-1] or rows)]
+            shape = self.settings.batch_tokens, self.settings.max_tokens
+            return [packed_row(row, *shape) for row in (rows[:-1] or rows)]
         batches = [batch_of(rows, *shape) for rows, shape in self._batches(sequences)]
         return [batches[int(i)] for i in rng.permutation(len(batches))]
 

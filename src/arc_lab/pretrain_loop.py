@@ -1,8 +1,9 @@
 """The pretraining loop: batches to steps, measuring, checkpoints, the card. One process or several (torchrun).
 
-A step's gradient is that of the mean cross-entropy over all its targets, in all processes. Every process makes the
-same batches and takes every n-th, so the number of targets is known to all without asking; gradients and losses are
-summed, and nothing else is exchanged but the first process's clock.
+A step's gradient is that of the mean cross-entropy over all its targets, in all processes. Every process makes all
+batches (so data costs each of them as much as one process with their number of batches) and trains on every n-th.
+Gradients, losses and counts are summed, and nothing else is exchanged but the first process's clock. Where time limits
+decide about pairs (live generators) the processes' batches may differ, and a batch be trained twice or never.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from arc_lab.pretrain import PretrainSettings, RunOptions
 
 
+CALMER = "the checkpoint before stays. Lower --muon-lr and --adam-lr, with another --out and --init OUT/model"
 LOGGED = ("step", "seconds", "tokens", "squares")  # what a line of the log counts since the one before
 
 
@@ -105,7 +107,8 @@ class Trainer:
         group: Group,
         say: Callable[[str], None],
     ) -> None:
-        """Raises InputError for a checkpoint that does not belong to these settings and packs."""
+        """Raises InputError for a checkpoint that does not belong to these settings and packs, or for a folder that
+        holds a model without one."""
         from arc_lab.pretrain import settings_document
 
         self.settings, self.options, self.feed, self.group = settings, options, feed, group
@@ -119,19 +122,24 @@ class Trainer:
         stored = load(options.checkpoints)
         if stored is not None:
             check_same(stored[0], self.document, self.conditions, packs, options.checkpoints)
+        elif (options.out / "model").exists():
+            raise InputError(
+                f"{options.out / 'model'}: holds a model, but {options.checkpoints} no checkpoint to go on from; give "
+                "another --out (with --init for these weights)"
+            )
         feed.start(stored[0]["feed"] if stored else None, settings.limit_tokens(0.0))
         self.base = training_model(
             PRESETS[settings.preset], settings.rope, settings.seed, settings.init, settings.dtype, group.device
         )
         self.trained = self._optimizers()
-        scale = stored[0]["loss_scale"] if stored else 4096.0
         half = self.base.dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(group.device.type, init_scale=scale, enabled=half)
+        self.scaler = torch.amp.GradScaler(group.device.type, init_scale=4096.0, enabled=half)
         if stored is not None:
             self.trained.restore(stored[1], options.checkpoints)
             self.state = {name: stored[0][name] for name in self.state}
-            self._rewrite_log()
+            self.scaler.load_state_dict(stored[0]["loss_scaler"])
             self.say(f"going on after step {self.state['step']}, {format_duration(self.state['seconds'])}")
+        self._rewrite_log()
         if options.compile:
             compile_layers(self.base.llama, max(1, len(settings.data.lengths)))
         self.peak = matmul_peak(group.device, self.base.dtype) if options.peak and group.first else 0.0
@@ -156,7 +164,8 @@ class Trainer:
 
         Raises:
             TrainingDiverged: the last checkpoint stays.
-            ArcError: anything else went wrong; the steps until then are in a checkpoint.
+            ArcError: anything else went wrong; the steps until then are in a checkpoint (of several processes: those
+                until the last one).
         """
         try:
             return self._end(finished=self._train(stopped))
@@ -197,7 +206,8 @@ class Trainer:
         """Save what stands after an error; returns what happened, in one line."""
         told = [line for line in str(error).splitlines() if line.strip()][:1]
         text = told[0] if told and isinstance(error, ArcError) else ": ".join([type(error).__name__, *told])
-        if self.group.first and self.whole and self.state["step"] > self.saved_step:
+        alone = self.group.size == 1  # else the device may wait for processes that are gone
+        if alone and self.whole and self.state["step"] > self.saved_step:
             try:
                 self._save(finished=False)
             except Exception as second:  # the first error matters more
@@ -222,9 +232,10 @@ class Trainer:
         settings, state = self.settings, self.state
         limit = settings.limit_tokens(progress)
         batches = [self.feed.next(limit) for _ in range(settings.accumulate * self.group.size)]
-        count = max(1, sum(len(batch.places) for batch in batches))
+        own = batches[self.group.rank :: self.group.size]
+        count, counts = self._count(own)
         loss = torch.zeros_like(self.loss)
-        for batch in batches[self.group.rank :: self.group.size]:
+        for batch in own:
             loss += add_gradients(self.base, functools.partial(self._loss, batch), count, self.scaler)
         self._sum_up(loss)
         optimizers, rate = (self.trained.muon, self.trained.adamw), settings.rate(state["step"], progress)
@@ -236,13 +247,25 @@ class Trainer:
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         state["step"] += 1
-        state["tokens"] += sum(batch.tokens for batch in batches)
-        state["padded"] += sum(batch.ids.size for batch in batches)
-        state["sequences"] += sum(batch.sequences for batch in batches)
-        state["squares"] += sum(batch.squares for batch in batches)
+        for name, number in counts.items():
+            state[name] += number
         self.loss += loss
         self.feed_state = self.feed.state()
         self.whole = True
+
+    def _count(self, own: Sequence[Batch]) -> tuple[int, dict[str, int]]:
+        """Targets of a step, at least 1, and what else is counted of it, over all processes.
+
+        own: this one's batches.
+        """
+        targets = sum(len(batch.places) for batch in own)
+        rows = [(batch.tokens, batch.ids.size, batch.sequences, batch.squares) for batch in own]
+        counts = [targets, *(sum(column) for column in zip(*rows, strict=True))]
+        if self.group.size > 1:
+            summed = torch.tensor(counts, dtype=torch.int64)
+            dist.all_reduce(summed, group=self.group.control)
+            counts = [int(number) for number in summed]
+        return max(1, counts[0]), dict(zip(("tokens", "padded", "sequences", "squares"), counts[1:], strict=True))
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         """Summed cross-entropy of a batch, nats."""
@@ -266,7 +289,7 @@ class Trainer:
         loss = float(self.loss) / max(1, state["step"] - before["step"])
         self._tell_time()
         if not math.isfinite(loss):
-            raise TrainingDiverged(f"the loss is {loss} at step {state['step']}; go on from the last checkpoint")
+            raise TrainingDiverged(f"the loss is {loss} at step {state['step']}; {CALMER}")
         since = {name: state[name] - before[name] for name in LOGGED}
         speed = since["tokens"] / max(1e-6, since["seconds"])
         share = f", {self._share_of_peak(since):.1%} of peak" if self.peak else ""
@@ -279,10 +302,10 @@ class Trainer:
         )
 
     def _rewrite_log(self) -> None:
-        """Bring log.jsonl back to the checkpoint's moment."""
-        if self.group.first:
-            lines = "".join(json.dumps(line) + "\n" for line in self.state["curve"])
-            write_atomically(self.options.out / "log.jsonl", lines)
+        """Bring log.jsonl back to the checkpoint's moment, or to the start."""
+        path = self.options.out / "log.jsonl"
+        if self.group.first and (self.state["curve"] or path.exists()):
+            write_atomically(path, "".join(json.dumps(line) + "\n" for line in self.state["curve"]))
 
     def _record(self, figures: dict[str, Any]) -> None:
         """Add figures to the curve and to log.jsonl."""
@@ -321,12 +344,12 @@ class Trainer:
         """Write checkpoint, model and card; never of weights or losses that are not finite. Returns the card."""
         largest = [weight.detach().abs().amax() for weight in self.base.llama.parameters()]
         if not bool(torch.stack([*largest, self.loss]).isfinite().all()):
-            raise TrainingDiverged(f"not all is finite at step {self.state['step']}; the checkpoint before stays")
+            raise TrainingDiverged(f"not all is finite at step {self.state['step']}; {CALMER}")
         state = {
             **self.state,
             "loss": float(self.loss),
             "feed": self.feed_state,
-            "loss_scale": float(self.scaler.get_scale()) if self.scaler.is_enabled() else 4096.0,
+            "loss_scaler": self.scaler.state_dict(),
             "settings": self.document,
             "conditions": self.conditions,
             "packs": self.packs,
@@ -368,6 +391,8 @@ class Trainer:
             self._log()
         if not self.group.first:
             return {"finished": finished}
+        if not finished and self.state["step"] == self.saved_step:  # nothing new; of no step, nothing at all
+            return self._card(finished)
         if finished and self._last_measured() != self.state["step"]:  # a finished run that is started again has it
             self._measure()
         return self._save(finished=finished)

@@ -307,13 +307,25 @@ def save_model(llama: Any, folder: Path, dtype: torch.dtype, card: Mapping[str, 
         clean = LlamaForCausalLM(LlamaConfig.from_dict(settings)).to(dtype)
     clean.load_state_dict(state, assign=True)
     clean.config.dtype = dtype
-    beside, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
-    for path in (beside, old):
-        shutil.rmtree(path, ignore_errors=True)
+    beside = part_of(folder)
     clean.save_pretrained(beside, max_shard_size=SHARD)
     stamped = add_weights_card(beside, card or {})
+    replace_folder(beside, folder)
+    return stamped
+
+
+def part_of(folder: Path) -> Path:
+    """Where a new `folder` is made beside the old one; nothing is there now."""
+    beside = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    return beside
+
+
+def replace_folder(beside: Path, folder: Path) -> None:
+    """Put `beside` in the place of `folder`. Interrupted at any moment, one of them is whole and none is half."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.replace(old)
     beside.replace(folder)
     shutil.rmtree(old, ignore_errors=True)
-    return stamped

@@ -22,10 +22,10 @@ from arc_lab.pretrain_model import Muon
 from arc_ttt.errors import InputError
 from arc_ttt.submission import write_atomically
 
-VERSION = 2
+VERSION = 3
 STATE_FILE = "checkpoint.json"
 STATE_NAMES = ("step", "tokens", "padded", "sequences", "squares", "seconds", "curve", "loss", "logged_at")
-NAMES = (*STATE_NAMES, "feed", "loss_scale", "settings", "conditions", "packs")
+NAMES = (*STATE_NAMES, "feed", "loss_scaler", "settings", "conditions", "packs")
 
 
 class CheckpointError(InputError):

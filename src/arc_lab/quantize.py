@@ -20,7 +20,6 @@ import functools
 import json
 import math
 import re
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,10 +33,11 @@ from arc_lab.packs import Pack, read_pack
 from arc_lab.pretrain_card import add_weights_card, check_weights, read_card
 from arc_lab.pretrain_data import measuring_sequences
 from arc_lab.pretrain_loop import exact_match
+from arc_lab.pretrain_model import part_of, replace_folder
 from arc_lab.resumable import resumable
 from arc_ttt.checkpoints import read_config, weights_mark
 from arc_ttt.deadline import REAL_CLOCK, Deadline, format_duration
-from arc_ttt.errors import ModelError
+from arc_ttt.errors import ModelError, SettingsError
 from arc_ttt.formats import TokenSequence
 from arc_ttt.grids import Grid, Task, same_grid
 from arc_ttt.model import LoadedModel, load_model
@@ -101,8 +101,8 @@ def quantize(model: Path, out: Path) -> dict[str, Any]:
         ModelError: `model` cannot be loaded, is damaged or in 4 bits already, `out` exists and is not what an earlier
             call wrote, or what was written does not load to the same bits.
     """
-    beside = out.with_name(out.name + ".part")
-    if model.resolve() in (out.resolve(), beside.resolve()):
+    out = out.resolve()
+    if model.resolve() == out:
         raise ModelError(f"--out {out}: would replace the folder of --model; name another one")
     if read_config(model).get("quantization_config"):
         raise ModelError(f"{model}: holds quantized weights already")
@@ -111,15 +111,14 @@ def quantize(model: Path, out: Path) -> dict[str, Any]:
     cpu = torch.device("cpu")
     settings = ModelSettings(path=str(model), quantize="nf4", dequantize="never", dtype="float32")
     packed = load_model(settings, cpu)
-    shutil.rmtree(beside, ignore_errors=True)
+    beside = part_of(out)
     packed.llama.save_pretrained(beside)
     again = load_model(replace(settings, path=str(beside)), cpu)
     differing = different_tensors(packed, again)
     if differing:
         raise ModelError(f"{beside}: {len(differing)} tensors changed by saving, the first is {differing[0]}")
     add_weights_card(beside, card)
-    shutil.rmtree(out, ignore_errors=True)
-    beside.replace(out)
+    replace_folder(beside, out)
     return {
         "out": str(out),
         "bytes": sum(file.stat().st_size for file in out.iterdir()),
@@ -274,12 +273,12 @@ def measure(
     question = json.dumps([settings.to_json(), pack.sha256, weights_mark(model), weights_mark(nf4)])
     folders = {PLAIN: model, FOUR_BIT: nf4}
     measurement = Measurement(folders, settings, Measured(kept, question), say)
-    costs = {
-        f"{name}, before": measurement.of_pairs(pack, split, sequences)
-        for name, split in (("pairs of seen generators", "train"), ("pairs of held-out generators", "held-out"))
-    }
+    costs = {}
+    if sequences:
+        for name, split in (("pairs of seen generators", "train"), ("pairs of held-out generators", "held-out")):
+            costs[f"{name}, before"] = measurement.of_pairs(pack, split, sequences)
     if tasks:
-        drawn = held_out_tasks(pack, 4 * tasks, settings.ttt.max_sequence_tokens)[:tasks]  # many are too long
+        drawn = held_out_tasks(pack, tasks, settings.ttt.max_sequence_tokens)
         name = "tasks of held-out generators"
         costs[f"{name}, before"], costs[f"{name}, after"] = measurement.of_tasks(drawn)
     return {name: cost.document() for name, cost in costs.items()}
@@ -310,11 +309,14 @@ def main(argv: Sequence[str]) -> int:
     add("--model", type=Path, required=True, metavar="DIR", help="a checkpoint with plain weights")
     add("--out", type=Path, required=True, metavar="DIR", help="where the NF4 checkpoint goes")
     add("--pack", type=Path, help="measure the cost on this pack's held pairs")
-    add("--sequences", type=int, default=200, help="questions of each kind before test-time training")
+    add("--sequences", type=int, default=200, help="pairs of each kind before test-time training; 0 for none")
     add("--tasks", type=int, default=20, help="tasks before and after test-time training; 0 for none")
     add("--threads", type=int, default=1)
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting of the test-time training")
     options = parser.parse_args(argv)
+    for name, least in (("sequences", 0), ("tasks", 0), ("threads", 1)):
+        if getattr(options, name) < least:
+            raise SettingsError(f"--{name} is {getattr(options, name)}; it must be at least {least}")
     torch.set_num_threads(options.threads)
     settings = Settings().override([*SMALL.items(), *parse_overrides(options.set)])
     pack = read_pack(options.pack) if options.pack else None
