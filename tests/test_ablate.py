@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from arc_lab import dry_run
 from arc_lab.ablate import FULL, VARIANTS, Answer, answered_tasks, choose, compare, main, parse_variant, table_text
-from arc_lab.datasets import read_ids
+from arc_lab.datasets import DATASETS, read_ids
 from arc_lab.evaluate import TaskScore
 from arc_ttt.errors import SettingsError
 
@@ -95,6 +96,45 @@ def test_wrong_use_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["--only", "none", "--variant", "odd ttt.rnk=4", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("arc_lab ablate: odd: ")
     assert not list(tmp_path.iterdir())
+
+
+def test_tasks_that_cannot_be_scored_are_refused_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = {"input": GRIDS[0], "output": GRIDS[1]}
+    texts = {
+        "none": "{}",
+        "broken": '{"a": 3}',
+        "half": "[1, 2",
+        "unknown": json.dumps({"a": {"train": [pair, pair], "test": [{"input": GRIDS[2]}]}}),
+    }
+    for name, text in texts.items():
+        (tmp_path / f"{name}.json").write_text(text)
+    nothing = {"none": "no usable task", "broken": "no usable task: ", "unknown": "no task with a known solution"}
+    for name, words in {**nothing, "half": "is not JSON", "gone": "nor an existing file"}.items():
+        assert main(["--tasks", str(tmp_path / f"{name}.json"), "--out", str(tmp_path / "out")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("arc_lab ablate: ")
+        assert f"{name}.json" in line
+        assert words in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("code", "goes_on"), [(2, False), (3, False), (130, True), (143, True)])
+def test_the_same_command_goes_on_only_after_an_interruption(
+    code: int, goes_on: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dry_run, "main", lambda *_: code)
+    assert main(["--only", "none", "--out", str(tmp_path / "out")]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"arc_lab ablate: full: the dry run ended with status {code}")
+    assert ("the same command goes on here" in line) == goes_on
+
+
+def test_help_names_all_data_sets(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert f"{', '.join(DATASETS)} (" in " ".join(capsys.readouterr().out.split())
 
 
 def test_ids_come_from_a_list_or_a_file(tmp_path: Path) -> None:

@@ -7,8 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from arc_lab.evaluate import TaskScore, score_submission, score_task, summarize
-from arc_ttt.grids import Grid, Solutions, freeze
+from arc_lab import synthesize
+from arc_lab.datasets import DATASETS
+from arc_lab.evaluate import Paired, TaskScore, score_submission, score_task, standard_error, summarize
+from arc_ttt.grids import Grid, Solutions, Task, freeze
+from arc_ttt.synthesis import ProgramCandidate
 
 
 def grid(*rows: str) -> Grid:
@@ -45,15 +48,44 @@ def test_a_summary_counts_tasks_and_test_inputs() -> None:
     assert (summary.inputs, summary.inputs_2) == (6, 4)
 
 
-@pytest.mark.parametrize(("solved", "tasks"), [(0, 10), (10, 10), (3, 10), (1, 400)])
+@pytest.mark.parametrize(("solved", "tasks"), [(5, 10), (3, 10), (1, 400)])
 def test_the_standard_error_is_that_of_a_share_in_tasks(solved: int, tasks: int) -> None:
     summary = summarize([TaskScore(str(i), (1 if i < solved else 0,)) for i in range(tasks)])
     share = solved / tasks
     assert summary.standard_error == pytest.approx(tasks * math.sqrt(share * (1 - share) / tasks))
 
 
-def test_an_empty_summary_has_no_error() -> None:
+@pytest.mark.parametrize("tasks", [1, 12, 400])
+def test_tasks_that_are_all_alike_leave_an_error_of_one_task(tasks: int) -> None:
+    for rank in (0, 1):
+        scores = [TaskScore(str(number), (rank,)) for number in range(tasks)]
+        assert summarize(scores).standard_error == pytest.approx(1.0)
+    for won, lost in ((0, 0), (tasks, 0), (0, tasks)):
+        assert Paired(tasks, won, lost).standard_error == pytest.approx(1 / tasks)
+    assert Paired(tasks + 1, 1, 0).standard_error < 1 / tasks  # one that differs is counted as it is
+
+
+def test_figures_of_synthesis_have_the_same_error() -> None:
+    def result(right: bool) -> synthesize.TaskResult:
+        found = ProgramCandidate("t", 0, A if right else B, "a program", "pieces", True, 0.5, 1)
+        return synthesize.TaskResult(Task("t", (), (A,)), (found,), 1.0, (A,))
+
+    for hits in ([False] * 4, [True] * 4, [True, False, False, False]):
+        share = sum(hits) / 4
+        figures = synthesize.summarize([result(right) for right in hits])
+        assert figures["standard_error"] == round(standard_error(share * (1 - share), 4), 4) > 0
+
+
+def test_help_of_synthesize_names_all_data_sets(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        synthesize.main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{', '.join(DATASETS)} (" in shown
+
+
+def test_nothing_has_no_error() -> None:
     assert summarize([]).standard_error == 0.0
+    assert Paired(0, 0, 0).standard_error == 0.0
 
 
 def test_a_submission_is_scored_on_the_tasks_with_known_answers() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import random
 import signal
 import struct
 import subprocess
@@ -21,14 +22,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arc_lab.datasets import load_dataset
+from arc_lab.datasets import DATASETS, DATASETS_HELP, load_dataset
 from arc_lab.families import arc_training_ids, families, family_of, held_out_families
-from arc_lab.generators import as_grid, package_folder, source_mark
+from arc_lab.generators import Generators, as_grid, attempt, package_folder, source_mark
 from arc_lab.packs import PackError, Pair, pair_bytes, pair_tokens, read_pack, split_pairs, write_pack
 from arc_lab.rearc import (
     Answered,
     KnownPairs,
     PackSettings,
+    _named_apart,
     _without_repeats,
     build,
     dataset_pairs,
@@ -199,8 +201,17 @@ def evaluation() -> KnownPairs:
     return evaluation_pairs()
 
 
-def test_an_evaluation_pair_is_known_under_every_symmetry(evaluation: KnownPairs) -> None:
-    for number, (_, pair) in enumerate(dataset_pairs(load_dataset("evaluation"))):
+def test_the_evaluation_set_of_arc_agi_2_is_a_data_set() -> None:
+    dataset = load_dataset("evaluation2")
+    assert (len(dataset.loaded.tasks), dataset.loaded.problems) == (120, ())
+    assert set(dataset.solutions.by_task) == set(dataset.loaded.test_counts)
+    assert not set(dataset.loaded.test_counts) & set(training_tasks().loaded.test_counts)
+    assert all(name in DATASETS_HELP for name in DATASETS)
+
+
+@pytest.mark.parametrize("name", ["evaluation", "evaluation2"])
+def test_an_evaluation_pair_is_known_under_every_symmetry(evaluation: KnownPairs, name: str) -> None:
+    for number, (_, pair) in enumerate(dataset_pairs(load_dataset(name))):
         if number % 37 == 0:
             for index in range(8):
                 turned = dihedral(pair[0], index), dihedral(pair[1], index)
@@ -210,6 +221,7 @@ def test_an_evaluation_pair_is_known_under_every_symmetry(evaluation: KnownPairs
 
 def test_the_training_task_that_equals_an_evaluation_task_is_dropped(evaluation: KnownPairs) -> None:
     groups, dropped = task_groups(training_tasks(), PackSettings(), evaluation)
+    assert [task_id for task_id, why in dropped.items() if "evaluation" in why] == ["40853293"]
     assert "070dd51e" in dropped["40853293"]
     assert all(entry["name"] != "tasks/40853293" for entry, _ in groups)
     assert all(evaluation.task_with(pair) is None for _, pairs in groups for pair in pairs)
@@ -244,14 +256,44 @@ def test_a_copy_of_a_held_out_task_is_held_out_whatever_its_id(tmp_path: Path, e
         assert (entry["family"] in out) == (expected == "held-out")
 
 
-def test_groups_of_one_name_are_held_out_if_one_of_them_is() -> None:
+def test_groups_of_one_rule_are_held_out_if_one_of_them_is() -> None:
     (train, first), (held, second) = some_groups()
-    groups = [(train, first), ({**held, "name": train["name"]}, second)]
+    groups = [(train, first), ({**held, "name": train["name"]}, [*second, first[2]])]
     for order in (groups, groups[::-1]):
-        ((entry, pairs),), repeated = _without_repeats(order)
+        ((entry, pairs),), repeated = _without_repeats(_named_apart(order))
         assert entry["split"] == "held-out"
         assert sorted(pairs) == sorted(first + second)
-        assert repeated == 0
+        assert repeated == 1
+
+
+def write_task(path: Path, pairs: list[Pair]) -> str:
+    shown = [{"input": first.tolist(), "output": second.tolist()} for first, second in pairs]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"train": shown, "test": [{"input": [[1]]}]}))
+    return str(path.parent)
+
+
+def test_tasks_of_one_name_are_joined_only_where_they_share_a_pair(tmp_path: Path, evaluation: KnownPairs) -> None:
+    """A training task, another task under its id, each again, and a task whose id is the name that one then gets."""
+    known = next(task for task in training_tasks().loaded.tasks if family_of(task.task_id) == task.task_id)
+    own = [(example.input, example.output) for example in known.train]
+    folders = [
+        write_task(tmp_path / "other" / f"{known.task_id}.json", [some_pair(1), some_pair(2)]),
+        write_task(tmp_path / "again" / f"{known.task_id}.json", [own[0], some_pair(3)]),
+        write_task(tmp_path / "taken" / f"{known.task_id}-2.json", [some_pair(4), some_pair(5)]),
+        write_task(tmp_path / "more" / f"{known.task_id}.json", [some_pair(2), some_pair(6)]),
+    ]
+    settings = PackSettings(max_tokens=5000)
+    groups = list(task_groups(training_tasks(), settings, evaluation)[0])
+    for folder in folders:
+        groups += task_groups(load_dataset(folder), settings, evaluation)[0]
+    kept, repeated = _without_repeats(_named_apart(groups))
+    found = {entry["name"].removeprefix(f"tasks/{known.task_id}"): pairs for entry, pairs in kept}
+    assert len({entry["name"] for entry, _ in kept}) == len(kept)
+    assert set(map(pair_bytes, own)) | {pair_bytes(some_pair(3))} <= set(found[""])
+    assert found["-2"] == [pair_bytes(some_pair(seed)) for seed in (4, 5)]
+    assert found["-3"] == [pair_bytes(some_pair(seed)) for seed in (1, 2, 6)]
+    assert repeated >= 2
 
 
 # Settings and refusals
@@ -351,6 +393,101 @@ def test_ctrl_c_is_told_in_one_line_and_no_generator_outlives_a_build(
     assert (process.returncode, told) == (code, words)
     assert len(started) == 2
     assert not any(Path(f"/proc/{child}/exe").exists() for child in started)
+
+
+MADE_UP = {
+    "utils": """
+def get_generators(module):
+    return {name[5:]: f for name, f in vars(module).items() if name.startswith("make_")}
+get_verifiers = get_generators
+""",
+    "verifiers": """
+def make_calm(grid): return grid
+make_grasping = make_exiting = make_odd = make_calm
+""",
+    "generators": """
+import os, signal
+def make_calm(rng, low, high):
+    grid = tuple(tuple(rng.randrange(10) for _ in range(4)) for _ in range(4))
+    return {"input": grid, "output": grid}
+def make_grasping(rng, low, high):
+    os.kill(os.getpid(), signal.SIGKILL)
+def make_exiting(rng, low, high):
+    os._exit(3)
+def make_odd(rng, low, high):
+    return {"input": ((1,),), "output": 5}
+""",
+}
+
+
+@pytest.fixture
+def made_up(tmp_path: Path) -> str:
+    """A package of four generators: two end their process, one makes what is no grid, and the last works."""
+    folder = tmp_path / "package" / "reasoning_gym" / "arc" / "rearc_utils"
+    folder.mkdir(parents=True)
+    for name, text in MADE_UP.items():
+        (folder / f"{name}.py").write_text(text)
+    return str(tmp_path / "package")
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_generator_that_ends_its_process_is_left_out_and_the_others_are_asked(
+    tmp_path: Path, made_up: str, processes: int
+) -> None:
+    settings = PackSettings(pairs_per_generator=8, held_pairs=2)
+    told: list[tuple[int, int]] = []
+    report = build(
+        made_up, tmp_path / "x.pack", settings, processes=processes, progress=lambda done, of: told.append((done, of))
+    )
+    assert report["left_out"] == {
+        "rearc/exiting": "its process ended with status 3",
+        "rearc/grasping": "its process was killed by SIGKILL",
+        "rearc/odd": "fewer than 4 pairs",
+    }
+    pack = read_pack(tmp_path / "x.pack")
+    assert [(group.name, len(group)) for group in pack.groups] == [("rearc/calm", 8)]
+    assert pack.header["left_out"] == report["left_out"]
+    assert told == [(done, 4) for done in range(1, 5)]
+
+
+def test_a_build_of_which_nothing_is_left_says_how_processes_ended(tmp_path: Path, made_up: str) -> None:
+    with pytest.raises(InputError, match=r"enough pairs.*; grasping: its process was killed by SIGKILL"):
+        build(made_up, tmp_path / "x.pack", PackSettings(only=("grasping",)))
+
+
+def test_workers_that_end_at_their_start_end_the_build(tmp_path: Path, made_up: str) -> None:
+    generators = Path(made_up) / "reasoning_gym" / "arc" / "rearc_utils" / "generators.py"
+    generators.write_text("import os\nos._exit(4)\n")
+    with pytest.raises(InputError, match="a generator process ended with status 4 at its start"):
+        build(made_up, tmp_path / "x.pack", PackSettings(), processes=2)
+
+
+def test_a_replacement_that_ends_at_its_start_ends_the_build(tmp_path: Path, made_up: str) -> None:
+    """Here the first process leaves a file, which ends every other at its start."""
+    generators = Path(made_up) / "reasoning_gym" / "arc" / "rearc_utils" / "generators.py"
+    mark = tmp_path / "started"
+    start = f"import os\nif os.path.exists({str(mark)!r}): os._exit(4)\nopen({str(mark)!r}, 'w').close()\n"
+    generators.write_text(start + MADE_UP["generators"])
+    with pytest.raises(InputError, match="status 4 at its start"):
+        build(made_up, tmp_path / "x.pack", PackSettings(pairs_per_generator=8, held_pairs=2))
+
+
+def test_a_task_with_too_few_pairs_left_is_told_its_own_limit(tmp_path: Path, made_up: str) -> None:
+    """Of two tasks that share both pairs under different names, the second has none left."""
+    for name in ("first", "second"):
+        folder = write_task(tmp_path / "tasks" / f"{name}.json", [some_pair(1), some_pair(2)])
+    settings = PackSettings(pairs_per_generator=8, held_pairs=2, only=("calm",))
+    report = build(made_up, tmp_path / "x.pack", settings, user_tasks=[folder])
+    assert report["left_out"] == {"tasks/second": "fewer than 2 pairs"}
+    assert report["training_groups"] == 2
+
+
+def test_an_output_that_is_no_grid_is_counted_as_an_error() -> None:
+    def generate(*_: object) -> dict[str, Any]:
+        return {"input": ((1,),), "output": 5}
+
+    odd = Generators({"odd": generate}, {"odd": lambda grid: grid})
+    assert attempt(odd, "odd", random.Random(0), (0.0, 1.0), 5.0) == (None, "error TypeError")
 
 
 def test_rows_of_a_generator_are_checked() -> None:

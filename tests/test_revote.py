@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from arc_lab.revote import ALL, main, with_views
+from arc_lab.revote import ALL, RULES, main, score, with_views
 from arc_ttt.deadline import REAL_CLOCK
 from arc_ttt.events import Journal
-from arc_ttt.findings import PassResult
+from arc_ttt.findings import PassResult, TaskResult
 from arc_ttt.grids import freeze
 from arc_ttt.votes import SEARCHED, Candidate, ScoredCandidate
 
@@ -40,6 +40,18 @@ def test_a_pass_cut_to_fewer_views_has_only_what_these_answered_and_scored() -> 
     ]
     old = PassResult(1.0, [candidate(WRONG, None), candidate(RIGHT, None)], [])  # of a journal without views
     assert with_views(old, 1, 1).candidates == old.candidates[:1]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_failed_pass_counts_only_where_no_other_answered(rule: str) -> None:
+    """Whatever its weight: most rules do not look at it."""
+    result = TaskResult()
+    result.put(0, 0, PassResult(0.02, [candidate(WRONG, view) for view in range(3)], [], failed=True))
+    assert score(result, [freeze(WRONG)], "a", rule, ALL, ALL).ranks == (1,)  # type: ignore[arg-type]
+    result.put(0, 1, PassResult(1.0, [candidate(RIGHT, 0)], []))
+    for views in (1, 3, ALL):
+        assert score(result, [freeze(RIGHT)], "a", rule, views, ALL).ranks == (1,)  # type: ignore[arg-type]
+        assert score(result, [freeze(WRONG)], "a", rule, views, ALL).ranks == (0,)  # type: ignore[arg-type]
 
 
 def make_run(folder: Path) -> tuple[Path, Path]:

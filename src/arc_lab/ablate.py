@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from arc_lab import dry_run
-from arc_lab.datasets import read_ids
+from arc_lab.datasets import DATASETS_HELP, read_ids, usable_tasks
 from arc_lab.evaluate import Paired, TaskScore, summarize
 from arc_ttt.checkpoints import model_folder, weights_mark
 from arc_ttt.cost import BASE, TTT
 from arc_ttt.deadline import REAL_CLOCK
-from arc_ttt.errors import SettingsError
+from arc_ttt.errors import InputError, SettingsError
 from arc_ttt.launch import count_gpus
 from arc_ttt.submission import write_atomically
 
@@ -199,23 +199,27 @@ def run_variant(variant: Variant, options: argparse.Namespace) -> dict[str, Any]
         print(f"== {variant.name}: {variant.about}", flush=True)
         code = dry_run.main([*argv, "--set", "run.resume=false"], REAL_CLOCK.now())
         if code != 0:
-            raise SettingsError(f"{variant.name}: the dry run ended with status {code}; the same command goes on here")
+            again = "; the same command goes on here" if code > 128 else ""
+            raise SettingsError(f"{variant.name}: the dry run ended with status {code}{again}")
         write_atomically(asked, question)
     document: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
     return document
 
 
 def check(variants: Iterable[Variant], options: argparse.Namespace) -> None:
-    """Refuse wrong settings before the first variant runs.
+    """Refuse wrong settings, and tasks that cannot be scored, before the first variant runs.
 
     Raises:
-        SettingsError: of a variant, named.
+        InputError: of a variant, named; or no task is usable or has a known solution.
     """
     for variant in variants:
         try:
             dry_run.make_settings(dry_run.make_parser().parse_args(arguments(variant, options)))
         except SettingsError as error:
             raise SettingsError(f"{variant.name}: {error}") from error
+    dataset = usable_tasks(options.tasks, options.ids or "")
+    if dataset.solutions.by_task.keys().isdisjoint(task.task_id for task in dataset.loaded.tasks):
+        raise SettingsError(f"--tasks {options.tasks}: no task with a known solution")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -225,7 +229,7 @@ def main(argv: Sequence[str]) -> int:
     )
     add = parser.add_argument
     names = ", ".join(variant.name for variant in VARIANTS)
-    add("--tasks", default="ttt80", help="as for kernel.py (default: the paper's subset)")
+    add("--tasks", default="ttt80", help=f"{DATASETS_HELP}, or a path, as for kernel.py (default: ttt80)")
     add("--ids", metavar="ID,ID|FILE", help="only these tasks, as for kernel.py")
     add("--limit", default="10m", metavar="TIME", help="of each variant")
     add("--out", type=Path, default=Path("local/ablations"), metavar="DIR")
@@ -250,7 +254,7 @@ def main(argv: Sequence[str]) -> int:
         chosen = choose(options.only, [parse_variant(text) for text in options.variant])
         check(chosen, options)
         answered = {variant.name: answered_tasks(run_variant(variant, options)) for variant in chosen}
-    except SettingsError as error:
+    except InputError as error:
         print(f"arc_lab ablate: {error}", file=sys.stderr)
         return 2
     rows = [compare(variant, answered[variant.name], answered[FULL]) for variant in chosen]

@@ -75,9 +75,18 @@ class Summary:
 
     @property
     def standard_error(self) -> float:
-        """Binomial standard error of the share solved at two attempts, in tasks."""
+        """Binomial standard error of the share solved at two attempts, in tasks (see `standard_error`)."""
         share = self.at_2 / self.tasks if self.tasks else 0.0
-        return math.sqrt(self.tasks * share * (1 - share))
+        return self.tasks * standard_error(share * (1 - share), self.tasks)
+
+
+def standard_error(variance: float, count: int) -> float:
+    """Of the mean of a figure over `count` tasks, from its variance over them.
+
+    Where all tasks are alike the variance is 0, which is no proof that others would be like them: then it counts as
+    1 / count, as if one task were unlike the rest, and the error is that task's share, 1 / count.
+    """
+    return math.sqrt((variance or 1 / count) / count) if count else 0.0
 
 
 def summarize(scores: Iterable[TaskScore]) -> Summary:
@@ -116,11 +125,9 @@ class Paired:
 
     @property
     def standard_error(self) -> float:
-        """Of the difference, paired; where no task differs, as if one did: that is no proof of equality."""
-        if not self.common:
-            return 0.0
-        different = max(1, self.won + self.lost)
-        return math.sqrt(max(0.0, different / self.common - self.difference**2) / self.common)
+        """Of the difference, paired (see `standard_error`)."""
+        different = (self.won + self.lost) / self.common if self.common else 0.0
+        return standard_error(different - self.difference**2, self.common)
 
     def text(self) -> str:
         """As "+1.0% ± 2.0% (3 won, 1 lost)"."""

@@ -157,11 +157,12 @@ def attempt(
         with cpu_limit(cpu_s):
             made = generators.generate[task_id](rng, low, rng.uniform(low, high))
             checked = generators.verify[task_id](made["input"])
+            right = tuple(map(tuple, checked)) == tuple(map(tuple, made["output"]))
     except SlowAttempt:
         return None, "slow"
     except Exception as error:  # generated code fails in any way; the name is counted and reported
         return None, f"error {type(error).__name__}"
-    if tuple(map(tuple, checked)) != tuple(map(tuple, made["output"])):
+    if not right:
         return None, "rejected by the verifier"
     pair = as_grid(made["input"]), as_grid(made["output"])
     if pair[0] is None or pair[1] is None:

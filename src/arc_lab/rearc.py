@@ -4,15 +4,16 @@
     python -m arc_lab rearc --wheel installed --out local/rearc.pack --pairs-per-generator 1000
 
 Every pair passes its generator's own verifier. A pack depends on its options alone: not on the number of processes, the
-order in which they finish, or PYTHONHASHSEED. Only a CPU limit that bites can change it; generators that it cut are
-named in the report and in the pack's header. An interrupted build goes on when the same command is given again: what
-its generators made stands in OUT.partial until the pack is written.
+order in which they finish, or PYTHONHASHSEED. Only a CPU limit that bites can change it, and the end of a process over
+a generator, for want of memory, say; such generators are named in the report and in the pack's header. An interrupted
+build goes on when the same command is given again: what its generators made stands in OUT.partial until the pack is
+written.
 
 Some families of generators (`arc_lab.families`) are held out: the pack holds pairs of them to measure on, marked so
 that no training ever sees them. Of every other generator the last few pairs are held back too. Pairs that any public
-evaluation task holds, under any of the 8 symmetries, are dropped, and so are training tasks, and the generators made
-for them, that share a pair with an evaluation task. A task of `--tasks` that shares a pair with a training task of a
-held-out family is held out too.
+evaluation task of ARC-AGI-1 or ARC-AGI-2 holds, under any of the 8 symmetries, are dropped, and so are training tasks,
+and the generators made for them, that share a pair with an evaluation task. A task of `--tasks` that shares a pair with
+a training task of a held-out family is held out too.
 """
 
 from __future__ import annotations
@@ -20,23 +21,25 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
+import itertools
 import json
 import os
 import queue
 import re
+import signal
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from arc_lab.datasets import Dataset, load_dataset, select
+from arc_lab.datasets import Dataset, load_dataset, select, usable_tasks
 from arc_lab.families import family_of, held_out_families
 from arc_lab.generators import package_folder, source_mark
 from arc_lab.packs import Pair, make_folder, pair_bytes, pair_tokens, split_pairs, write_pack
@@ -47,7 +50,9 @@ from arc_ttt.grids import Grid
 from arc_ttt.views import dihedral
 
 HELD_PAIRS = 12
+ENDS_WITHIN_S = 5.0  # a process that has closed its output
 Listed = tuple[dict[str, Any], list[bytes]]  # a group's entry in the header, and its pairs
+Kind = TypeVar("Kind", dict[str, Any], list[str])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,24 +113,25 @@ class PackSettings:
 
 
 class KnownPairs:
-    """The pairs of a set of tasks under all 8 symmetries, to know them again."""
+    """The pairs of sets of tasks under all 8 symmetries, to know them again."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, *datasets: Dataset) -> None:
         self.task_of: dict[bytes, str] = {}
-        for task_id, pair in dataset_pairs(dataset):
-            for index in range(8):
-                turned = dihedral(pair[0], index), dihedral(pair[1], index)
-                self.task_of.setdefault(pair_bytes(turned), task_id)
+        for dataset in datasets:
+            for task_id, pair in dataset_pairs(dataset):
+                for index in range(8):
+                    turned = dihedral(pair[0], index), dihedral(pair[1], index)
+                    self.task_of.setdefault(pair_bytes(turned), task_id)
 
     def task_with(self, pair: bytes) -> str | None:
-        """Id of a task of the set that holds this pair, seen through some symmetry."""
+        """Id of a task of the sets that holds this pair, seen through some symmetry."""
         return self.task_of.get(pair)
 
 
 @cache
 def evaluation_pairs() -> KnownPairs:
-    """Those of the 400 public evaluation tasks, which no pack may hold."""
-    return KnownPairs(load_dataset("evaluation"))
+    """Those of the public evaluation tasks, 400 of ARC-AGI-1 and 120 of ARC-AGI-2, which no pack may hold."""
+    return KnownPairs(load_dataset("evaluation"), load_dataset("evaluation2"))
 
 
 @cache
@@ -223,82 +229,149 @@ def generate(
     processes: int,
     answered: Answered,
     progress: Callable[[int, int], None] = lambda done, of: None,
-) -> tuple[list[str], list[dict[str, Any]]]:
-    """Ids of all generators, and the workers' answers for those asked for, in the order of ids.
+) -> tuple[list[str], list[dict[str, Any]], dict[str, str]]:
+    """Ids of all generators; the workers' answers for those asked for, in the order of ids; and by the ids of those
+    whose process ended instead, how it ended.
 
     answered: what need not be asked again.
 
     Raises:
-        InputError: the package is not there, an id of `settings.only` is unknown, or a worker died.
+        InputError: the package is not there, an id of `settings.only` is unknown, or a worker ended at its start.
     """
     source = source_mark(package_folder(wheel))
-    with ThreadPoolExecutor(processes) as threads, _workers(wheel, processes) as (ids, idle):
-        wanted = list(settings.only) or ids
+    with ThreadPoolExecutor(processes) as threads, closing(_Workers(wheel)) as workers:
+        ids = workers.start(processes)
+        wanted = sorted(set(settings.only or ids))
         unknown = sorted(set(wanted) - set(ids))
         if unknown:
             raise InputError(f"--only: there is no generator {', '.join(unknown[:5])}")
 
-        def ask(task_id: str) -> dict[str, Any]:
+        def ask(task_id: str) -> dict[str, Any] | str:
             request = settings.request(task_id) | {"source": source}  # what other generators answered is not mixed in
-            known = answered.get(request)
-            if known is not None:
-                return known
-            process = idle.get()
-            try:
-                answer = dict(_exchange(process, json.dumps(request)))
-            finally:
-                idle.put(process)
-            answered.add(request, answer)
+            answer = answered.get(request)
+            if answer is None:
+                try:
+                    answer = workers.ask(request)
+                except _Ended as ended:
+                    return f"its process {ended}"
+                answered.add(request, answer)
             return answer
 
-        answers = []
-        for answer in threads.map(ask, sorted(wanted)):
-            answers.append(answer)
-            progress(len(answers), len(wanted))
-    return ids, answers
+        answers: list[dict[str, Any]] = []
+        ended: dict[str, str] = {}
+        for task_id, answer in zip(wanted, threads.map(ask, wanted), strict=True):
+            if isinstance(answer, str):
+                ended[task_id] = answer
+            else:
+                answers.append(answer)
+            progress(len(answers) + len(ended), len(wanted))
+    return ids, answers, ended
 
 
-@contextmanager
-def _workers(wheel: str, processes: int) -> Iterator[tuple[list[str], queue.Queue[subprocess.Popen[str]]]]:
-    """Generator processes with a fixed hash seed, and the ids that they know. Ctrl-C reaches only this process."""
-    source = str(Path(__file__).resolve().parents[1])
-    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "arc_lab.generators", wheel]
-    started: list[subprocess.Popen[str]] = []
-    idle: queue.Queue[subprocess.Popen[str]] = queue.Queue()
-    try:
+class _Ended(Exception):
+    """A generator process ended, or wrote what is no answer. The text goes on after "the process"."""
+
+
+class _Workers:
+    """Generator processes with a fixed hash seed. One that ended is replaced by another. Ctrl-C does not reach them."""
+
+    def __init__(self, wheel: str) -> None:
+        self._command = [sys.executable, "-m", "arc_lab.generators", wheel]
+        self._started: list[subprocess.Popen[str]] = []
+        self._idle: queue.Queue[subprocess.Popen[str]] = queue.Queue()
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def start(self, count: int) -> list[str]:
+        """Start so many and return the ids of the generators that they know.
+
+        Raises:
+            InputError: one of them ended at its start.
+        """
         ids: list[str] = []
-        for _ in range(processes):
-            started.append(
-                subprocess.Popen(
-                    command,
-                    env=environment,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    start_new_session=True,
-                )
-            )
-        for process in started:
-            ids = list(_exchange(process, None))
-            idle.put(process)
-        yield ids, idle
-    finally:
-        for process in started:
+        for process in [self._open() for _ in range(count)]:
+            ids = self._greet(process)
+            self._idle.put(process)
+        return ids
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer of an idle worker; waits until one is idle.
+
+        Raises:
+            _Ended: it ended over this request; another has taken its place.
+            InputError: the same, but the other ended at its start.
+        """
+        process = self._idle.get()
+        try:
+            return _exchange(process, json.dumps(request), dict)
+        except _Ended:
+            other = self._open()
+            self._greet(other)
+            process = other
+            raise
+        finally:
+            self._idle.put(process)
+
+    def close(self) -> None:
+        """Kill all, and start no other."""
+        with self._lock:
+            self._closed = True
+        for process in self._started:
             process.kill()
             process.communicate()
 
+    def _open(self) -> subprocess.Popen[str]:
+        source = str(Path(__file__).resolve().parents[1])
+        environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+        with self._lock:
+            if self._closed:
+                raise InputError("the generators were stopped")
+            process = subprocess.Popen(
+                self._command,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            self._started.append(process)
+        return process
 
-def _exchange(process: subprocess.Popen[str], line: str | None) -> Any:
+    @staticmethod
+    def _greet(process: subprocess.Popen[str]) -> list[str]:
+        try:
+            return _exchange(process, None, list)
+        except _Ended as ended:
+            raise InputError(f"a generator process {ended} at its start") from ended
+
+
+def _exchange(process: subprocess.Popen[str], line: str | None, kind: type[Kind]) -> Kind:
+    """Write a line, if there is one, to a generator process and read the line of JSON that it answers.
+
+    Raises:
+        _Ended: there is no such line.
+    """
     assert process.stdin is not None
     assert process.stdout is not None
-    try:
+    with suppress(OSError, ValueError):
         if line is not None:
             process.stdin.write(line + "\n")
             process.stdin.flush()
-        return json.loads(process.stdout.readline())
-    except (OSError, ValueError) as error:
-        raise InputError(f"a generator process died while working on {line or 'its start'}: {error}") from error
+        answer = json.loads(process.stdout.readline())
+        if isinstance(answer, kind):
+            return answer
+    raise _Ended(_how_it_ended(process))
+
+
+def _how_it_ended(process: subprocess.Popen[str]) -> str:
+    """What became of a process that does not answer; one that lives on is killed."""
+    try:
+        code = process.wait(ENDS_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return "wrote no answer"
+    names = {number.value: number.name for number in signal.Signals}
+    return f"ended with status {code}" if code >= 0 else f"was killed by {names.get(-code, f'signal {-code}')}"
 
 
 def build(
@@ -326,21 +399,25 @@ def build(
         raise InputError(f"--out {out}: is a folder; name a file")
     make_folder(out.parent)
     answered = Answered(out.with_name(out.name + ".partial"))
-    ids, answers = generate(wheel, settings, processes, answered, progress)
+    ids, answers, ended = generate(wheel, settings, processes, answered, progress)
     groups, rejected = _generated_groups([a for a in answers if a["generator"] not in shared], evaluation)
-    left_out = {f"rearc/{i}": own_dropped[i] for i in sorted(shared & set(ids))}
+    left_out = {f"rearc/{i}": why for i, why in ended.items()}
+    left_out |= {f"rearc/{i}": own_dropped[i] for i in sorted(shared & set(ids))}
     if settings.training_tasks:
         groups += own
         left_out |= {f"tasks/{i}": why for i, why in own_dropped.items()}
     for more, dropped in users:
         groups += more
         left_out |= {f"tasks/{i}": why for i, why in dropped.items()}
-    groups, repeated = _without_repeats(groups)
+    groups, repeated = _without_repeats(_named_apart(groups))
     groups = hold_back(groups, settings)
-    too_few = {entry["name"]: "fewer than 4 pairs" for entry, pairs in groups if _too_few(entry, pairs)}
+    too_few = {
+        entry["name"]: f"fewer than {_least_pairs(entry)} pairs" for entry, pairs in groups if _too_few(entry, pairs)
+    }
     groups = [(entry, pairs) for entry, pairs in groups if not _too_few(entry, pairs)]
     if not groups:
-        raise InputError("no generator gave enough pairs with these settings")
+        why = "".join(f"; {task_id}: {how}" for task_id, how in list(ended.items())[:3])
+        raise InputError(f"no generator gave enough pairs with these settings{why}")
     rejected.update({"also in a held-out group or in an earlier one": repeated} if repeated else {})
     header = {
         "settings": asdict(settings),
@@ -367,16 +444,16 @@ def build(
 def _user_tasks(path: str) -> Dataset:
     if re.search(r"\.pack(:\d+)?$", path):
         raise InputError(f"--tasks {path}: the tasks of a pack are there to measure on; name files of tasks")
-    dataset = load_dataset(path)
-    if not dataset.loaded.tasks:
-        why = f": {dataset.loaded.problems[0]}" if dataset.loaded.problems else ""
-        raise InputError(f"--tasks {path}: holds no usable task{why}")
-    return dataset
+    return usable_tasks(path)
+
+
+def _least_pairs(entry: Mapping[str, Any]) -> int:
+    """With how many pairs a group can fill one sequence (a task has but its own pairs)."""
+    return 2 if entry["name"].startswith("tasks/") else 4
 
 
 def _too_few(entry: Mapping[str, Any], pairs: Sequence[bytes]) -> bool:
-    """Groups that cannot fill one sequence (a task's own pairs: at least two; the task file says how many)."""
-    return len(pairs) - int(entry["held_pairs"]) < (2 if entry["name"].startswith("tasks/") else 4)
+    return len(pairs) - int(entry["held_pairs"]) < _least_pairs(entry)
 
 
 def count_pairs(groups: Sequence[tuple[Mapping[str, Any], Sequence[bytes]]]) -> dict[str, int]:
@@ -407,6 +484,26 @@ def _generated_groups(
         rejected["in an evaluation task"] += len(made) - len(kept)
         groups.append((_entry("rearc", answer["generator"]), kept))
     return groups, +rejected
+
+
+def _named_apart(groups: Sequence[Listed]) -> list[Listed]:
+    """Groups of one name that share no pair follow different rules: the first keeps the name, the next are called
+    NAME-2, NAME-3 and so on, past names that are in use. One that shares a pair with several has the first one's name.
+    """
+    taken = {entry["name"] for entry, _ in groups}
+    known: dict[str, dict[str, set[bytes]]] = {}  # by the name given, the names of its rules and their pairs
+    named = []
+    for entry, pairs in groups:
+        given = entry["name"]
+        rules = known.setdefault(given, {})
+        name = next((name for name, rule in rules.items() if not rule.isdisjoint(pairs)), None)
+        if name is None:
+            free = (f"{given}-{number}" for number in itertools.count(2) if f"{given}-{number}" not in taken)
+            name = next(free) if rules else given
+            taken.add(name)
+        rules.setdefault(name, set()).update(pairs)
+        named.append(({**entry, "name": name}, pairs))
+    return named
 
 
 def _without_repeats(groups: Sequence[Listed]) -> tuple[list[Listed], int]:

@@ -86,7 +86,7 @@ def with_views(one: PassResult, views: int, scoring: int) -> PassResult:
         for s in one.scored
         if grid_bytes(s.grid) in found
     ]
-    return PassResult(one.weight, kept, scored)
+    return PassResult(one.weight, kept, scored, failed=one.failed)
 
 
 def score(result: TaskResult, answers: Sequence[Grid], task_id: str, rule: str, views: int, scoring: int) -> TaskScore:

@@ -19,7 +19,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from arc_lab.datasets import Dataset, load_dataset, read_ids, select
+from arc_lab.datasets import DATASETS_HELP, Dataset, usable_tasks
+from arc_lab.evaluate import standard_error
 from arc_ttt.cost import TTT, work
 from arc_ttt.errors import InputError, SettingsError
 from arc_ttt.grids import Grid, Task, same_grid
@@ -73,10 +74,7 @@ def main(argv: list[str]) -> int:
     """Run the command. Returns 0, or 2 for wrong use with one line on stderr."""
     try:
         options = _parse(argv)
-        dataset = load_dataset(options.tasks)
-        dataset = select(dataset, read_ids(options.ids)) if options.ids else dataset
-        if not dataset.loaded.tasks:
-            raise SettingsError(f"--tasks {options.tasks}: no usable task")
+        dataset = usable_tasks(options.tasks, options.ids)
         options.out.mkdir(parents=True, exist_ok=True)
     except InputError as error:
         print(f"synthesize: {error}", file=sys.stderr)
@@ -108,7 +106,7 @@ class _Parser(argparse.ArgumentParser):
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = _Parser(prog="python -m arc_lab synthesize", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "--tasks", default="evaluation", help="evaluation, training, ttt80, or a path (tasks or a pack)"
+        "--tasks", default="evaluation", help=f"{DATASETS_HELP}, or a path of tasks or of a pack (default: evaluation)"
     )
     parser.add_argument("--ids", default="", metavar="ID,ID|FILE", help="only these tasks, as for kernel.py")
     parser.add_argument("--first", type=int, default=0, help="only the N cheapest tasks (0: all)")
@@ -176,7 +174,7 @@ def summarize(results: Sequence[TaskResult]) -> dict[str, Any]:
             figures[f"{name}@{attempts}"] = sum(result.solved(attempts, engines) for result in known)
     share = figures[f"together@{GUESSES}"] / max(1, len(known))
     figures["share@2"] = round(share, 4)
-    figures["standard_error"] = round((share * (1 - share) / max(1, len(known))) ** 0.5, 4)
+    figures["standard_error"] = round(standard_error(share * (1 - share), len(known)), 4)
     figures["by_depth@2"] = _by_depth(known)
     figures["cpu_s"] = {
         "mean": round(float(seconds.mean()), 3),
