@@ -24,23 +24,21 @@ import hashlib
 import itertools
 import json
 import os
-import queue
 import re
-import signal
-import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from arc_lab.datasets import Dataset, load_dataset, select, usable_tasks
 from arc_lab.families import family_of, held_out_families
+from arc_lab.generator_pool import GeneratorEnded, GeneratorPool
 from arc_lab.generators import package_folder, source_mark
 from arc_lab.packs import Pair, make_folder, pair_bytes, pair_tokens, split_pairs, write_pack
 from arc_lab.resumable import resumable
@@ -50,9 +48,7 @@ from arc_ttt.grids import Grid
 from arc_ttt.views import dihedral
 
 HELD_PAIRS = 12
-ENDS_WITHIN_S = 5.0  # a process that has closed its output
 Listed = tuple[dict[str, Any], list[bytes]]  # a group's entry in the header, and its pairs
-Kind = TypeVar("Kind", dict[str, Any], list[str])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,7 +235,7 @@ def generate(
         InputError: the package is not there, an id of `settings.only` is unknown, or a worker ended at its start.
     """
     source = source_mark(package_folder(wheel))
-    with ThreadPoolExecutor(processes) as threads, closing(_Workers(wheel)) as workers:
+    with ThreadPoolExecutor(processes) as threads, closing(GeneratorPool(wheel)) as workers:
         ids = workers.start(processes)
         wanted = sorted(set(settings.only or ids))
         unknown = sorted(set(wanted) - set(ids))
@@ -252,7 +248,7 @@ def generate(
             if answer is None:
                 try:
                     answer = workers.ask(request)
-                except _Ended as ended:
+                except GeneratorEnded as ended:
                     return f"its process {ended}"
                 answered.add(request, answer)
             return answer
@@ -266,112 +262,6 @@ def generate(
                 answers.append(answer)
             progress(len(answers) + len(ended), len(wanted))
     return ids, answers, ended
-
-
-class _Ended(Exception):
-    """A generator process ended, or wrote what is no answer. The text goes on after "the process"."""
-
-
-class _Workers:
-    """Generator processes with a fixed hash seed. One that ended is replaced by another. Ctrl-C does not reach them."""
-
-    def __init__(self, wheel: str) -> None:
-        self._command = [sys.executable, "-m", "arc_lab.generators", wheel]
-        self._started: list[subprocess.Popen[str]] = []
-        self._idle: queue.Queue[subprocess.Popen[str]] = queue.Queue()
-        self._closed = False
-        self._lock = threading.Lock()
-
-    def start(self, count: int) -> list[str]:
-        """Start so many and return the ids of the generators that they know.
-
-        Raises:
-            InputError: one of them ended at its start.
-        """
-        ids: list[str] = []
-        for process in [self._open() for _ in range(count)]:
-            ids = self._greet(process)
-            self._idle.put(process)
-        return ids
-
-    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer of an idle worker; waits until one is idle.
-
-        Raises:
-            _Ended: it ended over this request; another has taken its place.
-            InputError: the same, but the other ended at its start.
-        """
-        process = self._idle.get()
-        try:
-            return _exchange(process, json.dumps(request), dict)
-        except _Ended:
-            other = self._open()
-            self._greet(other)
-            process = other
-            raise
-        finally:
-            self._idle.put(process)
-
-    def close(self) -> None:
-        """Kill all, and start no other."""
-        with self._lock:
-            self._closed = True
-        for process in self._started:
-            process.kill()
-            process.communicate()
-
-    def _open(self) -> subprocess.Popen[str]:
-        source = str(Path(__file__).resolve().parents[1])
-        environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
-        with self._lock:
-            if self._closed:
-                raise InputError("the generators were stopped")
-            process = subprocess.Popen(
-                self._command,
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
-            self._started.append(process)
-        return process
-
-    @staticmethod
-    def _greet(process: subprocess.Popen[str]) -> list[str]:
-        try:
-            return _exchange(process, None, list)
-        except _Ended as ended:
-            raise InputError(f"a generator process {ended} at its start") from ended
-
-
-def _exchange(process: subprocess.Popen[str], line: str | None, kind: type[Kind]) -> Kind:
-    """Write a line, if there is one, to a generator process and read the line of JSON that it answers.
-
-    Raises:
-        _Ended: there is no such line.
-    """
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with suppress(OSError, ValueError):
-        if line is not None:
-            process.stdin.write(line + "\n")
-            process.stdin.flush()
-        answer = json.loads(process.stdout.readline())
-        if isinstance(answer, kind):
-            return answer
-    raise _Ended(_how_it_ended(process))
-
-
-def _how_it_ended(process: subprocess.Popen[str]) -> str:
-    """What became of a process that does not answer; one that lives on is killed."""
-    try:
-        code = process.wait(ENDS_WITHIN_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return "wrote no answer"
-    names = {number.value: number.name for number in signal.Signals}
-    return f"ended with status {code}" if code >= 0 else f"was killed by {names.get(-code, f'signal {-code}')}"
 
 
 def build(
