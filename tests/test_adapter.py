@@ -245,48 +245,40 @@ def test_a_small_change_is_not_lost_in_a_narrow_weight() -> None:
     torch.testing.assert_close(found - layer.base_layer.weight.detach().float(), delta, rtol=1e-2, atol=1e-7)
 
 
-def test_a_torchao_that_peft_refuses_is_not_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Kaggle's image has an older one than its own peft wants, which raises at every plain layer."""
-    import peft.import_utils
-    import peft.tuners.lora.torchao
-
-    (tmp_path / "torchao").mkdir()
-    (tmp_path / "torchao" / "__init__.py").write_text("raise RuntimeError('nobody should import this')")
-    about = tmp_path / "torchao-0.10.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torchao\nVersion: 0.10.0\n")
-    asked = peft.import_utils.is_torchao_available
-    for module in [module for name, module in sys.modules.items() if name.startswith("peft.")]:
-        if getattr(module, "is_torchao_available", None) is asked:
-            monkeypatch.setattr(module, "is_torchao_available", asked)  # to be undone afterwards
-    monkeypatch.syspath_prepend(tmp_path)
-    asked.cache_clear()
-    try:
-        with pytest.raises(ImportError, match="torchao"):
-            peft.tuners.lora.torchao.is_torchao_available()
-        base, adapter = attach("lora")
-        before = {name: weight.detach().clone() for name, weight in adapter.trainable.items()}
-        teach(base, adapter, TASK_A, "lora")
-        assert any(not torch.equal(weight, before[name]) for name, weight in adapter.trainable.items())
-    finally:
-        asked.cache_clear()
-
-
-def test_a_bitsandbytes_that_does_not_import_is_not_asked_for(tmp_path: Path) -> None:
-    """In a process of its own: here it has been imported already."""
-    (tmp_path / "bitsandbytes").mkdir()
-    (tmp_path / "bitsandbytes" / "__init__.py").write_text("raise OSError('no such library')")
-    code = """
+ATTACH = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
+{before}
 from arc_ttt.adapter import Adapter
 from arc_ttt.model import load_model
 from arc_ttt.settings import ModelSettings, TttSettings
 base = load_model(ModelSettings(dtype="float32", quantize="none"), torch.device("cpu"))
-print(len(Adapter(base, TttSettings(rank=4), seed=1).trainable))
+adapter = Adapter(base, TttSettings(rank=4), seed=1)
+assert all("lora_" in name for name in adapter.trainable)
+print(len(adapter.trainable))
 """
+REFUSES = """
+from peft.tuners.lora import torchao
+try: torchao.is_torchao_available()
+except ImportError: pass
+else: sys.exit("this peft takes any torchao")
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "code", "before"),
+    [("torchao", "", REFUSES), ("bitsandbytes", "raise OSError('no such library')", "")],
+    ids=["an older torchao than peft wants, as on Kaggle's image", "a bitsandbytes that does not import"],
+)
+def test_a_package_that_would_break_peft_costs_no_adapter(tmp_path: Path, package: str, code: str, before: str) -> None:
+    """In a process of its own, which has imported neither of them."""
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text(code)
+    about = tmp_path / f"{package}-0.10.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.10.0\n")
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent / "src")}
-    command = [sys.executable, "-c", code, str(tmp_path)]
+    command = [sys.executable, "-c", ATTACH.format(before=before), str(tmp_path)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 0
