@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -29,15 +30,17 @@ from arc_lab.preflight import (
     check_metadata,
     check_model,
     check_settings,
+    check_sources,
     check_wheels,
     findings,
 )
-from arc_lab.rehearse import Rehearsal
-from arc_lab.wheels import NEVER, WHEELS, Wheel, conflicts, members, read_image, read_lock, state
+from arc_lab.rehearse import Rehearsal, read_settings
+from arc_lab.wheels import CLASHES, NEVER, WHEELS, Wheel, conflicts, fetch, members, read_image, read_lock, state
 from arc_ttt.bootstrap import MANIFEST, choose_wheels, find_mounts, misfit
 from arc_ttt.checkpoints import EMBEDDED
 from arc_ttt.errors import InputError
 from arc_ttt.events import Journal
+from arc_ttt.settings import Settings
 from test_bootstrap import make_wheel
 from test_kaggle import LLAMA_1B
 
@@ -190,8 +193,16 @@ def test_only_what_the_wheel_is_made_from_counts_as_a_change(tmp_path: Path) -> 
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
         subprocess.run([*git, *words], check=True)
+    made = current_build(tmp_path)
     for name in ("kernel.py", "kernel-metadata.json"):
         (tmp_path / name).write_text("edited")
+    assert current_build(tmp_path) == made
+    subprocess.run([*git, "commit", "-q", "-a", "-m", "second"], check=True)
+    assert current_build(tmp_path) == made
+    assert not made.dirty
+    (tmp_path / "src" / "arc_ttt" / "solve.py").write_text("edited and committed")
+    subprocess.run([*git, "commit", "-q", "-a", "-m", "third"], check=True)
+    assert current_build(tmp_path).commit != made.commit
     assert not current_build(tmp_path).dirty
     for name in ("src/arc_ttt/solve.py", "src/arc_ttt/new.py"):
         (tmp_path / name).write_text("edited")
@@ -244,7 +255,16 @@ def plan(tmp_path: Path, built: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     return Plan(kernel, tmp_path / "bundle", IMAGE, "base", None, True)
 
 
-CHEAP = (preflight.check_licence, check_metadata, check_settings, check_bundle, check_wheels, check_model, check_memory)
+CHEAP = (
+    preflight.check_licence,
+    check_metadata,
+    check_settings,
+    check_bundle,
+    check_sources,
+    check_wheels,
+    check_model,
+    check_memory,
+)
 
 
 def test_a_good_setup_passes_and_every_kind_of_check_says_so(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,6 +309,10 @@ MODEL_PATH = "/kaggle/input/models/me/llama/transformers/4bit/1"
         ("placeholders", "SETTINGS", "replace OWNER, MODEL, VARIATION"),
         ("model of no source", "SETTINGS", "under model_sources as owner/model/framework/variation/version"),
         ("other model", "SETTINGS", f"write {MODEL_PATH}"),
+        ("format of another preset", "SETTINGS", "for a model of format marc: name preset llama-8b"),
+        ("model under the embedded preset", "SETTINGS", "for a mounted model: name preset llama-1b-3b or llama-8b"),
+        ("no machine", "kernel-metadata.json", 'machine_shape is missing: write "NvidiaTeslaT4"'),
+        ("two bundles", "sources", "arc-ttt-wheels-old beside somebody/arc-ttt-wheels"),
         ("no model in the bundle", "SETTINGS", "holds no model: run python -m arc_lab bundle --model DIR"),
         ("no settings", "settings", "there are no SETTINGS"),
         ("licence", "LICENSE", "missing"),
@@ -326,6 +350,13 @@ def test_a_broken_setup_fails_with_what_to_do(
             set_metadata(plan, model_sources=sources),
         ],
         "no model in the bundle": lambda: set_kernel(plan, model__path=f"/kaggle/input/datasets/{DATASET}"),
+        "format of another preset": lambda: set_kernel(plan, model__format="marc"),
+        "model under the embedded preset": lambda: [
+            set_kernel(plan, model__path=MODEL_PATH),
+            set_metadata(plan, model_sources=sources),
+        ],
+        "no machine": lambda: edit(metadata, '"machine_shape": "NvidiaTeslaT4", ', ""),
+        "two bundles": lambda: set_metadata(plan, dataset_sources=["me/arc-ttt-wheels-old/2", DATASET]),
         "no settings": lambda: edit(kernel, "SETTINGS: dict[str, object] =", "OTHER ="),
         "licence": (plan.kernel / "LICENSE").unlink,
         "empty licence": lambda: (plan.kernel / "LICENSE").write_text("\n"),
@@ -342,6 +373,29 @@ def test_a_broken_setup_fails_with_what_to_do(
     failed = [finding for finding in findings(plan) if finding.grade == FAIL]
     assert any(finding.subject == subject and words in finding.text for finding in failed), [*map(str, failed)]
     assert len({finding.text for finding in failed}) == len(failed)
+
+
+def test_a_further_dataset_must_hold_no_bundle_unless_it_is_the_model_s(plan: Plan) -> None:
+    assert list(check_sources(plan)) == []
+    set_metadata(plan, dataset_sources=[DATASET, "me/weights"])
+    (warning,) = check_sources(plan)
+    assert (warning.grade, "me/weights beside" in warning.text) == (WARN, True)
+    set_kernel(plan, model__path="/kaggle/input/datasets/me/weights/nf4")
+    assert list(check_sources(plan)) == []
+
+
+@pytest.mark.parametrize(("form", "config", "grade"), [("compact", LLAMA_1B, FAIL), ("compact", None, OK)])
+def test_a_mounted_model_under_the_embedded_preset_is_judged_by_its_size_where_that_is_known(
+    plan: Plan, tmp_path: Path, form: str, config: dict[str, Any] | None, grade: str
+) -> None:
+    set_kernel(plan, model__path=MODEL_PATH, model__format=form)
+    set_metadata(plan, model_sources=["me/llama/transformers/4bit/1"])
+    folder = EMBEDDED
+    if config:
+        folder = tmp_path
+        (folder / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+    assert [finding.grade for finding in check_settings(replace(plan, model=folder))] == [grade]
+    assert [finding.grade for finding in check_settings(plan)] == [OK]  # not known: compact is believed
 
 
 def test_what_stops_several_checks_is_told_once(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -511,7 +565,20 @@ def test_a_run_without_the_project_is_no_good_run(plan: Plan, monkeypatch: pytes
 def test_a_run_counts_when_the_model_looked_at_both_tasks(
     plan: Plan, monkeypatch: pytest.MonkeyPatch, first_line: str, found: dict[str, int], words: str
 ) -> None:
+    play_run(monkeypatch, found, first_line)
+    (finding,) = preflight.check_run(replace(plan, short=False))
+    assert (finding.grade, words in finding.text) == (FAIL if words else OK, True)
+
+
+def play_run(
+    monkeypatch: pytest.MonkeyPatch, found: dict[str, int], first_line: str = "arc_ttt 0.1.0 of commit abc"
+) -> list[tuple[dict[str, Any], list[Path]]]:
+    """Let runs find so many answers of each kind. Returns what they are given: SETTINGS, and folders with a model."""
+    given = []
+
     def perform(stage: Any, *_: Any, **__: Any) -> Rehearsal:
+        models = [path.parent for path in (stage.root / "input").rglob("config.json")]
+        given.append((read_settings(stage.root / "src" / "script.py"), models))
         journal = Journal(stage.working / "events.jsonl")
         for kind, count in found.items():
             for number in range(count):
@@ -523,8 +590,137 @@ def test_a_run_counts_when_the_model_looked_at_both_tasks(
     monkeypatch.setattr(preflight, "some_tasks", lambda *_: {"t0": task, "t1": task})
     monkeypatch.setattr(preflight, "perform", perform)
     monkeypatch.setattr(preflight, "clean_interpreter", lambda *_: (Path(sys.executable), []))
-    (finding,) = preflight.check_run(replace(plan, short=False))
-    assert (finding.grade, words in finding.text) == (FAIL if words else OK, True)
+    return given
+
+
+def settings_of(given: dict[str, Any]) -> Settings:
+    """As the run would read them: an error where it would fall back."""
+    return Settings.of(given.pop("preset")).override(given.items())
+
+
+def test_a_reserve_that_was_chosen_for_hours_does_not_spoil_the_short_run(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = play_run(monkeypatch, {"base": 2})
+    set_kernel(plan, run__reserve_s=600.0)
+    assert [finding.grade for finding in preflight.check_run(replace(plan, short=False))] == [OK]
+    run = settings_of(given[0][0]).run
+    assert (run.limit_s, run.reserve_s) == (preflight.RUN_LIMIT_S, 0)
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "answers"),
+    [
+        ("", "", "answered by embedded XS, valid submission, slack 60 s of 120"),
+        ("mounted", MODEL_PATH, "answered by my-llama in format compact, valid"),
+        (
+            "in the bundle",
+            f"/kaggle/input/datasets/{DATASET}",
+            "by the bundle's model in format compact, valid",
+        ),
+        ("not here", MODEL_PATH, "slack 60 s of 120; your model: python -m arc_lab rehearse --model DIR [--gpu]"),
+        ("too large", MODEL_PATH, "by embedded XS, valid submission, slack 60 s of 120; your model: python -m arc_lab"),
+    ],
+)
+def test_the_run_says_which_model_answered_and_takes_the_one_asked_for_where_it_can(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, asked: str, answers: str
+) -> None:
+    given = play_run(monkeypatch, {"base": 2})
+    if asked:
+        set_kernel(plan, model__path=asked, model__backend="unsloth")
+    if model == "too large":
+        monkeypatch.setattr(preflight, "MOST_MODEL_BYTES", 1000)
+    if model == "in the bundle":
+        for path in EMBEDDED.iterdir():
+            shutil.copyfile(path, plan.bundle / path.name)
+    shutil.copytree(EMBEDDED, tmp_path / "my-llama")
+    here = tmp_path / "my-llama" if model in ("mounted", "too large") else None
+    (finding,) = preflight.check_run(replace(plan, short=False, model=here))
+    assert finding.grade == OK
+    assert answers in finding.text
+    settings, models = given[0]
+    used = asked if model in ("mounted", "in the bundle") else ""
+    assert settings["model.path"] == used
+    assert len(models) == bool(used)
+    assert settings["model.backend"] == "transformers"
+
+
+def empty_interpreter(folder: Path, *_: Any) -> tuple[Path, list[str]]:
+    venv.create(folder, symlinks=True)
+    return folder / "bin" / "python", []
+
+
+@pytest.mark.parametrize("failure", ["", "ImportError: an incompatible version of torchao"])
+def test_the_adapter_is_tried_beside_what_the_image_has_and_peft_refuses(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    programs = []
+
+    def run(words: list[str], limit_s: float) -> str:
+        programs.append(words[-1])
+        version = "import importlib.metadata, torchao; assert importlib.metadata.version('torchao') == '0.10.0'"
+        return (program_failure([*words[:-1], version], limit_s) or failure) if words[-1] == preflight.ATTACH else ""
+
+    program_failure = preflight._failure
+    monkeypatch.setattr(preflight, "clean_interpreter", empty_interpreter)
+    monkeypatch.setattr(preflight, "offline", list)
+    monkeypatch.setattr(preflight, "_failure", run)
+    works, image = preflight.check_imports(plan)
+    assert (works.grade, "WITH a network" in works.text) == (WARN, True)
+    assert programs[1:] == [preflight.IMPORTS, preflight.ATTACH]
+    assert image.grade == (FAIL if failure else OK)
+    assert "peft 0.19.1 and torchao 0.10.0" in image.text
+    assert failure in image.text
+
+
+@pytest.mark.parametrize(
+    ("program", "limit_s", "words"),
+    [
+        ("print(1)", 60.0, ""),
+        ("input()", 60.0, "EOFError"),
+        ("import time; time.sleep(60)", 1.0, "it had not ended after 1s"),
+        ("import sys; sys.exit(3)", 60.0, "no message"),
+    ],
+)
+def test_a_program_in_the_clean_interpreter_asks_nothing_and_ends(program: str, limit_s: float, words: str) -> None:
+    told = preflight._failure([sys.executable, "-S", "-c", program], limit_s)
+    assert (words in told, bool(told)) == (True, bool(words))
+
+
+def test_a_stand_in_takes_the_place_of_the_package_that_is_there(tmp_path: Path) -> None:
+    python, _ = empty_interpreter(tmp_path / "python")
+    site = next((tmp_path / "python" / "lib").glob("python3*")) / "site-packages"
+    for name in ("torchao", "torchao-0.99.0.dist-info"):
+        (tmp_path / name).mkdir()
+        (site / name).symlink_to(tmp_path / name)
+    preflight.stand_in(python, "torchao", "0.10.0")
+    program = "import importlib.metadata, torchao; print(importlib.metadata.version('torchao'))"
+    done = subprocess.run([python, "-I", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "0.10.0\n"
+
+
+def test_a_download_that_does_not_end_leaves_its_wheels_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(words: list[str], *, timeout: float, **_: Any) -> None:
+        raise subprocess.TimeoutExpired(words, timeout)
+
+    row = wheel_row(make_wheel(tmp_path / "elsewhere", FOO))
+    monkeypatch.setattr(subprocess, "run", run)
+    assert fetch([row], tmp_path, "3.12") == [f"{FOO}: missing"]
+
+
+@pytest.mark.parametrize(
+    ("packages", "clashes"),
+    [
+        ({"peft": "0.19.1", "torchao": "0.10.0"}, True),
+        ({"peft": "0.19.1", "torchao": "0.16.0"}, False),
+        ({"peft": "0.18.1", "torchao": "0.10.0"}, False),
+        ({"peft": "0.19.1"}, False),
+    ],
+)
+def test_packages_that_clash_are_known_by_their_versions(packages: dict[str, str], clashes: bool) -> None:
+    assert any(clash.told(packages) for clash in CLASHES) == clashes
 
 
 def test_the_fetched_wheels_fit_the_image() -> None:

@@ -56,6 +56,7 @@ class FakeKaggle(ThreadingHTTPServer):
         self.absent = 404, {"code": 404, "message": "Not Found"}  # answer for a dataset that is not there
         self.unseen = 0  # so many questions after its creation are answered alike
         self.saved: dict[str, Any] = {}
+        self.states = {"v3": "COMPLETE"}  # of the kernel's versions, the newest last
 
     @property
     def url(self) -> str:
@@ -83,7 +84,8 @@ class FakeKaggle(ThreadingHTTPServer):
         if method == "GetKernel":
             return 200, {"metadata": {"ref": METADATA["id"], "id": 11, **self.saved}, "blob": _blob(self.saved)}
         if method == "GetKernelSessionStatus":
-            return 200, {"status": "COMPLETE"}
+            asked = body.get("versionLabel", [*self.states][-1])
+            return (200, {"status": self.states[asked]}) if asked in self.states else self.absent
         if method == "CreateCodeSubmission":
             return 200, {"message": "Successfully submitted", "ref": 5}
         return 200, {}
@@ -325,6 +327,16 @@ def test_a_dry_run_prints_the_commands_of_what_is_pushed(
     assert [line.split()[1:3] for line in capsys.readouterr().out.splitlines()] == pushes
 
 
+def test_a_push_of_the_kernel_alone_warns_of_code_that_is_not_in_the_bundle(
+    bundle: Path, kernel: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(push, "outdated", lambda folder: f"{folder.name} is made from commit 0123")
+    assert dry_run(bundle, kernel, "--only", "kernel") == 0
+    told = capsys.readouterr()
+    assert "WARNING: bundle is made from commit 0123; the kernel would run the code that its dataset holds" in told.err
+    assert told.out.startswith("kaggle kernels push")
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -374,13 +386,31 @@ def test_a_dataset_that_fails_is_an_error(kaggle: FakeKaggle, cli: str, bundle: 
         push_dataset(cli, bundle, "second")
 
 
-def test_only_a_complete_version_is_submitted(kaggle: FakeKaggle, cli: str, kernel: Path) -> None:
-    kaggle.answers["GetKernelSessionStatus"] = (200, {"status": "RUNNING"})
-    with pytest.raises(KaggleError, match=r"RUNNING, not COMPLETE -> wait"):
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("RUNNING", r"version 3 of me/arc-ttt-kernel is RUNNING, not COMPLETE -> wait"),
+        ("QUEUED", "is QUEUED, not COMPLETE -> wait"),
+        ("ERROR", r"is ERROR, not COMPLETE -> see the log .*kaggle\.com/code/me/arc-ttt-kernel"),
+        (None, "status of version 3: HTTPError: Not Found -> .*check owner, slug and version"),
+    ],
+)
+def test_a_version_is_not_submitted_because_a_newer_one_is_complete(
+    kaggle: FakeKaggle, cli: str, kernel: Path, state: str | None, words: str
+) -> None:
+    kaggle.states = {"v3": state, "v4": "COMPLETE"} if state else {"v4": "COMPLETE"}
+    with pytest.raises(KaggleError, match=words):
         submit(cli, kernel, 3, "first")
-    assert kaggle.bodies("CreateCodeSubmission") == []
-    del kaggle.answers["GetKernelSessionStatus"]
+    assert kaggle.requests == [("GetKernelSessionStatus", {**STATUS, "versionLabel": "v3"})]
+
+
+STATUS = {"userName": "me", "kernelSlug": "arc-ttt-kernel"}
+
+
+def test_a_complete_version_is_submitted_whatever_a_newer_one_does(kaggle: FakeKaggle, cli: str, kernel: Path) -> None:
+    kaggle.states = {"v2": "ERROR", "v3": "COMPLETE", "v4": "RUNNING"}
     submit(cli, kernel, 3, "first")
+    assert kaggle.bodies("GetKernelSessionStatus") == [{**STATUS, "versionLabel": "v3"}]
     assert kaggle.bodies("CreateCodeSubmission") == [
         {
             "competitionName": "arc-prize-2026-arc-agi-2",
@@ -391,6 +421,39 @@ def test_only_a_complete_version_is_submitted(kaggle: FakeKaggle, cli: str, kern
             "submissionDescription": "first",
         }
     ]
+
+
+def test_the_command_line_itself_tells_of_the_newest_version_when_asked_for_another(
+    kaggle: FakeKaggle, cli: str
+) -> None:
+    """The reason for asking through its library; when this fails, its own command will do."""
+    kaggle.states = {"v3": "ERROR", "v4": "COMPLETE"}
+    assert "COMPLETE" in run_cli(cli, "kernels", "status", "me/arc-ttt-kernel/3")
+    assert kaggle.bodies("GetKernelSessionStatus") == [STATUS]
+
+
+@pytest.fixture
+def stuck(tmp_path: Path) -> str:
+    """A command that reads what nobody types."""
+    command = tmp_path / "kaggle"
+    command.write_text("#!/bin/sh\nread answer && echo typed\nexec sleep 60\n")
+    command.chmod(0o755)
+    return str(command)
+
+
+def test_a_command_that_does_not_end_is_an_error_with_advice(stuck: str) -> None:
+    with pytest.raises(KaggleError, match="kaggle kernels push had not ended after 0s -> check the connection"):
+        run_cli(stuck, "kernels", "push", limit_s=0.3)
+
+
+def test_an_upload_has_more_time_than_a_question(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: dict[str, float] = {}
+    states = iter([("", 0), ("ready", 1)])
+    monkeypatch.setattr(push, "dataset_state", lambda *_: next(states))
+    monkeypatch.setattr(push, "run_cli", lambda _, *words, limit_s=1.0: limits.update({words[1]: limit_s}))
+    push_dataset("kaggle", bundle, "first")
+    assert limits == {"create": push.UPLOAD_LIMIT_S}
+    assert push.UPLOAD_LIMIT_S > 10 * push.ANSWER_LIMIT_S
 
 
 def change(**values: Any) -> Callable[[dict[str, Any]], None]:
@@ -417,6 +480,7 @@ def change(**values: Any) -> Callable[[dict[str, Any]], None]:
         (change(model_sources=["me/MODEL/transformers/VARIATION/1"]), "replace MODEL, VARIATION"),
         (change(machine_shape="NvidiaTeslaP100"), "NvidiaTeslaT4"),
         (change(machine_shape="NvidiaL4X4"), "four L4"),
+        (lambda body: body.pop("machine_shape"), 'missing: write "NvidiaTeslaT4", which is two T4'),
         (change(code_file="other.py"), "no such file"),
         (change(kernel_type="notebook"), "script"),
         (change(docker_image_pinning_type="newest"), "original"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 import sys
 import zipfile
 from dataclasses import replace
@@ -29,6 +30,7 @@ from arc_lab.rehearse import (
     main,
     model_mount,
     perform,
+    read_settings,
     ready_bundle,
     report,
     set_stage,
@@ -37,6 +39,7 @@ from arc_lab.wheels import WHEELS, Wheel, members, read_image, read_lock, state
 from arc_ttt.bootstrap import CHALLENGES, find_model, find_mounts
 from arc_ttt.checkpoints import EMBEDDED
 from arc_ttt.errors import InputError
+from arc_ttt.settings import Settings
 from test_bootstrap import make_wheel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,6 +171,41 @@ def test_the_bundle_s_own_mount_is_not_written_over(tmp_path: Path, bundle: Path
         set_stage(
             tmp_path / "kaggle", bundle=bundle, tasks=TASKS, layout="new", kernel=tmp_path / "kernel.py", model=EMBEDDED
         )
+
+
+def test_a_reserve_that_was_chosen_for_hours_does_not_spoil_a_rehearsal(
+    tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused beside the short limit, it would take all other settings with it."""
+    given = []
+
+    def perform(stage: Stage, *_: Any, **__: Any) -> Rehearsal:
+        given.append(read_settings(stage.root / "src" / "script.py"))
+        return Rehearsal(5.0, 60.0, 0, "", [])
+
+    text = kernel_with((ROOT / "kernel.py").read_text(), {"run.reserve_s": 600.0})
+    (tmp_path / "kernel.py").write_text(text)
+    monkeypatch.setattr(rehearse, "ROOT", tmp_path)
+    monkeypatch.setattr(rehearse, "perform", perform)
+    monkeypatch.setattr(rehearse, "ready_bundle", lambda *_: "")
+    monkeypatch.setattr(rehearse, "some_tasks", lambda *_: TASKS)
+    monkeypatch.setattr(rehearse, "clean_interpreter", lambda *_: (Path(sys.executable), []))
+    assert main(["--bundle", str(bundle), "--limit", "1m"]) == 0
+    run = Settings.of(given[0].pop("preset")).override(given[0].items()).run
+    assert (run.limit_s, run.reserve_s, run.reserve < 60) == (60, 0, True)
+
+
+@pytest.mark.parametrize("fault", [FileNotFoundError("unshare"), subprocess.TimeoutExpired("unshare", 20)])
+def test_a_probe_for_namespaces_that_fails_or_hangs_means_that_there_are_none(
+    monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    def run(*_: Any, timeout: float, **__: Any) -> Any:
+        assert timeout < 60
+        raise fault
+
+    monkeypatch.setattr(rehearse.subprocess, "run", run)
+    assert rehearse.offline() == []
+    assert not can_isolate()
 
 
 def test_a_rehearsal_that_ran_with_less_says_so(capsys: pytest.CaptureFixture[str]) -> None:

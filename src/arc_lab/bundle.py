@@ -38,7 +38,8 @@ WHEEL_TEXT = "Wheel-Version: 1.0\nGenerator: arc_lab bundle\nRoot-Is-Purelib: tr
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What a wheel of this project was made from. dirty: its files differ from the commit's."""
+    """What a wheel of this project was made from. commit: the last one that changed any of its files. dirty: they
+    differ from that commit's."""
 
     version: str
     commit: str
@@ -51,10 +52,11 @@ class Build:
 
 
 def current_build(root: Path = ROOT) -> Build:
-    """Version and commit of the source tree; the commit is "unknown" outside a git checkout."""
+    """Version of the source tree and the last commit of what goes into the wheel; "unknown" outside a git checkout."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     changed = _git(root, "status", "--porcelain", "--", *SOURCES)
-    return Build(str(project["version"]), _git(root, "rev-parse", "--short=12", "HEAD") or "unknown", bool(changed))
+    commit = _git(root, "log", "-1", "--format=%h", "--abbrev=12", "--", *SOURCES)
+    return Build(str(project["version"]), commit or "unknown", bool(changed))
 
 
 def _git(root: Path, *words: str) -> str:
@@ -180,10 +182,15 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def model_files(folder: Path) -> tuple[list[Path], int]:
+    """The files of a model that go along, and their bytes."""
+    files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)})
+    return files, sum(path.stat().st_size for path in files)
+
+
 def _copy_model(model: Path, into: Path) -> None:
     read_config(model)
-    files = sorted({path for pattern in MODEL_FILES for path in model.glob(pattern)})
-    size = sum(path.stat().st_size for path in files)
+    files, size = model_files(model)
     if size > MOST_MODEL_BYTES:
         advice = "make it a Kaggle model and name it under model_sources in kernel-metadata.json"
         raise InputError(f"{model} has {size / 1e9:.1f} GB, too much for the bundle: {advice}")

@@ -145,7 +145,9 @@ def model_path_problem(path: str, body: dict[str, Any]) -> str:
 def _shape_problems(shape: str) -> list[str]:
     if shape in RETIRED:
         return [f"machine_shape {shape} is retired, Kaggle would take {RETIRED[shape]}: write that"]
-    if shape and shape not in SHAPES:
+    if not shape:
+        return ['machine_shape is missing: write "NvidiaTeslaT4", which is two T4, or "NvidiaL4", four L4']
+    if shape not in SHAPES:
         return [f"machine_shape {shape!r} is not known: NvidiaTeslaT4 is two T4, NvidiaL4 is four L4"]
     return []
 

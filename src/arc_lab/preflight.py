@@ -17,9 +17,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from packaging.utils import canonicalize_name
 from safetensors import SafetensorError, safe_open
 
-from arc_lab.bundle import BUNDLE, METADATA, PROJECT_WHEELS, SAFE_NAME, current_build, outdated
+from arc_lab.bundle import (
+    BUNDLE,
+    METADATA,
+    MOST_MODEL_BYTES,
+    PROJECT_WHEELS,
+    SAFE_NAME,
+    current_build,
+    model_files,
+    outdated,
+)
 from arc_lab.metadata import (
     dataset_names,
     dataset_problems,
@@ -37,26 +47,64 @@ from arc_lab.rehearse import (
     perform,
     read_settings,
     set_stage,
+    shortened,
     some_tasks,
 )
 from arc_lab.simulate import Scenario, loaded_from, made_up_tasks, simulate
-from arc_lab.wheels import IMAGE, ROOT, SETS, Image, conflicts, members, read_image, read_lock, state, told_again
+from arc_lab.wheels import (
+    CLASHES,
+    IMAGE,
+    ROOT,
+    SETS,
+    Image,
+    conflicts,
+    members,
+    read_image,
+    read_lock,
+    state,
+    told_again,
+)
 from arc_ttt.checkpoints import SIZES, model_folder, parameter_count, read_config
 from arc_ttt.cost import BASE, TTT, Model
 from arc_ttt.deadline import format_duration
 from arc_ttt.errors import InputError, ModelError, SettingsError
 from arc_ttt.events import read_journal
 from arc_ttt.grids import Example, freeze
+from arc_ttt.kaggle import PRESETS
 from arc_ttt.memory import L4, SMALL_PARAMETERS, T4, Shape
 from arc_ttt.memory import plan as memory_plan
 from arc_ttt.settings import LINEAR_LAYERS, Settings
 from arc_ttt.unsloth_backend import adapter_refusal
 
+INSTALL_LIMIT_S, IMPORT_LIMIT_S = 300.0, 600.0
 IMPORTS = "import arc_ttt.kaggle, arc_ttt.worker, arc_ttt.solve, arc_ttt.model, arc_ttt.synthesis"
+ATTACH = """
+import torch
+from arc_ttt.adapter import Adapter
+from arc_ttt.model import load_model
+from arc_ttt.settings import ModelSettings, TttSettings
+base = load_model(ModelSettings(quantize="none", dtype="float32"), torch.device("cpu"))
+Adapter(base, TttSettings(), seed=0)
+"""
 DEVICES = {"NvidiaTeslaT4": ("t4", 2), "NvidiaL4": ("l4", 4), "NvidiaL4X1": ("l4", 1)}  # by machine_shape
 MEMORY = {"t4": T4, "l4": L4}
 HIDDEN_TASKS = 240
 RUN_TASKS, RUN_LIMIT_S = 2, 120.0
+MODEL_RUN_LIMIT_S = 900.0  # for a model of up to MOST_MODEL_BYTES on a CPU
+RUN_SETTINGS: dict[str, object] = {
+    "model.backend": "transformers",
+    "ttt.passes": 1,
+    "ttt.max_sequences": 16,
+    "synthesis.cpu_limits_s": "1",
+}
+EMBEDDED_XS: dict[str, object] = {"preset": "embedded", "model.path": "", "model.format": "compact"}
+FEW_VIEWS: dict[str, object] = {
+    "decode.base_views": 2,
+    "decode.base_share": 0.5,
+    "decode.views": 2,
+    "vote.scoring_views": 2,
+    "ttt.max_sequences": 4,
+}
 OK, WARN, FAIL, SKIPPED = "ok", "warn", "FAIL", "skipped"
 
 
@@ -146,6 +194,8 @@ def check_settings(plan: Plan) -> Iterator[Finding]:
         problems.append("unsloth is for mounted checkpoints: set model.path and model.format")
     if path and path not in SIZES:
         problems += filter(None, [model_path_problem(path, body), _bundled_model_problem(plan, path, body)])
+    if told := _preset_problem(plan, settings):
+        problems.append(told)
     yield from (Finding(FAIL, "SETTINGS", text) for text in problems)
     if not path and plan.has_model:
         held = f"/kaggle/input/datasets/{read_metadata(plan.bundle / METADATA).get('id')}"
@@ -161,6 +211,25 @@ def _bundled_model_problem(plan: Plan, path: str, body: dict[str, Any]) -> str:
     if plan.has_model or not _is_bundle(plan, path, body):
         return ""
     return f"model.path {path} is the bundle, which holds no model: {plan.rebuild} --model DIR"
+
+
+def _preset_problem(plan: Plan, settings: Settings) -> str:
+    """Why a preset of the embedded model, whose learning rate is 30 times that of a large one, is not for the model."""
+    chosen = read_settings(plan.kernel / "kernel.py")
+    preset, path, form = str(chosen.get("preset", "embedded")), settings.model.path, settings.model.format
+    if not preset.startswith("embedded"):
+        return ""
+    if form != "compact":
+        return f"preset {preset} has the wrong learning rate for a model of format {form}: name preset {PRESETS[form]}"
+    if not path or path in SIZES:
+        return ""
+    advice = "name preset llama-1b-3b or llama-8b, and model.format"
+    try:
+        large = parameter_count(read_config(model_here(plan))) >= SMALL_PARAMETERS
+    except InputError:
+        large = "model.format" not in chosen
+        advice += "; for a small model of your own write model.format compact"
+    return f"preset {preset} has the wrong learning rate for a mounted model: {advice}" if large else ""
 
 
 def _is_bundle(plan: Plan, path: str, body: dict[str, Any]) -> bool:
@@ -191,8 +260,8 @@ def check_wheels(plan: Plan) -> Iterator[Finding]:
     problems = [] if wrong else conflicts(wheels, plan.bundle, plan.image)
     yield from (Finding(FAIL, "wheels", text) for text in problems)
     if not wrong and not problems:
-        text = f"set {plan.set} fits the image (Python {plan.image.python}, torch {plan.image.packages.get('torch')})"
-        yield Finding(OK, "wheels", text)
+        image = f"Python {plan.image.python}, torch {plan.image.packages.get('torch')}"
+        yield Finding(OK, "wheels", f"set {plan.set}: the image ({image}) has the versions that these wheels require")
 
 
 def check_bundle(plan: Plan) -> Iterator[Finding]:
@@ -210,6 +279,23 @@ def check_bundle(plan: Plan) -> Iterator[Finding]:
     yield from (Finding(FAIL, "bundle", text) for text in problems)
     if not problems:
         yield Finding(OK, "bundle", f"{body['id']}, made from commit {current_build().stamp}")
+
+
+def check_sources(plan: Plan) -> Iterator[Finding]:
+    """Datasets beside the bundle's own, out of which kernel.py could take another arc_ttt wheel."""
+    plan.need_bundle()
+    body, own = plan.metadata, str(read_metadata(plan.bundle / METADATA).get("id"))
+    others = dataset_names(body)
+    if own in others:
+        others.remove(own)
+    path = str(read_settings(plan.kernel / "kernel.py").get("model.path", ""))
+    model = "/".join(source_of(path, body).split("/")[:2])
+    for other in others:
+        told = f"dataset_sources names {other} beside {own}, and kernel.py takes the first arc_ttt wheel of all inputs"
+        if other.partition("/")[2].startswith(own.partition("/")[2]):
+            yield Finding(FAIL, "sources", f"{told}: name one of the two")
+        elif other != model:
+            yield Finding(WARN, "sources", f"{told}: it must hold none")
 
 
 def model_here(plan: Plan) -> Path:
@@ -309,23 +395,83 @@ def check_memory(plan: Plan) -> Iterator[Finding]:
 
 
 def check_imports(plan: Plan) -> Iterator[Finding]:
-    """The bundle's own wheel in a clean interpreter without a network."""
+    """The bundle's own wheel in a clean interpreter without a network, and an adapter beside stand-ins of those of the
+    image's packages that clash."""
     plan.need_bundle()
     wheel = next(plan.bundle.glob(PROJECT_WHEELS), None)
     if wheel is None:
         raise InputError(f"the bundle has no arc_ttt wheel: {plan.rebuild}")  # as check_bundle says it
+    without = offline()
+    where = f"in a clean interpreter {'without' if without else 'WITH'} a network"
     with tempfile.TemporaryDirectory() as folder:
         python, notes = clean_interpreter(Path(folder) / "python", plan.image)
         install = [str(python), "-m", "pip", "install", "-q", "--no-index", "--no-deps", str(wheel)]
-        command = [*offline(), str(python), "-I", "-c", IMPORTS]
-        for words in (install, command):
-            done = subprocess.run(words, capture_output=True, text=True, check=False)
-            if done.returncode:
-                last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-                yield Finding(FAIL, "imports", f"in a clean interpreter without a network: {last}")
-                return
-    differ = f"; not the image's versions: {', '.join(note.split(',')[0] for note in notes)}" if notes else ""
-    yield Finding(WARN if differ else OK, "imports", f"work in a clean interpreter without a network{differ}")
+        run = [*without, str(python), "-I", "-c"]
+        if failure := _failure(install, INSTALL_LIMIT_S) or _failure([*run, IMPORTS], IMPORT_LIMIT_S):
+            yield Finding(FAIL, "imports", f"{where}: {failure}")
+            return
+        differ = f"; not the image's versions: {', '.join(note.split(',')[0] for note in notes)}" if notes else ""
+        yield Finding(WARN if differ or not without else OK, "imports", f"work {where}{differ}")
+        for clash in CLASHES:
+            if told := clash.told(plan.image.packages):
+                version = plan.image.packages[canonicalize_name(clash.other.name)]
+                stand_in(python, clash.other.name, version)
+                if failure := _failure([*run, ATTACH], IMPORT_LIMIT_S):
+                    yield Finding(FAIL, "image", f"{told}; so it does here: {failure}")
+                else:
+                    beside = f"a stand-in of {clash.other.name} {version}"
+                    yield Finding(OK, "image", f"{told}; embedded XS got its adapter all the same, beside {beside}")
+
+
+def _failure(words: Sequence[str], limit_s: float) -> str:
+    """The last line that a program which failed left, or that it took too long; empty if it ended well."""
+    try:
+        done = subprocess.run(
+            words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=limit_s
+        )
+    except subprocess.TimeoutExpired:
+        return f"it had not ended after {format_duration(limit_s)}"
+    return (done.stderr.strip().splitlines() or ["no message"])[-1] if done.returncode else ""
+
+
+def stand_in(python: Path, name: str, version: str) -> None:
+    """Give an interpreter of `clean_interpreter` an empty package in place of the one it may have."""
+    site = next((python.parent.parent / "lib").glob("python3*")) / "site-packages"
+    for path in (site / name, *site.glob(f"{name}-*.dist-info")):
+        if path.is_symlink():
+            path.unlink()
+    about = site / f"{name}-{version}.dist-info"
+    for folder in (site / name, about):
+        folder.mkdir()
+    (site / name / "__init__.py").write_text("", encoding="utf-8")
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """Which model answers in the run of two tasks. changes: to SETTINGS. mounted: its folder here, if it is to be
+    mounted. left: what to do about the model that SETTINGS ask for, if it is another."""
+
+    name: str
+    changes: dict[str, object]
+    limit_s: float
+    mounted: Path | None = None
+    left: str = ""
+
+
+def answering(plan: Plan) -> Answering:
+    """The model that SETTINGS ask for, where it is here and small enough for a CPU; else embedded XS."""
+    model = chosen_settings(plan).model
+    if not model.path or model.path in SIZES:
+        return Answering("embedded XS", EMBEDDED_XS, RUN_LIMIT_S)
+    bundled = _is_bundle(plan, model.path, plan.metadata)
+    if bundled and plan.has_model:
+        return Answering(f"the bundle's model in format {model.format}", FEW_VIEWS, MODEL_RUN_LIMIT_S)
+    if plan.model is not None and not bundled and 0 < model_files(plan.model)[1] <= MOST_MODEL_BYTES:
+        name = f"{plan.model.resolve().name} in format {model.format}"
+        return Answering(name, FEW_VIEWS, MODEL_RUN_LIMIT_S, plan.model)
+    left = f"; your model: python -m arc_lab rehearse --model {plan.model or 'DIR'} [--gpu]"
+    return Answering("embedded XS", EMBEDDED_XS, RUN_LIMIT_S, left=left)
 
 
 def check_run(plan: Plan) -> Iterator[Finding]:
@@ -334,19 +480,25 @@ def check_run(plan: Plan) -> Iterator[Finding]:
         yield Finding(SKIPPED, "run of 2 tasks", "--short was given")
         return
     plan.need_bundle()
-    chosen_settings(plan)  # with wrong ones the run would only say so again
+    chosen = answering(plan)
+    limit_s = chosen.limit_s
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
-        changes = {"preset": "embedded", "model.path": "", "model.format": "compact", "model.backend": "transformers"}
-        short = {"run.limit_s": RUN_LIMIT_S, "ttt.passes": 1, "ttt.max_sequences": 16, "synthesis.cpu_limits_s": "1"}
-        text = kernel_with((plan.kernel / "kernel.py").read_text(encoding="utf-8"), {**changes, **short})
+        changes = {**shortened(limit_s), **RUN_SETTINGS, **chosen.changes}
+        text = kernel_with((plan.kernel / "kernel.py").read_text(encoding="utf-8"), changes)
         (base / "kernel.py").write_text(text, encoding="utf-8")
         python, _ = clean_interpreter(base / "python", plan.image)
         stage = Stage(base / "kaggle", can_isolate())
         cheapest = sorted(some_tasks("training", 400).items(), key=lambda item: len(json.dumps(item[1])))
-        tasks = dict(cheapest[:RUN_TASKS])
-        set_stage(stage.root, bundle=plan.bundle, tasks=tasks, layout="new", kernel=base / "kernel.py")
-        result = perform(stage, python, limit_s=RUN_LIMIT_S, rerun=True)
+        set_stage(
+            stage.root,
+            bundle=plan.bundle,
+            tasks=dict(cheapest[:RUN_TASKS]),
+            layout="new",
+            kernel=base / "kernel.py",
+            model=chosen.mounted,
+        )
+        result = perform(stage, python, limit_s=limit_s, rerun=True)
         events = read_journal(stage.working / "events.jsonl") if (stage.working / "events.jsonl").is_file() else []
     problems = [*result.problems, *(line for line in result.log.splitlines() if line.startswith("FALLBACK"))]
     looked = {event["task_id"] for event in events if event["event"] == "found" and event["kind"] in (BASE, TTT)}
@@ -354,12 +506,12 @@ def check_run(plan: Plan) -> Iterator[Finding]:
         problems.append("kernel.py did not run the arc_ttt of the bundle")
     if not problems and len(looked) < RUN_TASKS:
         problems.append(
-            f"the model answered {len(looked)} of {RUN_TASKS} tasks: run it again with nothing else running"
+            f"{chosen.name} answered {len(looked)} of {RUN_TASKS} tasks: run it again with nothing else running"
         )
     yield from (Finding(FAIL, "run of 2 tasks", text) for text in problems)
     if not problems:
-        text = f"answered by the model, valid submission, slack {result.slack_s:.0f} s of {RUN_LIMIT_S:.0f}"
-        yield Finding(OK, "run of 2 tasks", text)
+        slack = f"slack {result.slack_s:.0f} s of {limit_s:.0f}"
+        yield Finding(OK, "run of 2 tasks", f"answered by {chosen.name}, valid submission, {slack}{chosen.left}")
 
 
 def check_forecast(plan: Plan) -> Iterator[Finding]:
@@ -381,6 +533,7 @@ CHECKS: tuple[Callable[[Plan], Iterator[Finding]], ...] = (
     check_metadata,
     check_settings,
     check_bundle,
+    check_sources,
     check_wheels,
     check_model,
     check_memory,

@@ -19,13 +19,17 @@ from arc_lab.bundle import BUNDLE, METADATA, outdated
 from arc_lab.metadata import dataset_names, dataset_problems, kernel_problems, read_metadata, source_differences
 from arc_lab.wheels import ROOT
 from arc_ttt.bootstrap import MANIFEST
+from arc_ttt.deadline import format_duration
 from arc_ttt.errors import InputError
 
 PUSHED = re.compile(r"Kernel version (\d+) successfully pushed")
 READY_LIMIT_S = 1800.0
 READY_EVERY_S = 5.0
+ANSWER_LIMIT_S = 600.0  # for a command that uploads little
+UPLOAD_LIMIT_S = 6 * 3600.0  # 2 GB at a megabit a second take four and a half hours
 LOG_IN = "log in: make an API token on your Kaggle account page and keep it as ~/.kaggle/access_token"
 NO_NETWORK = "Kaggle cannot be reached: check the connection"
+SLOW = "check the connection and what Kaggle has got of it, then try again"
 LATER = "Kaggle has trouble or has had enough of us: try again in some minutes"
 SILENT = (  # in the output of a command that ends with 0 all the same: what to do
     (r"Maximum batch GPU session count", "two of your GPU runs are still going: wait for one to end, or cancel it"),
@@ -44,10 +48,11 @@ LOUD = (  # in the output of a command that ended with an error
     (r"access_token|Unauthorized|authenticate", LOG_IN),
     (r"ConnectionError|Max retries|Connection refused", NO_NETWORK),
     (r"403|Forbidden|[Pp]ermission", "you may not use this: accept the competition's rules, or check the owner's name"),
-    (r"404|[Nn]ot [Ff]ound|Could not find", "Kaggle does not know this name: check owner and slug"),
+    (r"404|[Nn]ot [Ff]ound|Could not find", "Kaggle does not know this name: check owner, slug and version"),
     (r"\b5\d\d Server Error|\b429\b|Internal|Unavailable|Too [Mm]any|[Tt]imed out", LATER),
     (r"", "this line tells what is wrong"),
 )
+OLD_CODE = "the kernel would run the code that its dataset holds already: to push both, bundle and leave --only out"
 # What Kaggle says of the status of a dataset that is not there: also that you may not look at it, in these words.
 ABSENT = re.compile(r"404 Client Error|[Nn]ot [Ff]ound|Permission 'datasets\.get' was denied")
 
@@ -65,20 +70,30 @@ def find_cli() -> str:
     return found
 
 
-def run_cli(cli: str, *arguments: str) -> str:
-    """Run one command and return what it printed.
+def run_cli(cli: str, *arguments: str, limit_s: float = ANSWER_LIMIT_S) -> str:
+    """Run one command of the kaggle command line and return what it printed. Raises KaggleError as `answer_of` does."""
+    return answer_of([cli, *arguments], f"kaggle {arguments[0]} {arguments[1]}", limit_s)
+
+
+def answer_of(words: Sequence[str], name: str, limit_s: float = ANSWER_LIMIT_S) -> str:
+    """Run a program that asks Kaggle and return what it printed. name: what messages call it.
 
     Raises:
-        KaggleError: it failed, or says so although it ended with 0.
+        KaggleError: it failed, says so although it ended with 0, or took too long.
     """
-    done = subprocess.run([cli, *arguments], capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=limit_s
+        )
+    except subprocess.TimeoutExpired as error:
+        raise KaggleError(f"{name} had not ended after {format_duration(limit_s)} -> {SLOW}") from error
     output = f"{done.stdout}\n{done.stderr}"
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     for pattern, advice in (*SILENT, *LOUD) if done.returncode else SILENT:
         if told := next((line for line in reversed(lines) if re.search(pattern, line)), ""):
-            raise KaggleError(f"kaggle {arguments[0]} {arguments[1]}: {told} -> {advice}")
+            raise KaggleError(f"{name}: {told} -> {advice}")
     if done.returncode:
-        raise KaggleError(f"kaggle {arguments[0]} {arguments[1]} ended with {done.returncode} and no message")
+        raise KaggleError(f"{name} ended with {done.returncode} and no message")
     return done.stdout
 
 
@@ -117,9 +132,9 @@ def push_dataset(cli: str, folder: Path, message: str) -> str:
     name = str(body["id"])
     there, before = dataset_state(cli, name)
     if there:
-        run_cli(cli, "datasets", "version", "-p", str(folder.resolve()), "-m", message)
+        run_cli(cli, "datasets", "version", "-p", str(folder.resolve()), "-m", message, limit_s=UPLOAD_LIMIT_S)
     else:
-        run_cli(cli, "datasets", "create", "-p", str(folder.resolve()))
+        run_cli(cli, "datasets", "create", "-p", str(folder.resolve()), limit_s=UPLOAD_LIMIT_S)
     end_s = time.monotonic() + READY_LIMIT_S
     while True:
         trouble = ""
@@ -212,6 +227,8 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     try:
         check_ready(options.bundle, options.kernel, options.only)
+        if options.only == "kernel" and (why := outdated(options.bundle)):
+            print(f"push: WARNING: {why}; {OLD_CODE}", file=sys.stderr)
         if options.dry_run:
             print("\n".join(commands(options.bundle, options.kernel, options.only)))
             return 0

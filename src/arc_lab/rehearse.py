@@ -43,6 +43,7 @@ from arc_ttt.launch import count_gpus, device_name
 from arc_ttt.submission import check_submission
 
 GRACE_S = 30.0  # after the limit: a run that is still going then has failed, and is killed
+PROBE_LIMIT_S = 20.0
 OWN = ["unshare", "-rmnpf", "--mount-proc"]  # users, mounts, network and processes: its container starts with it
 LAYOUTS = ("new", "old")
 SEEN = "CUDA_VISIBLE_DEVICES"
@@ -114,7 +115,7 @@ def can_isolate() -> bool:
     """Whether this machine lets us make namespaces of all kinds that a rehearsal uses, and mount in them."""
     try:
         probe = [*OWN, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
-        return subprocess.run(probe, capture_output=True, check=False, timeout=20).returncode == 0
+        return subprocess.run(probe, capture_output=True, check=False, timeout=PROBE_LIMIT_S).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
 
@@ -182,12 +183,12 @@ def set_stage(
         if path.is_file() and path.name != METADATA:  # kaggle keeps that one for itself
             shutil.copyfile(path, dataset / path.name)
     if model is not None:
-        path = str(read_settings(kernel).get("model.path", ""))
-        if not path:
+        wanted = str(read_settings(kernel).get("model.path", ""))
+        if not wanted:
             raise InputError("--model: SETTINGS in kernel.py name no model.path, so no mounted model would be used")
-        place = root / "input" / model_mount(path, layout, owner)
+        place = root / "input" / model_mount(wanted, layout, owner)
         if place.exists() or dataset in place.parents:
-            raise InputError(f"--model: {path} is the bundle's own mount: put the model in, by `bundle --model`")
+            raise InputError(f"--model: {wanted} is the bundle's own mount: put the model in, by `bundle --model`")
         shutil.copytree(model, place)
 
 
@@ -218,8 +219,8 @@ def perform(
         command = [*offline(), str(python), str(stage.root / "src" / "script.py")]
     start_s = time.monotonic()
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=stage.working,
-        start_new_session=True,
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+        cwd=stage.working, start_new_session=True,
     )  # fmt: skip
     problems = []
     try:
@@ -258,9 +259,10 @@ def offline() -> list[str]:
     """The start of a command line whose process shall have no network; empty where this machine does not permit it."""
     for words in (OWN, ["unshare", "-rn"]):
         try:
-            if subprocess.run([*words, "true"], capture_output=True, check=False).returncode == 0:
+            probe = [*words, "true"]
+            if subprocess.run(probe, capture_output=True, check=False, timeout=PROBE_LIMIT_S).returncode == 0:
                 return words
-        except OSError:
+        except (OSError, subprocess.TimeoutExpired):
             break
     return []
 
@@ -288,6 +290,12 @@ def kernel_with(text: str, changes: dict[str, object]) -> str:
     if not found or end < 0:
         raise InputError("kernel.py: SETTINGS is not where it should be")
     return f"{head}{found}{tail[: end + 1]}{lines}{tail[end + 1 :]}"
+
+
+def shortened(limit_s: float) -> dict[str, object]:
+    """The changes to SETTINGS for a run with a shorter limit. The reserve follows from it: one that was chosen for
+    hours may be longer than the whole."""
+    return {"run.limit_s": limit_s, "run.reserve_s": 0.0}
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -346,7 +354,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     try:
         limit_s = parse_duration(options.limit)
-        text = kernel_with((ROOT / "kernel.py").read_text(encoding="utf-8"), {"run.limit_s": limit_s})
+        text = kernel_with((ROOT / "kernel.py").read_text(encoding="utf-8"), shortened(limit_s))
         if options.gpu and not count_gpus():
             raise InputError("--gpu: this machine has no NVIDIA GPU to rehearse with, or CUDA_VISIBLE_DEVICES hides it")
         tasks = some_tasks(options.tasks, options.count)

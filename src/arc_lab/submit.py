@@ -9,11 +9,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arc_lab.metadata import read_metadata
-from arc_lab.push import KaggleError, find_cli, run_cli
+from arc_lab.push import KaggleError, answer_of, find_cli, run_cli
 from arc_lab.wheels import ROOT
 from arc_ttt.errors import InputError
 
 OUTPUT = "submission.json"  # the name of the file that the version wrote, not a path on this machine
+# Asked through the command line's own library: `kaggle kernels status` of 2.2.4 takes a version, leaves it out of its
+# request and tells of the newest. The site knows versions as v1, v2, ... and answers 404 to a bare number.
+STATUS = """
+import sys
+try:
+    from kaggle import api
+    from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelSessionStatusRequest
+    request = ApiGetKernelSessionStatusRequest()
+    request.user_name, request.kernel_slug, request.version_label = sys.argv[1:]
+    with api.build_kaggle_client() as kaggle:
+        print(kaggle.kernels.kernels_api_client.get_kernel_session_status(request).status)
+except Exception as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
 
 
 def submit(cli: str, root: Path, version: int, message: str) -> str:
@@ -26,15 +40,30 @@ def submit(cli: str, root: Path, version: int, message: str) -> str:
     kernel, competitions = str(body.get("id")), body.get("competition_sources") or []
     if not competitions:
         raise InputError("kernel-metadata.json names no competition under competition_sources")
-    told = run_cli(cli, "kernels", "status", f"{kernel}/{version}")
-    state = re.search(r"KernelWorkerStatus\.(\w+)", told)
-    if state is None or state[1] != "COMPLETE":
-        advice = "wait for it" if state and state[1] in ("QUEUED", "RUNNING") else f"see kaggle kernels logs {kernel}"
-        raise KaggleError(
-            f"version {version} of {kernel} is {state[1] if state else 'unknown'}, not COMPLETE -> {advice}"
-        )
+    state = version_state(cli, kernel, version)
+    if state != "COMPLETE":
+        wait = state in ("NEW_SCRIPT", "QUEUED", "RUNNING")
+        advice = "wait for it" if wait else f"see the log of this version at https://www.kaggle.com/code/{kernel}"
+        raise KaggleError(f"version {version} of {kernel} is {state}, not COMPLETE -> {advice}")
     words = ("-f", OUTPUT, "-k", kernel, "-v", str(version), "-m", message)
     return run_cli(cli, "competitions", "submit", str(competitions[0]), *words).strip()
+
+
+def version_state(cli: str, kernel: str, version: int) -> str:
+    """What Kaggle says of the run of one version: QUEUED, RUNNING, COMPLETE, ERROR, ... Raises KaggleError."""
+    owner, _, slug = kernel.partition("/")
+    words = [_interpreter(cli), "-P", "-c", STATUS, owner, slug, f"v{version}"]
+    told = answer_of(words, f"asking for the status of version {version}")
+    found = re.search(r"KernelWorkerStatus\.(\w+)", told)
+    if found is None:
+        raise KaggleError(f"version {version} of {kernel}: Kaggle's answer cannot be read: {told.strip()[-200:]!r}")
+    return found[1]
+
+
+def _interpreter(cli: str) -> str:
+    """The Python that has the command line's library: the one beside it, else this one."""
+    beside = Path(cli).resolve().with_name("python3")
+    return str(beside) if beside.is_file() else sys.executable
 
 
 def main(argv: Sequence[str]) -> int:

@@ -4,6 +4,7 @@ packages of Kaggle's image (wheels/image.json)."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import email.parser
 import hashlib
 import json
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WHEELS = ROOT / "wheels"
 IMAGE = WHEELS / "image.json"
 SETS = ("base", "unsloth")
+MOST_FETCH_S = 3600.0
 NEVER = ("torch", "triton", "numpy")  # and every nvidia-* and cuda-* package: the image's own must stay
 PLATFORMS = ("2_28", "2_27", "2_24", "2_17")  # pip does not know by itself that a newer glibc takes older tags
 
@@ -53,6 +55,31 @@ class Image:
     packages: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Clash:
+    """Two packages that fail together although neither requires otherwise, as versions of each and what happens."""
+
+    one: Requirement
+    other: Requirement
+    effect: str
+
+    def told(self, packages: Mapping[str, str]) -> str:
+        """The clash in an image's packages, with their versions; empty if they do not hold both."""
+        held = [(asked, packages.get(canonicalize_name(asked.name), "")) for asked in (self.one, self.other)]
+        if not all(version and asked.specifier.contains(version, prereleases=True) for asked, version in held):
+            return ""
+        return f"{' and '.join(f'{asked.name} {version}' for asked, version in held)}: {self.effect}"
+
+
+CLASHES = (
+    Clash(
+        Requirement("peft>=0.19"),
+        Requirement("torchao<0.16"),
+        "peft raises an ImportError where it gives a plain linear layer its adapter",
+    ),
+)
+
+
 def read_lock(path: Path = WHEELS / "lock.json") -> list[Wheel]:
     """Raises InputError for a lock that cannot be read or names a package that must stay the image's."""
     try:
@@ -72,7 +99,8 @@ def read_image(path: Path = IMAGE) -> Image:
     """The description of an image: wheels/image.json, or the setup.json of a run on Kaggle. Raises InputError."""
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
-        packages = {canonicalize_name(n): str(v) for n, v in {**body.get("near", {}), **body["packages"]}.items()}
+        held = {**body.get("near", {}), **body["packages"]}
+        packages = {str(canonicalize_name(name)): str(version) for name, version in held.items()}
         return Image(".".join(str(body["python"]).split(".")[:2]), str(body["glibc"]), packages)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: not a description of an image: {type(error).__name__}: {error}") from error
@@ -103,7 +131,10 @@ def state(wheel: Wheel, folder: Path) -> str:
 
 
 def fetch(wheels: Sequence[Wheel], folder: Path, python: str) -> list[str]:
-    """Download with pip what is missing or damaged. Returns a line for each wheel that then is still not as locked."""
+    """Download with pip what is missing or damaged, in an hour at most.
+
+    Returns a line for each wheel that then is still not as locked.
+    """
     wanted = [wheel for wheel in wheels if state(wheel, folder)]
     if wanted:
         for wheel in wanted:
@@ -118,7 +149,9 @@ def fetch(wheels: Sequence[Wheel], folder: Path, python: str) -> list[str]:
             listed = Path(scratch) / "requirements.txt"
             rows = [f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n" for wheel in wanted]
             listed.write_text("".join(rows), encoding="utf-8")
-            subprocess.run([*command, "-d", str(folder), "-r", str(listed)], check=False)
+            words = [*command, "-d", str(folder), "-r", str(listed)]
+            with contextlib.suppress(subprocess.TimeoutExpired):  # what has not come is told as missing
+                subprocess.run(words, check=False, stdin=subprocess.DEVNULL, timeout=MOST_FETCH_S)
     problems = []
     for wheel in wheels:
         if wrong := state(wheel, folder):
@@ -133,7 +166,7 @@ def conflicts(wheels: Iterable[Wheel], folder: Path, image: Image) -> list[str]:
     The files must be there. Raises InputError for one that is no wheel.
     """
     listed = list(wheels)
-    have = {**image.packages, **{canonicalize_name(wheel.name): wheel.version for wheel in listed}}
+    have = {**image.packages, **{str(canonicalize_name(wheel.name)): wheel.version for wheel in listed}}
     major, minor = (int(part) for part in image.python.split("."))
     environment = {"python_version": image.python, "python_full_version": f"{image.python}.0", "sys_platform": "linux"}
     environment |= {"platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix", "extra": ""}
