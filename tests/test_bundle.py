@@ -382,6 +382,8 @@ def test_a_further_dataset_must_hold_no_bundle_unless_it_is_the_model_s(plan: Pl
     assert (warning.grade, "me/weights beside" in warning.text) == (WARN, True)
     set_kernel(plan, model__path="/kaggle/input/datasets/me/weights/nf4")
     assert list(check_sources(plan)) == []
+    set_metadata(plan, dataset_sources=["somebody-else/arc-ttt-wheels"])  # the bundle's own is not named at all
+    assert list(check_sources(plan)) == []
 
 
 @pytest.mark.parametrize(("form", "config", "grade"), [("compact", LLAMA_1B, FAIL), ("compact", None, OK)])

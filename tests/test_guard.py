@@ -143,7 +143,7 @@ def test_a_reader_that_has_stalled_holds_nobody_up() -> None:
 
 
 def test_a_slow_reader_gets_every_line() -> None:
-    process, _ = lines_through("for i in range(3000): print(i, 'y' * 100)")
+    process, _ = lines_through("kernel.LastingStream.PATIENCE_S = 60\nfor i in range(3000): print(i, 'y' * 100)")
     assert process.stdout is not None
     found = []
     while piece := process.stdout.read(50_000):

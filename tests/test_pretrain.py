@@ -524,6 +524,9 @@ def test_a_model_whose_checkpoint_is_gone_is_never_trained_over(pack_file: Path,
     options = options_of(tmp_path / "out", checkpoints=tmp_path / "scratch")
     run(pack_file, settings_of(steps=2), options)
     shutil.rmtree(tmp_path / "scratch")
+    (tmp_path / "out" / "model").rename(tmp_path / "out" / ".model.old")  # and that within a replacement
+    with pytest.raises(InputError, match="holds a model"):
+        run(pack_file, settings_of(steps=2), options)
     kept = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     with pytest.raises(InputError, match=r"holds a model, but .*scratch no checkpoint .* give another --out"):
         run(pack_file, settings_of(steps=2), options)
@@ -541,6 +544,7 @@ def test_the_log_of_a_training_killed_before_its_first_checkpoint_starts_anew(pa
     (tmp_path / "log.jsonl").write_text('{"step": 2, "seconds": 1.0, "loss": 9.0}\n')
     card = run(pack_file, settings_of(steps=4), options_of(tmp_path))
     assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == card["curve"]
+    assert '"loss": 9.0' in (tmp_path / "log.previous.jsonl").read_text()
 
 
 def test_a_loss_scaler_goes_on_where_it_was(pack_file: Path, tmp_path: Path) -> None:

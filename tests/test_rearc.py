@@ -450,6 +450,23 @@ def test_a_generator_that_ends_its_process_is_left_out_and_the_others_are_asked(
     assert told == [(done, 4) for done in range(1, 5)]
 
 
+def test_a_generator_whose_process_was_killed_once_is_asked_again(tmp_path: Path, made_up: str) -> None:
+    """As the system does when others have taken the memory."""
+    generators = Path(made_up) / "reasoning_gym" / "arc" / "rearc_utils" / "generators.py"
+    once = f"""
+    try: os.close(os.open({str(tmp_path / "killed")!r}, os.O_CREAT | os.O_EXCL))
+    except FileExistsError: return make_calm(rng, low, high)
+    os.kill(os.getpid(), signal.SIGKILL)"""
+    text = MADE_UP["generators"].replace("\n    os.kill(os.getpid(), signal.SIGKILL)", once)
+    generators.write_text(text)
+    report = build(
+        made_up, tmp_path / "x.pack", PackSettings(pairs_per_generator=8, held_pairs=2, only=("calm", "grasping"))
+    )
+    assert (tmp_path / "killed").exists()
+    assert report["left_out"] == {}
+    assert report["training_groups"] == 2
+
+
 def test_a_build_of_which_nothing_is_left_says_how_processes_ended(tmp_path: Path, made_up: str) -> None:
     with pytest.raises(InputError, match=r"enough pairs.*; grasping: its process was killed by SIGKILL"):
         build(made_up, tmp_path / "x.pack", PackSettings(only=("grasping",)))

@@ -47,22 +47,27 @@ class GeneratorPool:
         return ids
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer of an idle worker; waits until one is idle.
+        """The answer of an idle worker; waits until one is idle. Where it ends, another takes its place and is asked
+        too: it may have been killed for what others did.
 
         Raises:
-            GeneratorEnded: it ended over this request; another has taken its place.
-            InputError: the same, but the other ended at its start.
+            GeneratorEnded: both ended over this request.
+            InputError: another ended at its start.
         """
         process = self._idle.get()
         try:
-            return _exchange(process, json.dumps(request), dict)
-        except GeneratorEnded:
-            other = self._open()
-            self._greet(other)
-            process = other
-            raise
+            for again in (True, False):
+                try:
+                    return _exchange(process, json.dumps(request), dict)
+                except GeneratorEnded:
+                    other = self._open()
+                    self._greet(other)
+                    process = other
+                    if not again:
+                        raise
         finally:
             self._idle.put(process)
+        raise AssertionError("it has answered or ended")
 
     def close(self) -> None:
         """Kill all, and start no other."""

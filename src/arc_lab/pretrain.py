@@ -180,7 +180,8 @@ def pretrain(
     Raises:
         InputError: a pack, a checkpoint or settings that cannot be used.
         TrainingDiverged: the loss is not finite.
-        ArcError: anything else went wrong; the steps until then are in a checkpoint.
+        ArcError: anything else went wrong; the steps until then are in a checkpoint (of several processes: those until
+            the last one).
     """
     loaded = apart([read_pack(path) for path in packs])
     for folder in (options.out, options.checkpoints):

@@ -92,12 +92,12 @@ def batch_of(sequences: Sequence[TokenSequence], rows: int, length: int) -> Batc
 def packed_row(sequences: Sequence[TokenSequence], length: int, longest: int) -> Batch:
     """Whole sequences one after the other in one row of `length` tokens, padding at its end.
 
-    longest: tokens that nothing in the row exceeds, of at least 64; padding is cut to it, because attention is told so.
+    longest: tokens that nothing in the row exceeds; padding is cut to it, because attention is told so.
     """
     ids = np.full((1, length), CompactFormat.PAD, dtype=np.uint8)
     positions = np.zeros((1, length), dtype=np.int32)
     targets = np.zeros(length, dtype=np.bool_)
-    starts = np.full(2 * most_packed(length) + 2, length, dtype=np.int32)
+    starts = np.full(most_packed(length) - -length // longest + 1, length, dtype=np.int32)
     at = 0
     for number, sequence in enumerate(sequences):
         stop = at + len(sequence)

@@ -27,7 +27,16 @@ from numpy.typing import NDArray
 from arc_lab.benchmark import flops_per_token, matmul_peak
 from arc_lab.pretrain_card import write_card
 from arc_lab.pretrain_data import Batch, Feed, batch_of
-from arc_lab.pretrain_model import PRESETS, Muon, compile_layers, matrices, others, save_model, training_model
+from arc_lab.pretrain_model import (
+    PRESETS,
+    Muon,
+    compile_layers,
+    matrices,
+    others,
+    restore_folder,
+    save_model,
+    training_model,
+)
 from arc_lab.pretrain_state import STATE_NAMES, Trained, check_same, load, save
 from arc_ttt.checkpoints import model_folder, read_config
 from arc_ttt.deadline import REAL_CLOCK, format_duration
@@ -41,7 +50,7 @@ if TYPE_CHECKING:
     from arc_lab.pretrain import PretrainSettings, RunOptions
 
 
-CALMER = "the checkpoint before stays. Lower --muon-lr and --adam-lr, with another --out and --init OUT/model"
+CALMER = "what was saved before stays. Lower --muon-lr and --adam-lr, with another --out and --init for its weights"
 LOGGED = ("step", "seconds", "tokens", "squares")  # what a line of the log counts since the one before
 
 
@@ -122,11 +131,13 @@ class Trainer:
         stored = load(options.checkpoints)
         if stored is not None:
             check_same(stored[0], self.document, self.conditions, packs, options.checkpoints)
-        elif (options.out / "model").exists():
-            raise InputError(
-                f"{options.out / 'model'}: holds a model, but {options.checkpoints} no checkpoint to go on from; give "
-                "another --out (with --init for these weights)"
-            )
+        else:
+            restore_folder(options.out / "model")
+            if (options.out / "model").exists():
+                raise InputError(
+                    f"{options.out / 'model'}: holds a model, but {options.checkpoints} no checkpoint to go on from; "
+                    "give another --out (with --init for these weights)"
+                )
         feed.start(stored[0]["feed"] if stored else None, settings.limit_tokens(0.0))
         self.base = training_model(
             PRESETS[settings.preset], settings.rope, settings.seed, settings.init, settings.dtype, group.device
@@ -302,9 +313,11 @@ class Trainer:
         )
 
     def _rewrite_log(self) -> None:
-        """Bring log.jsonl back to the checkpoint's moment, or to the start."""
+        """Bring log.jsonl back to the checkpoint's moment; that of another training is put aside."""
         path = self.options.out / "log.jsonl"
-        if self.group.first and (self.state["curve"] or path.exists()):
+        if self.group.first and not self.state["curve"] and path.exists():
+            path.replace(path.with_suffix(".previous.jsonl"))
+        elif self.group.first and self.state["curve"]:
             write_atomically(path, "".join(json.dumps(line) + "\n" for line in self.state["curve"]))
 
     def _record(self, figures: dict[str, Any]) -> None:

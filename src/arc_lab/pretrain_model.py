@@ -323,9 +323,19 @@ def part_of(folder: Path) -> Path:
 
 def replace_folder(beside: Path, folder: Path) -> None:
     """Put `beside` in the place of `folder`. Interrupted at any moment, one of them is whole and none is half."""
-    old = folder.with_name(f".{folder.name}.old")
+    old = _old(folder)
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.replace(old)
     beside.replace(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(folder: Path) -> None:
+    """Bring back what an interruption within `replace_folder` has left under another name."""
+    if _old(folder).exists() and not folder.exists():
+        _old(folder).replace(folder)
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")

@@ -97,6 +97,14 @@ def answer_of(words: Sequence[str], name: str, limit_s: float = ANSWER_LIMIT_S) 
     return done.stdout
 
 
+def _older(bundle: Path) -> str:
+    """Why a bundle does not hold today's code, as far as that can be told; empty if it does."""
+    try:
+        return outdated(bundle)
+    except InputError as error:
+        return str(error)
+
+
 def check_ready(bundle: Path, root: Path, only: str | None = None) -> None:
     """Everything that can be wrong before Kaggle is asked. only: "dataset" or "kernel", the part to be pushed.
 
@@ -227,7 +235,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     try:
         check_ready(options.bundle, options.kernel, options.only)
-        if options.only == "kernel" and (why := outdated(options.bundle)):
+        if options.only == "kernel" and (why := _older(options.bundle)):
             print(f"push: WARNING: {why}; {OLD_CODE}", file=sys.stderr)
         if options.dry_run:
             print("\n".join(commands(options.bundle, options.kernel, options.only)))

@@ -44,7 +44,7 @@ from arc_ttt.submission import check_submission
 
 GRACE_S = 30.0  # after the limit: a run that is still going then has failed, and is killed
 PROBE_LIMIT_S = 20.0
-OWN = ["unshare", "-rmnpf", "--mount-proc"]  # users, mounts, network and processes: its container starts with it
+OWN = ["unshare", "-rmnpf", "--mount-proc", "--kill-child"]  # users, mounts, network, processes: a container of its own
 LAYOUTS = ("new", "old")
 SEEN = "CUDA_VISIBLE_DEVICES"
 ALSO = ("pip", "setuptools")
@@ -209,7 +209,7 @@ def perform(
     if stage.isolated:
         fresh = stage.root.with_name("root")
         fresh.mkdir(exist_ok=True)
-        words = [*OWN, "--kill-child", sys.executable, "-c", INSIDE, str(stage.root), str(fresh)]
+        words = [*OWN, sys.executable, "-c", INSIDE, str(stage.root), str(fresh)]
         words.append(str(disk_kib))
         command = [*words, str(python), "/kaggle/src/script.py"]
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import sys
 from collections.abc import Sequence
@@ -61,9 +62,13 @@ def version_state(cli: str, kernel: str, version: int) -> str:
 
 
 def _interpreter(cli: str) -> str:
-    """The Python that has the command line's library: the one beside it, else this one."""
-    beside = Path(cli).resolve().with_name("python3")
-    return str(beside) if beside.is_file() else sys.executable
+    """The Python that has the command line's library: the one that runs it, by its first line, else this one."""
+    with contextlib.suppress(OSError), Path(cli).open("rb") as file:
+        first = file.readline(1000).decode(errors="replace")
+        words = first.removeprefix("#!").split()
+        if first.startswith("#!") and len(words) == 1 and Path(words[0]).is_file():
+            return words[0]
+    return sys.executable
 
 
 def main(argv: Sequence[str]) -> int:
