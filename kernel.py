@@ -142,14 +142,15 @@ def guarded() -> int:
     beyond the limit, does not end this script with an error. In the scoring rerun it is started again while there is
     time, and goes on from its journal."""
     rerun, parent = bool(os.environ.get("KAGGLE_IS_COMPETITION_RERUN")), os.getpid()
-    limit_s = SETTINGS.get("run.limit_s")
-    usable = isinstance(limit_s, int | float) and math.isfinite(limit_s) and limit_s > 0
-    ends_s = START_S + (limit_s if usable else 11.5 * 3600)
-    for _ in range(1 + RESTARTS if rerun else 1):
+    ends_s = START_S + guarded_s(SETTINGS.get("run.limit_s"))
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored by whoever started this, children would leave no status
+    for number in range(1 + RESTARTS if rerun else 1):
         sys.stdout.flush()
+        os.environ["ARC_TTT_STARTS"] = str(number + 1)
         try:
             child = os.fork()
         except OSError:
+            del os.environ["ARC_TTT_STARTS"]
             return on_kaggle()
         if child == 0:
             die_with(parent)
@@ -157,7 +158,7 @@ def guarded() -> int:
         how = watch(child, ends_s)
         if how == 0 or (how > 0 and not rerun):
             return how
-        told = signal.Signals(-how).name if how < 0 else f"exit code {how}"
+        told = f"signal {-how}" if how < 0 else f"exit code {how}"
         print(f"FALLBACK: kernel.py: the run was ended by {told}", flush=True)
         if SIGNALS or ends_s - time.monotonic() < RESTART_S:
             break
@@ -167,6 +168,15 @@ def guarded() -> int:
         except Exception as error:
             print(f"FALLBACK: kernel.py: no submission could be written: {type(error).__name__}: {error}", flush=True)
     return 0 if rerun or not COMMIT_STRICT else 1
+
+
+def guarded_s(limit_s: object) -> float:
+    """Seconds until the guard ends a run: its limit, or for one that settings.py would refuse the usual one."""
+    try:
+        seconds = float(limit_s)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return 11.5 * 3600
+    return seconds if 5 <= seconds < math.inf else 11.5 * 3600
 
 
 def die_with(parent: int) -> None:
@@ -217,4 +227,11 @@ if __name__ == "__main__":
     last("stdout", 1)
     last("stderr", 2)
     mounted = "KAGGLE_KERNEL_RUN_TYPE" in os.environ or (ROOT / "input").is_dir()
-    sys.exit(guarded() if mounted and len(sys.argv) == 1 else at_home())
+    if not mounted or len(sys.argv) > 1:
+        sys.exit(at_home())
+    try:
+        code = guarded()
+    except Exception as error:
+        print(f"FALLBACK: kernel.py: the guard failed: {type(error).__name__}: {error}", flush=True)
+        code = 0 if os.environ.get("KAGGLE_IS_COMPETITION_RERUN") else 1
+    sys.exit(code)

@@ -61,7 +61,7 @@ def test_a_scoring_rerun_that_is_killed_is_started_again(tmp_path: Path) -> None
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert tries(tmp_path) == 3
-    assert said.count("FALLBACK: kernel.py: the run was ended by SIGKILL") == 2
+    assert said.count("FALLBACK: kernel.py: the run was ended by signal 9") == 2
 
 
 @pytest.mark.parametrize(("rerun", "code", "started"), [(True, 0, 4), (False, 1, 1)])
@@ -84,10 +84,10 @@ def test_the_exit_code_of_a_run_that_ends_by_itself_is_passed_on(tmp_path: Path)
 
 def test_one_that_hangs_beyond_the_limit_is_ended(tmp_path: Path) -> None:
     began_s = time.monotonic()
-    process = start(tmp_path, "time.sleep(600)", limit_s=3.0)
+    process = start(tmp_path, "time.sleep(600)", limit_s=6.0)
     process.communicate(timeout=60)
     assert process.returncode == 0
-    assert time.monotonic() - began_s > 2.5  # and far from the ten minutes
+    assert time.monotonic() - began_s > 5.0  # and far from the ten minutes
     assert (tmp_path / "working" / "submission.json").exists()
 
 
@@ -113,9 +113,7 @@ def test_the_run_ends_with_its_guard(tmp_path: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"
     process.kill()
-    process.wait()
-    assert process.stdout.read() == ""  # which comes when nobody holds the other side any more
-    process.stdout.close()
+    assert process.communicate(timeout=60)[0] == ""  # which comes when nobody holds the other side any more
 
 
 def lines_through(code: str) -> tuple[subprocess.Popen[bytes], list[Any]]:

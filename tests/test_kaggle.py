@@ -305,10 +305,28 @@ def test_a_submission_that_a_killed_run_has_left_stays(decide: Decide, tmp_path:
     """What is started again must not have lost its answers if it is killed once more while it loads."""
     path = tmp_path / "working" / "submission.json"
     kept = json.dumps({"a": [{"attempt_1": [[7]], "attempt_2": [[8]]}]})
-    for text, stays in ((kept, True), (kept.replace("7", "70"), False), (kept.replace('"a"', '"b"'), False)):
+    wrong = (kept.replace("7", "70"), kept.replace('"a"', '"b"'))
+    for text, starts, stays in ((kept, "2", True), (kept, "1", False), *((text, "2", False) for text in wrong)):
         path.write_text(text)
+        os.environ["ARC_TTT_STARTS"] = starts
         decide(Packages())
         assert (path.read_text() == text) == stays
+
+
+@pytest.mark.parametrize(("rerun", "starts", "code"), [(True, "1", 75), (True, "", 0), (False, "1", 1), (False, "", 1)])
+def test_after_an_error_the_guard_is_asked_to_start_the_scoring_rerun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rerun: bool, starts: str, code: int
+) -> None:
+    for name, value in (("KAGGLE_IS_COMPETITION_RERUN", "1" if rerun else ""), ("ARC_TTT_STARTS", starts)):
+        monkeypatch.setenv(name, value)
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(kaggle, "_load_mounted", fail)
+    (tmp_path / "working").mkdir()
+    assert kaggle.kaggle_run(tmp_path, {"run.limit_s": 600.0}, 1, time.monotonic(), strict=True) == code
+    assert (tmp_path / "working" / "submission.json").exists()
 
 
 def test_four_bits_that_do_not_work_cost_the_embedded_model_nothing(

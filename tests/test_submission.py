@@ -397,3 +397,22 @@ def test_a_refusal_says_where() -> None:
         check_submission(change("a", 1, "attempt_2", to=[[10]])(), COUNTS)
     with pytest.raises(SubmissionError, match=r"1 tasks are missing, the first is 'a'"):
         check_submission(drop("a")(), COUNTS)
+
+
+def test_answers_of_a_file_stay_until_there_are_others(tmp_path: Path) -> None:
+    loaded = parse_tasks({name: {"train": [], "test": [{"input": [[5]]}] * 2} for name in ("a", "b")}, source="tests")
+    first = Submission(tmp_path / "submission.json", loaded)
+    one, two, three = (freeze(np.array([[n]])) for n in (1, 2, 3))
+    first.set("a", 1, (one, two))
+    first.write()
+    text = first.path.read_text()
+    again = Submission(first.path, loaded)
+    assert again.adopt()
+    again.write()
+    assert first.path.read_text() == text
+    again.set("a", 1, (three, one))
+    again.write()
+    assert json.loads(first.path.read_text())["a"][1] == {"attempt_1": [[3]], "attempt_2": [[1]]}
+    first.path.write_text(text[:-9])
+    assert not Submission(first.path, loaded).adopt()
+    assert not Submission(tmp_path / "none.json", loaded).adopt()

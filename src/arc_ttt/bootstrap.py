@@ -157,6 +157,12 @@ def is_rerun() -> bool:
     return bool(os.environ.get("KAGGLE_IS_COMPETITION_RERUN"))
 
 
+def starts() -> int:
+    """How often kernel.py's guard has started this run; 0 without one."""
+    count = os.environ.get("ARC_TTT_STARTS", "")
+    return int(count) if count.isdecimal() else 0
+
+
 def owns_container() -> bool:
     """Whether Kaggle started this container for this run, so that its limit counts from the container's start."""
     return is_rerun() or os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch"
@@ -387,7 +393,7 @@ def _install_set(
         _put_on_path(folder)
     files = [wheels[item] for item in members if item in wheels]
     if files:
-        target = scratch / f"site-{package}"
+        target = scratch / f"site-{package}-{os.getpid()}"  # one that was killed may have left its pip at work
         shutil.rmtree(target, ignore_errors=True)
         command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-compile", "--quiet"]
         command += ["--disable-pip-version-check", "--no-cache-dir", "--target", str(target), *map(str, files)]

@@ -34,6 +34,7 @@ LOG_BYTES, LOG_EVERY_S = 8 * 1024 * 1024, 1.0  # a longer log is emptied; how of
 PARENT = "ARC_TTT_COORDINATOR"  # its process id, in the environment of its workers
 EXIT_DEVICE_LOST = 10  # the device's context is broken and only a new process gets another
 EXIT_FATAL = 13  # the model cannot be loaded: starting again would not help
+REFUSED, STUCK = "not started", "its process does not go away"  # causes that are no fault of what a worker did
 EXIT_MEANS = {EXIT_DEVICE_LOST: "device lost", EXIT_FATAL: "could not load"}
 
 
@@ -233,7 +234,7 @@ class Fleet:
         except OSError as error:
             self._count_death(slot)
             state.not_before_s = max(state.not_before_s, now + self.patience.refused_s)
-            self._unreported.append(Death(slot, f"not started: {error.strerror or error}", final=state.retired))
+            self._unreported.append(Death(slot, f"{REFUSED}: {error.strerror or error}", final=state.retired))
             return False
         assert process.stdin is not None
         assert process.stdout is not None
@@ -481,7 +482,7 @@ class Fleet:
                     state.leaving = None
                 elif self._clock.now() - state.leaving_since_s > self.patience.gone_s and not state.retired:
                     state.retired = True
-                    self._unreported.append(Death(slot, "its process does not go away", final=True))
+                    self._unreported.append(Death(slot, STUCK, final=True))
 
 
 def _kill_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -33,6 +33,7 @@ LIMIT_S = 11.5 * 3600  # where SETTINGS name none that can be used; Kaggle ends 
 LONG_S = 600.0  # a run of this length has time to train something
 COMMIT_PASSES = 2  # trainings of a task in the public commit run, to save quota
 RECORD = "setup.json"
+START_AGAIN = 75  # the exit status for a failure that may pass
 LESS = (bootstrap.NO_UNSLOTH, NO_TRAINING)  # in a note of a worker: it had to do with less than was asked for
 PACKAGES_SHARE = 0.2  # of the limit, at most MOST_PACKAGES_S: for installing and trying out packages
 MOST_PACKAGES_S = 1200.0
@@ -101,11 +102,11 @@ def kaggle_run(
     root: /kaggle, or where a rehearsal has its mounts. chosen: settings by dotted name, and `preset`. commit_tasks:
     how many tasks, the cheapest ones, the public commit run works on; the scoring rerun takes all. signals: SIGTERM
     and SIGINT that have come already; they end the run, with its submission, as soon as it can end. strict: the commit
-    run returns 1 if it could not do what `chosen` asks for. The scoring rerun always returns 0: an error would lose the
-    day.
+    run returns 1 if it could not do what `chosen` asks for. The scoring rerun returns 0, for an error would lose the
+    day; only to kernel.py's guard, which starts it again, it returns START_AGAIN after an error.
     """
     out = root / "working"
-    setup = Setup()
+    setup, failed = Setup(), False
     try:
         _kaggle_run(root, out, dict(chosen), commit_tasks, start_s, signals if signals is not None else [], setup)
     except _Signalled as error:
@@ -114,9 +115,12 @@ def kaggle_run(
     except Exception as error:  # the last line of defence, and the only place that catches everything
         traceback.print_exc()
         setup.fall_back(f"the run failed: {type(error).__name__}: {error}")
+        failed = True
         if not (out / "submission.json").exists():
             with contextlib.suppress(OSError):
                 write_atomically(out / "submission.json", "{}\n")
+    if failed and bootstrap.is_rerun() and bootstrap.starts():
+        return START_AGAIN
     if bootstrap.is_rerun() or not strict or not setup.fallbacks:
         return 0
     told = "; ".join(setup.fallbacks)
@@ -144,7 +148,8 @@ def _kaggle_run(
         setup.note(f"{root / 'temp'} cannot be written: scratch files go to {scratch}")
     bootstrap.set_environment(scratch)
     settings, chosen = _settings(chosen, setup)
-    seconds = min(MOST_PACKAGES_S, PACKAGES_SHARE * settings.run.limit_s)
+    left_s = start_s + settings.run.limit_s - REAL_CLOCK.now()  # of a run that was started again less than the whole
+    seconds = min(MOST_PACKAGES_S, PACKAGES_SHARE * max(0.0, left_s))
     unsloth = settings.model.backend == "unsloth"
     if signals:
         _end(signals[0])
@@ -184,7 +189,16 @@ def _kaggle_run(
             shown = REAL_CLOCK.now()
             print(status.line(), flush=True)
 
-    result = start_run(loaded, settings, out, start_s=start_s, on_status=show, fallback=embedded, signals=signals)
+    result = start_run(
+        loaded,
+        settings,
+        out,
+        start_s=start_s,
+        on_status=show,
+        fallback=embedded,
+        signals=signals,
+        adopt=bootstrap.starts() > 1,
+    )
     adapted = sum(1 for kind, _ in result.results if kind == TTT)
     report = run_report(result)
     print("\n".join([f"{adapted} tasks adapted", *report_lines(report)]), flush=True)
@@ -315,13 +329,12 @@ def _write_first(path: Path, loaded: LoadedTasks, setup: Setup) -> bool:
 
     Returns whether there is one. Without it there is nothing that a run could be for.
     """
-    with contextlib.suppress(OSError, ValueError, SubmissionError):
-        check_submission(json.loads(path.read_text(encoding="utf-8")), loaded.test_counts)
-        if loaded.test_counts:
-            setup.note("submission.json is complete, by an earlier run")
-            return True
+    submission = Submission(path, loaded)
+    if bootstrap.starts() > 1 and loaded.test_counts and submission.adopt():
+        setup.note("submission.json is complete, by the run that was ended")
+        return True
     try:
-        Submission(path, loaded).write()
+        submission.write()
         if loaded.test_counts:
             setup.note("submission.json is complete")
         else:

@@ -22,7 +22,7 @@ from arc_ttt.deadman import Deadman
 from arc_ttt.errors import ArcError, SubmissionError
 from arc_ttt.events import Journal, Outcome
 from arc_ttt.findings import Findings
-from arc_ttt.fleet import EXIT_DEVICE_LOST, EXIT_MEANS, Death, Message, Workers
+from arc_ttt.fleet import EXIT_DEVICE_LOST, EXIT_MEANS, REFUSED, STUCK, Death, Message, Workers
 from arc_ttt.grids import LoadedTasks, Task
 from arc_ttt.host import free_memory
 from arc_ttt.launch import device_name, make_fleet, make_hello, work_until
@@ -39,7 +39,8 @@ WRITE_EVERY_S, WRITE_MOST_S = 0.5, 60.0
 MEMORY_EVERY_S, LOW_MEMORY = 1.0, 512 * 1024**2  # how often memory is looked at, and what is too little of it
 NO_MEMORY = "memory runs low"  # why a worker of synthesis is killed
 OVERDUE, SUPERSEDED = "goes on beyond its time", "a program is taken for right"  # why a job is called back
-LOAD_DEATHS = 3  # of workers that load a model that none has loaded yet, after which another is taken
+LOAD_DEATHS = 3  # of workers that load a model that none has loaded yet, after which another is taken, where
+LOAD_TRIES = 2  # so many of them were of each device
 ANOTHER_MODEL = "another model is loaded instead"  # why a worker that still loads is killed
 OVERDUE_S = 120.0  # beyond its time, after which a job that still shows progress is called back
 WRITE_SHARE = 0.2  # of the coordinator's time at most goes into writing, however slow the disk is
@@ -199,6 +200,9 @@ class Coordinator:
         """Take in what an interrupted run of the same tasks and settings had found, and what it blamed for deaths.
         Passes that it had not ended wait again; their messages are replaced when they come anew."""
         answered = dict[tuple[str, int], None]()
+        given_up = [str(event.get("reason")) for event in self.past if event.get("event") == "fallback"]
+        if given_up and self.fallback is not None:
+            self._give_model_up(given_up[0])
         for job, body in past_lines(self.past):
             if job.task_id not in self.tasks and job.kind != JOINT:
                 continue
@@ -397,7 +401,7 @@ class Coordinator:
         job = running.job if running is not None and body.get("job", running.number) == running.number else None
         if body["type"] == "fatal":
             self._model_failed(message.slot, body)
-        elif body["type"] == "ready" and message.slot not in self._ready:
+        elif body["type"] == "ready" and message.slot not in self._ready and self.fleet.alive(message.slot):
             self._ready.add(message.slot)
             self._loaded = self._loaded or message.slot not in self.program_slots
             self.ledger.spend(message.slot, self.clock.now(), LOAD)
@@ -507,6 +511,8 @@ class Coordinator:
             self.result.train_tokens += int(seen["train_tokens"])
             self.result.train_s += seen["train_s"]
             self._learn(slot, job, body, seen)
+        elif job.kind == JOINT:
+            self.result.train_tokens += int(_number(body, "train_tokens"))
 
     def _conclude(self, job: Job, body: Mapping[str, Any], *, superseded: bool = False) -> None:
         """Let what is known about a pass, its plan included, follow its end."""
@@ -575,7 +581,7 @@ class Coordinator:
         superseded = running is not None and running.called_back == SUPERSEDED
         blamed = death.cause != NO_MEMORY and not superseded
         again = self.plan.lost(job, blamed=blamed) if job is not None and not superseded else False
-        if death.final and death.slot not in self.program_slots:
+        if death.final and death.slot in self.devices and death.slot not in self.fleet.slots:
             self.result.lost_devices.append(death.slot)
             self._replan()
         if job is not None and superseded:  # its worker did not listen, which is not the task's fault
@@ -595,8 +601,8 @@ class Coordinator:
     def _be_careful(self, death: Death) -> None:
         """After a device worker's death its successors do without what may have caused it: trying out steps, where it
         died while loading; recorded steps, where its device was lost; the model, where all die that load it."""
-        if death.cause == ANOTHER_MODEL:
-            return
+        if death.cause.startswith((ANOTHER_MODEL, REFUSED, STUCK)):
+            return  # nothing that it did
         if EXIT_MEANS[EXIT_DEVICE_LOST] in death.cause and self.settings.model.record:
             self.settings = self.settings.override([("model.record", False)])
             self._greet(calibrate=False)
@@ -605,7 +611,8 @@ class Coordinator:
         if death.slot in self._ready or self._loaded or self.fallback is None:
             return
         self._load_deaths[death.slot] += 1
-        if self._load_deaths.total() >= LOAD_DEATHS and set(self._load_deaths).issuperset(self._device_slots()):
+        each = [self._load_deaths[slot] for slot in self._device_slots()]
+        if self._load_deaths.total() >= LOAD_DEATHS and min(each, default=LOAD_DEATHS) >= LOAD_TRIES:
             self._give_model_up(f"its workers died while they loaded it: {death.cause}")
 
     def _write(self) -> None:
@@ -654,18 +661,22 @@ def start_run(
     on_status: Callable[[Status], None] = lambda status: None,
     fallback: Settings | None = None,
     signals: list[int] | None = None,
+    adopt: bool = False,
     fleet_of: Callable[[Settings, Path, Deadline], tuple[Workers, Collection[int], int]] = make_fleet,
 ) -> RunResult:
     """Run `loaded` under `settings`, with the limit counted from `start_s` on the monotonic clock.
 
     Goes on where an interrupted run of the same tasks and settings had come to in the folder `out`. signals: SIGTERM
-    and SIGINT that have come before. fleet_of: makes the workers, the slots that synthesize, and the shared cores.
+    and SIGINT that have come before. adopt: answers of the file as it stands stay until there are others. fleet_of:
+    makes the workers, the slots that synthesize, and the shared cores.
     """
     deadline = Deadline(start_s + settings.run.limit_s, REAL_CLOCK)
     deadman = Deadman(deadline, settings.run.reserve, watch=not settings.run.in_process)  # its jobs silence the loop
     device = device_type(device_name())
     mark = fingerprint(loaded, settings, model_folder(settings.model.path, gpu=device != "cpu"))
     submission = Submission(out / "submission.json", loaded)
+    if adopt:  # what was found may be lost with its journal, or belong to other settings
+        submission.adopt()
     submission.take_ballast()
     fleet, programs, cores = fleet_of(settings, out, deadline)
     coordinator = Coordinator(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from arc_ttt.errors import SubmissionError
-from arc_ttt.grids import COLOURS, MAX_SIDE, Grid, LoadedTasks
+from arc_ttt.grids import COLOURS, MAX_SIDE, Grid, LoadedTasks, freeze
 from arc_ttt.votes import attempts, fallback_grids
 
 BALLAST_BYTES = 8 * 1024 * 1024  # three times the largest submission
@@ -53,6 +53,19 @@ class Submission:
                 raise SubmissionError(f"task {task_id!r}, test input {test_index}: an attempt is no valid grid")
         self._attempts[task_id][test_index] = both
         self._texts[task_id] = self._text(task_id)
+
+    def adopt(self) -> bool:
+        """Begin with the answers that the file holds, where it is complete and valid. Returns whether it is."""
+        try:
+            document = json.loads(self.path.read_text(encoding="utf-8"))
+            check_submission(document, self.test_counts)
+        except (OSError, ValueError, SubmissionError):
+            return False
+        for task_id, answers in document.items():
+            names = ("attempt_1", "attempt_2")
+            self._attempts[task_id] = [(freeze(np.array(a[names[0]])), freeze(np.array(a[names[1]]))) for a in answers]
+            self._texts[task_id] = self._text(task_id)
+        return True
 
     def get(self, task_id: str, test_index: int) -> tuple[Grid, Grid]:
         return self._attempts[task_id][test_index]
