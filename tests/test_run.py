@@ -327,7 +327,7 @@ def test_a_run_that_goes_on_does_not_try_a_model_again_that_was_given_up(bench: 
     first = NO_SYNTHESIS.override([("ttt.scope", "joint")])
     past = [{"event": "start"}, {"event": "fallback", "model": "embedded", "reason": "its loads hung"}]
     parts = {"start_s": 0.0, "fleet": InstantFleet(2, answer_all, clock), "deadline": Deadline(600.0, clock)}
-    tasks = parse_tasks(json.loads(json.dumps(DOCUMENT).replace('"a"', '"1a"')), source="tests")
+    tasks = parse_tasks(DOCUMENT, source="tests")
     coordinator = Coordinator(tasks, first, bench.out, fallback=NO_SYNTHESIS, past=past, **parts)
     coordinator._resume()
     assert coordinator.settings == NO_SYNTHESIS
