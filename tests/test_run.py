@@ -330,6 +330,7 @@ def test_a_run_that_goes_on_does_not_try_a_model_again_that_was_given_up(bench: 
     tasks = parse_tasks(DOCUMENT, source="tests")
     coordinator = Coordinator(tasks, first, bench.out, fallback=NO_SYNTHESIS, past=past, **parts)
     coordinator._resume()
+    coordinator.journal.close()
     assert coordinator.settings == NO_SYNTHESIS
     assert (coordinator.fallback, coordinator.result.fell_back) == (None, "its loads hung")
     assert coordinator.plan.joint_state == "done"
