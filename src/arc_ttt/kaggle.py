@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from arc_ttt import bootstrap
-from arc_ttt.checkpoints import model_folder, parameter_count, read_config
+from arc_ttt.checkpoints import SIZES, model_folder, parameter_count, read_config
 from arc_ttt.cost import TTT, work
 from arc_ttt.deadline import REAL_CLOCK, format_duration
 from arc_ttt.errors import ModelError, SettingsError, SubmissionError, TaskFileError
@@ -242,7 +242,7 @@ def _embedded() -> str:
 
 def _is_embedded(settings: Settings) -> bool:
     """Whether the model is one of ours, whose 4-bit weights are expanded anyway, to the same values."""
-    return settings.model.path in ("", "embedded-M", "embedded-XS")
+    return not settings.model.path or settings.model.path in SIZES
 
 
 def _is_large(settings: Settings) -> bool:
