@@ -128,9 +128,9 @@ def on_kaggle() -> int:
     try:
         why = make_importable()
         if not why:
-            from arc_ttt import bootstrap
+            from arc_ttt.bootstrap import mounts as bootstrap
             from arc_ttt.deadline import run_start
-            from arc_ttt.kaggle import kaggle_run
+            from arc_ttt.kaggle.run import kaggle_run
 
             start_s = run_start(START_S, container=bootstrap.owns_container())
             return kaggle_run(ROOT, SETTINGS, COMMIT_TASKS, start_s, SIGNALS, strict=COMMIT_STRICT)
@@ -215,8 +215,8 @@ def at_home() -> int:
     why = make_importable()
     if why:
         sys.exit(f"kernel.py: {why}")
-    from arc_lab.dry_run import main
-    from arc_ttt import bootstrap
+    from arc_lab.evaluate.dry_run import main
+    from arc_ttt.bootstrap import mounts as bootstrap
     from arc_ttt.deadline import run_start
 
     return main(sys.argv[1:], run_start(START_S, container=bootstrap.owns_container()), SIGNALS)

@@ -8,26 +8,44 @@ import select
 import sys
 
 COMMANDS = {  # command: (module with `main(argv) -> exit status`, one sentence of help)
-    "ablate": ("arc_lab.ablate", "Run the paper's ablations on one set of tasks and print the paired table."),
+    "ablate": ("arc_lab.evaluate.ablate", "Run the paper's ablations on one set of tasks and print the paired table."),
     "bundle": (
-        "arc_lab.bundle",
+        "arc_lab.publish.bundle",
         "Build the dataset folder for Kaggle: wheels, the project's own wheel, a small model.",
     ),
-    "benchmark": ("arc_lab.benchmark", "Measure how fast this machine trains and decodes, and what share of its peak."),
-    "preflight": ("arc_lab.preflight", "Check at home everything about a submission that can be checked at home."),
-    "pretrain": ("arc_lab.pretrain", "Train a small Llama on a pack of pairs, from nothing or from a checkpoint."),
-    "push": ("arc_lab.push", "Upload the bundle and the kernel with the kaggle command line, and check what arrived."),
-    "quantize": ("arc_lab.quantize", "Write a checkpoint's NF4 form and measure what that costs."),
-    "rearc": ("arc_lab.rearc", "Build a training pack from the ReARC generators."),
+    "benchmark": (
+        "arc_lab.evaluate.benchmark",
+        "Measure how fast this machine trains and decodes, and what share of its peak.",
+    ),
+    "preflight": (
+        "arc_lab.publish.preflight.command",
+        "Check at home everything about a submission that can be checked at home.",
+    ),
+    "pretrain": (
+        "arc_lab.pretraining.pretrain",
+        "Train a small Llama on a pack of pairs, from nothing or from a checkpoint.",
+    ),
+    "push": (
+        "arc_lab.publish.push",
+        "Upload the bundle and the kernel with the kaggle command line, and check what arrived.",
+    ),
+    "quantize": ("arc_lab.pretraining.quantize", "Write a checkpoint's NF4 form and measure what that costs."),
+    "rearc": ("arc_lab.pretraining.rearc.command", "Build a training pack from the ReARC generators."),
     "rehearse": (
-        "arc_lab.rehearse",
+        "arc_lab.publish.rehearse",
         "Run kernel.py as Kaggle would: its folders, no network, a clean interpreter, a limit.",
     ),
-    "revote": ("arc_lab.revote", "Count a finished run's answers again, under fewer views and other rules."),
-    "submit": ("arc_lab.submit", "Submit a pushed version of the kernel to the competition."),
-    "simulate": ("arc_lab.simulate", "Simulate a run in virtual time: will it fit its limit, and what do tasks get?"),
-    "synthesize": ("arc_lab.synthesize", "Run CPU program synthesis on a set of tasks and print a table of results."),
-    "wheels": ("arc_lab.wheels", "Fetch and check the wheels that Kaggle's image lacks."),
+    "revote": ("arc_lab.evaluate.revote", "Count a finished run's answers again, under fewer views and other rules."),
+    "submit": ("arc_lab.publish.submit", "Submit a pushed version of the kernel to the competition."),
+    "simulate": (
+        "arc_lab.simulate.command",
+        "Simulate a run in virtual time: will it fit its limit, and what do tasks get?",
+    ),
+    "synthesize": (
+        "arc_lab.evaluate.synthesize",
+        "Run CPU program synthesis on a set of tasks and print a table of results.",
+    ),
+    "wheels": ("arc_lab.publish.wheels", "Fetch and check the wheels that Kaggle's image lacks."),
 }
 
 

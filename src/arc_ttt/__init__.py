@@ -1,1 +1,1 @@
-"""Test-time training for ARC: the part that runs on Kaggle. Modules import one way; see README.md, map of the code."""
+"""Test-time training for ARC: the part that runs on Kaggle. Folders import one way; src/README.md shows the order."""

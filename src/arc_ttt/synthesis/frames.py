@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from arc_ttt.grids import COLOURS, Task
 from arc_ttt.synthesis.images import Cells, Size, colour_counts
+from arc_ttt.tasks.grids import COLOURS, Task
 
 Renaming = NDArray[np.int8]  # (10,): new name of each colour, a permutation
 

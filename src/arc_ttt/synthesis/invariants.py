@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from arc_ttt.grids import COLOURS, Task
 from arc_ttt.synthesis.images import colour_counts, label
+from arc_ttt.tasks.grids import COLOURS, Task
 
 Cells = NDArray[np.generic]
 

@@ -13,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arc_ttt.deadline import Deadline
-from arc_ttt.grids import COLOURS, MAX_SIDE, Grid, Task, freeze
 from arc_ttt.synthesis.budget import Budget
-from arc_ttt.synthesis.cells import Rule, View, learn
+from arc_ttt.synthesis.cells.panels import panel_views
+from arc_ttt.synthesis.cells.rules import Rule, View, learn
 from arc_ttt.synthesis.frames import Problem, by_rank, output_sizes, plain
 from arc_ttt.synthesis.gate import Evidence, confidence
 from arc_ttt.synthesis.images import Size
 from arc_ttt.synthesis.invariants import broken
-from arc_ttt.synthesis.panels import panel_views
 from arc_ttt.synthesis.pieces import Piece, Search
 from arc_ttt.synthesis.stacker import Pieces, Stack, stacks
+from arc_ttt.tasks.grids import COLOURS, MAX_SIDE, Grid, Task, freeze
 
 CAPS = (5, 10, 15, 20, 25, 30, 40)  # costs of the pieces that a stack may use, tried in turn
 LAYERS = 12  # pieces of each kind that a cell rule may look at
@@ -30,6 +30,7 @@ SETTLED = 0.9  # confidence at which work on a task ends early
 SHARE_OF_PLAIN = 0.75  # of the CPU limit, where renaming colours by rank gives a second frame
 DEFAULT_MEMORY = 200 * 1024 * 1024
 SEED = 20200526
+_NEVER = Deadline.never()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,23 +113,32 @@ def well_formed(cells: NDArray[np.int8] | Grid) -> bool:
     return int(cells.min()) >= 0 and int(cells.max()) < COLOURS
 
 
-def solve(
+def synthesize(
     task: Task,
     cpu_limit_s: float = 2.0,
     *,
-    deadline: Deadline | None = None,
-    max_memory_bytes: int | None = None,
+    deadline: Deadline = _NEVER,
+    max_memory_bytes: int = DEFAULT_MEMORY,
 ) -> tuple[ProgramCandidate, ...]:
-    """Candidates for all test inputs of one task, best first for each test input, test inputs in order.
+    """Candidates for all test inputs of `task`, test inputs in order, best first for each of them.
+
+    The answer depends on the task and, where the limit cuts work short, on the speed of the machine; nothing else.
 
     Args:
-        cpu_limit_s: CPU seconds (user + system) that the whole call may take, in steps of one primitive.
-        deadline: work also ends when this has passed.
-        max_memory_bytes: bound on what is stored of images and tables. Default 200 MiB.
+        cpu_limit_s: CPU seconds of this process (user + system) that the call may take, in steps of one primitive; a
+            call that finds a sure answer early takes less. 2 is a good first limit; 10 and 60 find a few tasks more.
+        deadline: work also ends when this moment has passed.
+        max_memory_bytes: bound on what is stored of images and tables. What is just being made comes on top, at most
+            60 MB in one table; the process as a whole stays below 500 MB with the default.
+
+    Raises:
+        ValueError: a limit is not positive.
     """
+    if cpu_limit_s <= 0 or max_memory_bytes <= 0:
+        raise ValueError(f"limits must be more than 0: cpu_limit_s={cpu_limit_s}, max_memory_bytes={max_memory_bytes}")
     if not task.train:
         return ()
-    budget = Budget(cpu_limit_s, deadline or Deadline.never(), max_memory_bytes or DEFAULT_MEMORY)
+    budget = Budget(cpu_limit_s, deadline, max_memory_bytes)
     pool = _Pool(task)
     ranked = by_rank(task)
     _solve_framed(plain(task), pool, budget, 1.0 if ranked is None else SHARE_OF_PLAIN)

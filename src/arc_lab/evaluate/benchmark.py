@@ -1,0 +1,152 @@
+"""`python -m arc_lab benchmark`: how fast this machine trains and decodes with a model, and what share of its peak.
+
+Prints a table, and as the last line one JSON document. One device, one process; other load on the machine shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from arc_lab.data.datasets import load_dataset
+from arc_ttt.adapt.sequences import ttt_sequences
+from arc_ttt.adapt.training import shuffled_steps, train
+from arc_ttt.deadline import Deadline
+from arc_ttt.decode.search import PromptBatch, greedy
+from arc_ttt.errors import ArcError
+from arc_ttt.model.load import LoadedModel, load_model
+from arc_ttt.settings import Settings, parse_overrides
+from arc_ttt.tasks.grids import Task
+from arc_ttt.tasks.views import sample_views, turns_sides
+from arc_ttt.worker.solver import TaskSolver, answer_limits, fit_prompt, task_rng
+
+BENCH_TASKS = ("67a3c6ac", "3c9b0459", "a416b8f3")  # training tasks; sequences of about 240, 100 and 140 tokens
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the benchmark command."""
+    parser = argparse.ArgumentParser(prog="python -m arc_lab benchmark", description=__doc__)
+    parser.add_argument("--threads", type=int, default=1, help="numeric threads on a CPU (default: 1, as a worker has)")
+    parser.add_argument("--steps", type=int, default=6, help="training steps measured a task (default: 6)")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        settings = Settings().override([*parse_overrides(options.set), ("ttt.stop_loss", 0.0)])
+        start_s = time.perf_counter()
+        base = load_model(settings.model, device)
+    except ArcError as error:
+        print(f"arc_lab benchmark: {error}", file=sys.stderr)
+        return 2
+    load_s = time.perf_counter() - start_s
+    peak = matmul_peak(device, base.dtype)
+    tasks = {task.task_id: task for task in load_dataset("training").loaded.tasks}
+    solver = TaskSolver(base, settings)
+    rows = [measure(solver, settings, tasks[task_id], options.steps, peak) for task_id in BENCH_TASKS]
+    print(
+        f"{base.parameters:,} parameters, {base.dtype}, {device}, {options.threads} threads, loaded in {load_s:.1f} s"
+    )
+    print(f"matmul peak of this machine with these threads: {peak / 1e9:.0f} GFLOP/s")
+    print(f"{'task':>10} {'length':>7} {'train tok/s':>12} {'GFLOP/s':>8} {'of peak':>8} {'read/s':>8} {'write/s':>8}")
+    for row in rows:
+        speeds = (row["train_tokens_s"], row["train_flops"] / 1e9)
+        print(
+            f"{row['task']:>13}{row['length']:>13.0f}{speeds[0]:>13.0f}{speeds[1]:>13.1f}{row['share_of_peak']:>13.0%}"
+            f"{row['read_tokens_s']:>13.0f}{row['written_tokens_s']:>13.0f}"
+        )
+    machine = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
+    print(json.dumps({"peak_gflops": round(peak / 1e9, 1), "load_s": round(load_s, 2), "rows": rows, **machine}))
+    return 0
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Best rate in FLOP/s of one matrix product among a few sizes."""
+    best = 0.0
+    for size in (512, 1024, 2048) if device.type == "cpu" else (4096, 8192):
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        seconds = best_of(lambda a=a, b=b: a @ b, device, 5)  # type: ignore[misc]
+        best = max(best, 2 * size**3 / seconds)
+    return best
+
+
+def best_of(work: Callable[[], Any], device: torch.device, times: int) -> float:
+    """Least seconds of a few runs, after one to warm up."""
+    seconds = []
+    for _ in range(times + 1):
+        start_s = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start_s)
+    return min(seconds[1:])
+
+
+def flops_per_token(base: LoadedModel, length: float, targets: float = 0.0) -> float:
+    """FLOP of training on one token: the products of linear layers and of causal attention that the step needs.
+
+    A weight that trains costs 6: forward, gradient of its input, gradient of itself. A frozen one, in 4 bits or not,
+    costs 4: the gradient only passes through it. (The first layer's projections cost 2 less where the embedding is
+    frozen, which is not taken off.) Attention costs 12 a channel of the heads and token attended to. Recomputed
+    activations and the expansion of 4-bit weights are no useful work and not counted.
+
+    length: tokens of the sequence that a token stands in, mean over tokens. targets: share of tokens that pass through
+    the head.
+    """
+    config = base.llama.config
+    linear: float = sum(
+        (6 if layer.weight.requires_grad else 4)
+        * layer.in_features
+        * layer.out_features
+        * (targets if "lm_head" in name else 1.0)
+        for name, layer in base.llama.named_modules()
+        if isinstance(layer, torch.nn.Linear)
+    )
+    channels: int = config.num_attention_heads * base.llama.model.layers[0].self_attn.head_dim
+    attention: float = 12.0 * config.num_hidden_layers * channels * (length + 1) / 2
+    return linear + attention
+
+
+def measure(solver: TaskSolver, settings: Settings, task: Task, steps: int, peak: float) -> dict[str, Any]:
+    """Training and decoding speed on one task, in real tokens (padding not counted)."""
+    base = solver.base
+    sequences = ttt_sequences(task, base.form, settings.ttt, task_rng(0, task.task_id, "sequences"))
+    batches = shuffled_steps(
+        sequences, epochs=1, batch_sequences=settings.ttt.batch_sequences, rng=task_rng(0, task.task_id, "order")
+    )[:steps]
+    length = sum(len(s) for s in sequences) / len(sequences)
+    assert solver.adapter is not None
+    solver.adapter.reset()
+    train(base, solver.adapter.parameters(), batches[:1], settings.ttt, Deadline.never(), recorded=solver.recorded)
+    report = train(base, solver.adapter.parameters(), batches, settings.ttt, Deadline.never(), recorded=solver.recorded)
+    views = sample_views(settings.decode.views, len(task.train), task_rng(0, task.task_id, "views"))
+    prompts = [fit_prompt(base, task, 0, view, settings.model.max_tokens) for view in views]
+    rows_columns = answer_limits(task, 0)
+    limits = [rows_columns[::-1] if turns_sides(view.dihedral) else rows_columns for view in views]
+    decoder = solver.decoder()
+    read_s = best_of(lambda: PromptBatch(decoder, prompts), base.device, 2)
+    batch = PromptBatch(decoder, prompts, limits)
+    start_s = time.perf_counter()
+    answers = greedy(batch, Deadline.never())
+    write_s = time.perf_counter() - start_s
+    written = sum(len(base.form.answer_ids(prompts[a.row], a.grid)[0]) for a in answers if a.grid is not None)
+    speed = report.tokens / report.seconds
+    tokens = sum(len(s) for s in sequences)
+    seen = sum(len(s) ** 2 for s in sequences) / tokens  # a long sequence has more tokens that see its length
+    flops = speed * flops_per_token(base, seen, sum(int(s.loss_mask[1:].sum()) for s in sequences) / tokens)
+    return {
+        "task": task.task_id,
+        "length": round(length, 1),
+        "train_tokens_s": round(speed, 1),
+        "train_flops": round(flops),
+        "share_of_peak": round(flops / peak, 4),
+        "read_tokens_s": round(sum(len(prompt) for prompt in prompts) / read_s, 1),
+        "written_tokens_s": round(written / write_s, 1),
+    }

@@ -1,0 +1,4 @@
+"""Make a small Llama: feed, loop, checkpoints, card, and its 4-bit form.
+
+Touches torch and packs. Start at `pretrain.py`.
+"""

@@ -1,0 +1,464 @@
+"""The pretraining loop: batches to steps, measuring, checkpoints, the card. One process or several (torchrun).
+
+A step's gradient is that of the mean cross-entropy over all its targets, in all processes. Every process makes all
+batches (so data costs each of them as much as one process with their number of batches) and trains on every n-th.
+Gradients, losses and counts are summed, and nothing else is exchanged but the first process's clock. Where time limits
+decide about pairs (live generators) the processes' batches may differ, and a batch be trained twice or never.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from arc_lab.evaluate.benchmark import flops_per_token, matmul_peak
+from arc_lab.pretraining.card import write_card
+from arc_lab.pretraining.checkpoints import STATE_NAMES, Trained, check_same, load, save
+from arc_lab.pretraining.feed import Batch, Feed, batch_of
+from arc_lab.pretraining.model import (
+    PRESETS,
+    Muon,
+    compile_layers,
+    matrices,
+    others,
+    restore_folder,
+    save_model,
+    training_model,
+)
+from arc_ttt.adapt.training import add_gradients, clip_gradients, micro_batches, target_logits, update_weights
+from arc_ttt.checkpoints.folders import model_folder, read_config
+from arc_ttt.deadline import REAL_CLOCK, format_duration
+from arc_ttt.errors import ArcError, InputError, TrainingDiverged
+from arc_ttt.formats.format import TokenSequence
+from arc_ttt.model.load import LoadedModel, compute_dtype
+from arc_ttt.run.submission import write_atomically
+
+if TYPE_CHECKING:
+    from arc_lab.pretraining.pretrain import PretrainSettings, RunOptions
+
+
+CALMER = "what was saved before stays. Lower --muon-lr and --adam-lr, with another --out and --init for its weights"
+LOGGED = ("step", "seconds", "tokens", "squares")  # what a line of the log counts since the one before
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The processes of this training: this one's number, how many there are, its device, and a group for the clock."""
+
+    rank: int
+    size: int
+    device: torch.device
+    control: Any = None
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def join_processes() -> Iterator[Group]:
+    """Join the processes that torchrun started; alone where it did not start this one."""
+    local, cuda = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.is_available()
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Group(0, 1, device)
+        return
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield Group(dist.get_rank(), dist.get_world_size(), device, dist.new_group(backend="gloo"))
+    finally:
+        dist.destroy_process_group()
+
+
+def conditions(settings: PretrainSettings, options: RunOptions, group: Group) -> dict[str, Any]:
+    """What decides the batches or the rounding of a training besides its settings and packs, JSON-ready.
+
+    Raises:
+        ModelError: the model to start from has no config.
+    """
+    start = json.dumps(read_config(model_folder(settings.init)), sort_keys=True) if settings.init else ""
+    return {
+        "training processes": group.size,
+        "live generators": Path(options.live).name,
+        "device": group.device.type,
+        "resolved dtype": str(compute_dtype(settings.dtype, group.device)).removeprefix("torch."),
+        "compile": options.compile,
+        "threads": torch.get_num_threads() if group.device.type == "cpu" else 0,
+        "config of --init": hashlib.sha256(start.encode()).hexdigest()[:12] if start else "",
+    }
+
+
+class Trainer:
+    """One training, from its start or its last checkpoint to its end or an interruption."""
+
+    def __init__(
+        self,
+        settings: PretrainSettings,
+        options: RunOptions,
+        feed: Feed,
+        measured: Mapping[str, Sequence[TokenSequence]],
+        packs: list[str],
+        group: Group,
+        say: Callable[[str], None],
+    ) -> None:
+        """Raises InputError for a checkpoint that does not belong to these settings and packs, or for a folder that
+        holds a model without one."""
+        from arc_lab.pretraining.pretrain import settings_document
+
+        self.settings, self.options, self.feed, self.group = settings, options, feed, group
+        self.measured = measured
+        self.document = settings_document(settings)
+        self.conditions = conditions(settings, options, group)
+        self.packs = packs
+        self.say = say if group.first else lambda text: None
+        self.state: dict[str, Any] = {**dict.fromkeys(STATE_NAMES, 0), "seconds": 0.0, "curve": [], "loss": 0.0}
+        self.state["logged_at"] = dict.fromkeys(LOGGED, 0)
+        stored = load(options.checkpoints)
+        if stored is not None:
+            check_same(stored[0], self.document, self.conditions, packs, options.checkpoints)
+        else:
+            restore_folder(options.out / "model")
+            if (options.out / "model").exists():
+                raise InputError(
+                    f"{options.out / 'model'}: holds a model, but {options.checkpoints} no checkpoint to go on from; "
+                    "give another --out (with --init for these weights)"
+                )
+        feed.start(stored[0]["feed"] if stored else None, settings.limit_tokens(0.0))
+        self.base = training_model(
+            PRESETS[settings.preset], settings.rope, settings.seed, settings.init, settings.dtype, group.device
+        )
+        self.trained = self._optimizers()
+        half = self.base.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(group.device.type, init_scale=4096.0, enabled=half)
+        if stored is not None:
+            self.trained.restore(stored[1], options.checkpoints)
+            self.state = {name: stored[0][name] for name in self.state}
+            self.scaler.load_state_dict(stored[0]["loss_scaler"])
+            self.say(f"going on after step {self.state['step']}, {format_duration(self.state['seconds'])}")
+        self._rewrite_log()
+        if options.compile:
+            compile_layers(self.base.llama, max(1, len(settings.data.lengths)))
+        self.peak = matmul_peak(group.device, self.base.dtype) if options.peak and group.first else 0.0
+        self.loss = torch.tensor(self.state["loss"], device=group.device)  # sum of mean losses since the last line
+        self.feed_state = feed.state()  # after the last whole step
+        self.whole = True  # no step has changed a part of the weights alone
+        self.saved_step = self.state["step"]
+        self.start_s = REAL_CLOCK.now() - self.state["seconds"]
+
+    def _optimizers(self) -> Trained:
+        llama, settings = self.base.llama, self.settings
+        named = others(llama)
+        muon = Muon(matrices(llama), settings.muon_lr, settings.weight_decay)
+        fused = self.group.device.type == "cuda"
+        adamw = torch.optim.AdamW(
+            [weight for _, weight in named], lr=settings.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=fused
+        )
+        return Trained(llama, muon, adamw, [name for name, _ in named])
+
+    def run(self, stopped: Callable[[], bool]) -> dict[str, Any]:
+        """Train to the end, or until `stopped`; returns the card.
+
+        Raises:
+            TrainingDiverged: the last checkpoint stays.
+            ArcError: anything else went wrong; the steps until then are in a checkpoint (of several processes: those
+                until the last one).
+        """
+        try:
+            return self._end(finished=self._train(stopped))
+        except TrainingDiverged:
+            raise
+        except Exception as error:
+            text = self._rescue(error)
+            if isinstance(error, (InputError, BrokenPipeError)):
+                raise
+            raise ArcError(text) from error
+
+    def _train(self, stopped: Callable[[], bool]) -> bool:
+        """Step until the end (True) or until `stopped` (False)."""
+        state, options = self.state, self.options
+        self.start_s = REAL_CLOCK.now() - state["seconds"]
+        saved_s = measured_s = state["seconds"]
+        limit = options.stop_after_steps or math.inf
+        while True:
+            self._tell_time()
+            progress, stop = self._agree(self._progress(), stopped() or state["step"] >= limit)
+            if progress >= 1.0 or stop:
+                return progress >= 1.0
+            self._step(progress)
+            self._tell_time()
+            if state["step"] % options.log_every == 0:
+                self._log()
+            if self.group.first and state["seconds"] - measured_s >= options.evaluate_every_s:
+                measured_s = state["seconds"]
+                self._measure()
+            if self.group.first and state["seconds"] - saved_s >= options.checkpoint_every_s:
+                saved_s = state["seconds"]
+                self._save(finished=False)
+
+    def _tell_time(self) -> None:
+        self.state["seconds"] = REAL_CLOCK.now() - self.start_s
+
+    def _rescue(self, error: Exception) -> str:
+        """Save what stands after an error; returns what happened, in one line."""
+        told = [line for line in str(error).splitlines() if line.strip()][:1]
+        text = told[0] if told and isinstance(error, ArcError) else ": ".join([type(error).__name__, *told])
+        alone = self.group.size == 1  # else the device may wait for processes that are gone
+        if alone and self.whole and self.state["step"] > self.saved_step:
+            try:
+                self._save(finished=False)
+            except Exception as second:  # the first error matters more
+                text += f"; no checkpoint could be written: {type(second).__name__}"
+        return f"{text}; the same command goes on after step {self.saved_step}" if self.group.first else text
+
+    def _progress(self) -> float:
+        if self.settings.steps:
+            return float(self.state["step"]) / self.settings.steps
+        return float(self.state["seconds"]) / self.settings.seconds
+
+    def _agree(self, progress: float, stop: bool) -> tuple[float, bool]:
+        """The first process's progress, and whether any process was asked to stop."""
+        if self.group.size == 1:
+            return progress, stop
+        told = torch.tensor([progress if self.group.first else 0.0, float(stop)], dtype=torch.float64)
+        dist.all_reduce(told, group=self.group.control)
+        return float(told[0]), bool(told[1] > 0)
+
+    def _step(self, progress: float) -> None:
+        """One step of both optimizers on this process's share of the next batches."""
+        settings, state = self.settings, self.state
+        limit = settings.limit_tokens(progress)
+        batches = [self.feed.next(limit) for _ in range(settings.accumulate * self.group.size)]
+        own = batches[self.group.rank :: self.group.size]
+        count, counts = self._count(own)
+        loss = torch.zeros_like(self.loss)
+        for batch in own:
+            loss += add_gradients(self.base, functools.partial(self._loss, batch), count, self.scaler)
+        self._sum_up(loss)
+        optimizers, rate = (self.trained.muon, self.trained.adamw), settings.rate(state["step"], progress)
+        for optimizer, lr in zip(optimizers, (settings.muon_lr, settings.adam_lr), strict=True):
+            optimizer.param_groups[0]["lr"] = lr * rate
+        clip_gradients(optimizers, self.base.llama.parameters(), self.scaler, settings.clip_norm)
+        self.whole = False
+        update_weights(optimizers, self.scaler)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        state["step"] += 1
+        for name, number in counts.items():
+            state[name] += number
+        self.loss += loss
+        self.feed_state = self.feed.state()
+        self.whole = True
+
+    def _count(self, own: Sequence[Batch]) -> tuple[int, dict[str, int]]:
+        """Targets of a step, at least 1, and what else is counted of it, over all processes.
+
+        own: this one's batches.
+        """
+        targets = sum(len(batch.places) for batch in own)
+        rows = [(batch.tokens, batch.ids.size, batch.sequences, batch.squares) for batch in own]
+        counts = [targets, *(sum(column) for column in zip(*rows, strict=True))]
+        if self.group.size > 1:
+            summed = torch.tensor(counts, dtype=torch.int64)
+            dist.all_reduce(summed, group=self.group.control)
+            counts = [int(number) for number in summed]
+        return max(1, counts[0]), dict(zip(("tokens", "padded", "sequences", "squares"), counts[1:], strict=True))
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        """Summed cross-entropy of a batch, nats."""
+        ids, positions, places, attention = moved(batch, self.group.device, self.settings.data.max_tokens)
+        logits, wanted = target_logits(self.base.llama, ids, positions, places, **attention)
+        return torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
+
+    def _sum_up(self, loss: torch.Tensor) -> None:
+        """Sum gradients and loss over the processes, in place."""
+        if self.group.size == 1:
+            return
+        parts = [loss, *(weight.grad for weight in self.base.llama.parameters() if weight.grad is not None)]
+        flat = torch.cat([part.flatten() for part in parts])
+        dist.all_reduce(flat)
+        for part, summed in zip(parts, torch.split(flat, [p.numel() for p in parts]), strict=True):
+            part.copy_(summed.view_as(part))
+
+    def _log(self) -> None:
+        """Loss and speed since the last line. The only place in the loop that waits for the device."""
+        state, before = self.state, self.state["logged_at"]
+        loss = float(self.loss) / max(1, state["step"] - before["step"])
+        self._tell_time()
+        if not math.isfinite(loss):
+            raise TrainingDiverged(f"the loss is {loss} at step {state['step']}; {CALMER}")
+        since = {name: state[name] - before[name] for name in LOGGED}
+        speed = since["tokens"] / max(1e-6, since["seconds"])
+        share = f", {self._share_of_peak(since):.1%} of peak" if self.peak else ""
+        self.loss.zero_()
+        state["logged_at"] = {name: state[name] for name in LOGGED}
+        self._record({"loss": round(loss, 5), "tokens_s": round(speed)})
+        self.say(
+            f"step {state['step']}  {state['tokens'] / 1e6:.2f}M tokens  loss {loss:.4f}  {speed:,.0f} tokens/s{share}"
+            f"  {format_duration(state['seconds'])}  windows ready {self.feed.ready()}"
+        )
+
+    def _rewrite_log(self) -> None:
+        """Bring log.jsonl back to the checkpoint's moment; that of another training is put aside."""
+        path = self.options.out / "log.jsonl"
+        if self.group.first and not self.state["curve"] and path.exists():
+            path.replace(path.with_suffix(".previous.jsonl"))
+        elif self.group.first and self.state["curve"]:
+            write_atomically(path, "".join(json.dumps(line) + "\n" for line in self.state["curve"]))
+
+    def _record(self, figures: dict[str, Any]) -> None:
+        """Add figures to the curve and to log.jsonl."""
+        line = {"step": self.state["step"], "seconds": round(self.state["seconds"], 1), **figures}
+        self.state["curve"].append(line)
+        if self.group.first:
+            self.options.out.mkdir(parents=True, exist_ok=True)
+            with (self.options.out / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _share_of_peak(self, done: Mapping[str, float]) -> float:
+        """Model FLOP utilisation: useful FLOP/s over those of the best matrix product measured here.
+
+        done: seconds, tokens and squares (the sum of the squared lengths of sequences).
+        """
+        length = done["squares"] / max(1, done["tokens"])  # that the sequence of a token has, mean over tokens
+        flops = done["tokens"] * flops_per_token(self.base, length)
+        return flops / max(1e-6, done["seconds"]) / self.peak / self.group.size
+
+    def _measure(self) -> dict[str, Any]:
+        """Exact match on both kinds of held pairs; recorded and said."""
+        figures = {}
+        for name, sequences in self.measured.items():
+            found = measured_match(self.base, sequences, min(65_536, self.settings.data.batch_tokens))
+            figures[name] = {"exact": sum(found.right), "n": len(found.right), "loss": round(found.loss, 5)}
+        self._record({"exact_match": figures})
+        text = ", ".join(f"{name} {f['exact']} of {f['n']} (loss {f['loss']:.4f})" for name, f in figures.items())
+        self.say(f"step {self.state['step']}  exact match: {text}")
+        return figures
+
+    def _last_measured(self) -> int:
+        """The step after which exact match was measured last; -1 before the first."""
+        return max((line["step"] for line in self.state["curve"] if "exact_match" in line), default=-1)
+
+    def _save(self, *, finished: bool) -> dict[str, Any]:
+        """Write checkpoint, model and card; never of weights or losses that are not finite. Returns the card."""
+        largest = [weight.detach().abs().amax() for weight in self.base.llama.parameters()]
+        if not bool(torch.stack([*largest, self.loss]).isfinite().all()):
+            raise TrainingDiverged(f"not all is finite at step {self.state['step']}; {CALMER}")
+        state = {
+            **self.state,
+            "loss": float(self.loss),
+            "feed": self.feed_state,
+            "loss_scaler": self.scaler.state_dict(),
+            "settings": self.document,
+            "conditions": self.conditions,
+            "packs": self.packs,
+        }
+        save(self.options.checkpoints, self.trained, state)
+        self.saved_step = self.state["step"]
+        dtype = torch.bfloat16 if self.options.save_dtype == "bfloat16" else torch.float32
+        card = save_model(self.base.llama, self.options.out / "model", dtype, self._card(finished))
+        write_card(card, self.options.out)
+        return card
+
+    def _card(self, finished: bool) -> dict[str, Any]:
+        state = self.state
+        return {
+            "finished": finished,
+            "parameters": self.base.parameters,
+            "packs": self.packs,
+            "settings": self.document,
+            "processes": self.group.size,
+            "device": str(self.group.device),
+            "dtype": str(self.base.dtype).removeprefix("torch."),
+            "live": bool(self.options.live),
+            "steps": state["step"],
+            "tokens": state["tokens"],
+            "padding": round(1 - state["tokens"] / max(1, state["padded"]), 4),
+            "sequences": state["sequences"],
+            "seconds": round(state["seconds"], 1),
+            "tokens_s": round(state["tokens"] / max(1e-6, state["seconds"])),
+            "peak_flops": self.peak,
+            "share_of_peak": round(self._share_of_peak(state), 4) if self.peak else None,
+            "loss": next((line["loss"] for line in reversed(state["curve"]) if "loss" in line), None),
+            "exact_match": next((c["exact_match"] for c in reversed(state["curve"]) if "exact_match" in c), None),
+            "curve": state["curve"],
+        }
+
+    def _end(self, *, finished: bool) -> dict[str, Any]:
+        """Last figures (of a finished training), checkpoint and model, by the first process."""
+        if finished and self.state["step"] > self.state["logged_at"]["step"]:
+            self._log()
+        if not self.group.first:
+            return {"finished": finished}
+        if not finished and self.state["step"] == self.saved_step:  # nothing new; of no step, nothing at all
+            return self._card(finished)
+        if finished and self._last_measured() != self.state["step"]:  # a finished run that is started again has it
+            self._measure()
+        return self._save(finished=finished)
+
+
+def moved(
+    batch: Batch, device: torch.device, longest: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """Ids and positions (B, T) and places (N,) as int64 on the device, and what its attention is told; copied without
+    waiting. longest: tokens that no sequence of a packed row exceeds."""
+
+    def on_device(array: NDArray[Any]) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+    ids, positions, places = (on_device(array).long() for array in (batch.ids, batch.positions, batch.places))
+    attention = {} if batch.starts is None else {"starts": on_device(batch.starts), "longest": longest}
+    return ids, positions, places, attention
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Sequences measured. right: for each, whether the most likely token is right at every target, which is what greedy
+    decoding would answer. loss: mean negative log-likelihood of all their targets, nats."""
+
+    right: list[bool]
+    loss: float
+
+
+@torch.no_grad()
+def measured_match(base: LoadedModel, sequences: Sequence[TokenSequence], batch_tokens: int = 8192) -> Measured:
+    """Exact match and loss of sequences. Waits for the device; used between steps only, without compiled layers."""
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    lists = micro_batches([sequences[i] for i in order], batch_tokens)
+    training = base.llama.training
+    base.llama.eval()
+    right: list[bool] = []
+    total, targets = 0.0, 0
+    with torch.compiler.set_stance("force_eager"):
+        for rows in lists:
+            batch = batch_of(rows, len(rows), max(map(len, rows)))
+            ids, positions, places, _ = moved(batch, base.device, 0)
+            with torch.autocast(base.device.type, dtype=base.dtype, enabled=base.autocast):
+                logits, wanted = target_logits(base.llama, ids, positions, places)
+            wrong = (logits.argmax(-1) != wanted).cpu().numpy()
+            total += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
+            targets += len(wrong)
+            owners = batch.row_of_targets()
+            right += [not bool(wrong[owners == row].any()) for row in range(batch.sequences)]
+    base.llama.train(training)
+    return Measured([right[int(place)] for place in np.argsort(order)], total / max(1, targets))
+
+
+def exact_match(base: LoadedModel, sequences: Sequence[TokenSequence], batch_tokens: int = 8192) -> list[bool]:
+    """`Measured.right` of sequences."""
+    return measured_match(base, sequences, batch_tokens).right

@@ -1,0 +1,259 @@
+"""`python -m arc_lab push`: upload the bundle and the kernel with the official kaggle command line, and read what it
+prints, because it ends with success after many a failure."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from arc_lab.publish.bundle import BUNDLE, METADATA, outdated
+from arc_lab.publish.metadata import dataset_names, dataset_problems, kernel_problems, read_metadata, source_differences
+from arc_lab.publish.wheels import ROOT
+from arc_ttt.bootstrap.mounts import MANIFEST
+from arc_ttt.deadline import format_duration
+from arc_ttt.errors import InputError
+
+PUSHED = re.compile(r"Kernel version (\d+) successfully pushed")
+READY_LIMIT_S = 1800.0
+READY_EVERY_S = 5.0
+ANSWER_LIMIT_S = 600.0  # for a command that uploads little
+UPLOAD_LIMIT_S = 6 * 3600.0  # 2 GB at a megabit a second take four and a half hours
+LOG_IN = "log in: make an API token on your Kaggle account page and keep it as ~/.kaggle/access_token"
+NO_NETWORK = "Kaggle cannot be reached: check the connection"
+SLOW = "check the connection and what Kaggle has got of it, then try again"
+LATER = "Kaggle has trouble or has had enough of us: try again in some minutes"
+SILENT = (  # in the output of a command that ends with 0 all the same: what to do
+    (r"Maximum batch GPU session count", "two of your GPU runs are still going: wait for one to end, or cancel it"),
+    (r"Kernel push error", "Kaggle refused the kernel: the line tells why"),
+    (r"not valid dataset sources", "a dataset is misspelt, not yours, or not ready: see dataset_sources"),
+    (r"not valid competition sources", "join the competition and accept its rules on its page, then push again"),
+    (r"not valid kernel sources", "see kernel_sources in kernel-metadata.json"),
+    (r"not valid tags", "see keywords in kernel-metadata.json"),
+    (r"Skipping folder", "folders are not uploaded: the bundle must be flat"),
+    (r"Upload unsuccessful", "a file did not arrive: check the connection, then push again"),
+    (r"Dataset (version )?creation error", "Kaggle refused the dataset: the line tells why"),
+)
+LOUD = (  # in the output of a command that ended with an error
+    (r"must be less than 1 megabytes", "kernel.py is too long; keep code in src/, it travels in the wheel"),
+    (r"invalid character", "rename the file: letters, digits, dot, dash and underscore"),
+    (r"access_token|Unauthorized|authenticate", LOG_IN),
+    (r"ConnectionError|Max retries|Connection refused", NO_NETWORK),
+    (r"403|Forbidden|[Pp]ermission", "you may not use this: accept the competition's rules, or check the owner's name"),
+    (r"404|[Nn]ot [Ff]ound|Could not find", "Kaggle does not know this name: check owner, slug and version"),
+    (r"\b5\d\d Server Error|\b429\b|Internal|Unavailable|Too [Mm]any|[Tt]imed out", LATER),
+    (r"", "this line tells what is wrong"),
+)
+OLD_CODE = "the kernel would run the code that its dataset holds already: to push both, bundle and leave --only out"
+# What Kaggle says of the status of a dataset that is not there: also that you may not look at it, in these words.
+ABSENT = re.compile(r"404 Client Error|[Nn]ot [Ff]ound|Permission 'datasets\.get' was denied")
+
+
+class KaggleError(InputError):
+    """A command of the kaggle command line failed, whatever its exit status; the message has advice."""
+
+
+def find_cli() -> str:
+    """The kaggle command: beside this interpreter, or on the path. Raises InputError."""
+    beside = Path(sys.executable).parent / "kaggle"
+    found = str(beside) if beside.is_file() else shutil.which("kaggle")
+    if not found:
+        raise InputError("the kaggle command is not installed: pip install kaggle==2.2.4 six")
+    return found
+
+
+def run_cli(cli: str, *arguments: str, limit_s: float = ANSWER_LIMIT_S) -> str:
+    """Run one command of the kaggle command line and return what it printed. Raises KaggleError as `answer_of` does."""
+    return answer_of([cli, *arguments], f"kaggle {arguments[0]} {arguments[1]}", limit_s)
+
+
+def answer_of(words: Sequence[str], name: str, limit_s: float = ANSWER_LIMIT_S) -> str:
+    """Run a program that asks Kaggle and return what it printed. name: what messages call it.
+
+    Raises:
+        KaggleError: it failed, says so although it ended with 0, or took too long.
+    """
+    try:
+        done = subprocess.run(
+            words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=limit_s
+        )
+    except subprocess.TimeoutExpired as error:
+        raise KaggleError(f"{name} had not ended after {format_duration(limit_s)} -> {SLOW}") from error
+    output = f"{done.stdout}\n{done.stderr}"
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for pattern, advice in (*SILENT, *LOUD) if done.returncode else SILENT:
+        if told := next((line for line in reversed(lines) if re.search(pattern, line)), ""):
+            raise KaggleError(f"{name}: {told} -> {advice}")
+    if done.returncode:
+        raise KaggleError(f"{name} ended with {done.returncode} and no message")
+    return done.stdout
+
+
+def _older(bundle: Path) -> str:
+    """Why a bundle does not hold today's code, as far as that can be told; empty if it does."""
+    try:
+        return outdated(bundle)
+    except InputError as error:
+        return str(error)
+
+
+def check_ready(bundle: Path, root: Path, only: str | None = None) -> None:
+    """Everything that can be wrong before Kaggle is asked. only: "dataset" or "kernel", the part to be pushed.
+
+    Raises:
+        InputError: with what to do.
+    """
+    asked = read_metadata(root / "kernel-metadata.json")
+    if only != "dataset" and (problems := kernel_problems(asked, root)):
+        raise InputError(f"kernel-metadata.json: {problems[0]}")
+    if only == "kernel":
+        return
+    if why := outdated(bundle):
+        raise InputError(f"{why}: run python -m arc_lab bundle")
+    body = read_metadata(bundle / METADATA)
+    if problems := dataset_problems(body):
+        raise InputError(f"{METADATA}: {problems[0]}")
+    if body["id"] not in dataset_names(asked):
+        where = "dataset_sources in kernel-metadata.json"
+        raise InputError(f"the bundle is for {body['id']}, which is not among {where}: run python -m arc_lab bundle")
+
+
+def push_dataset(cli: str, folder: Path, message: str) -> str:
+    """Create the bundle's dataset, or a new version of it, and wait until Kaggle has unpacked it. Returns its name.
+
+    Raises:
+        InputError: the folder is no bundle, or a command failed.
+    """
+    body = read_metadata(folder / METADATA)
+    if problems := dataset_problems(body):
+        raise InputError(f"{METADATA}: {problems[0]}")
+    if inner := [path.name for path in folder.iterdir() if path.is_dir()]:
+        raise InputError(f"{folder}: the folder {inner[0]} would not be uploaded: the bundle must be flat")
+    name = str(body["id"])
+    there, before = dataset_state(cli, name)
+    if there:
+        run_cli(cli, "datasets", "version", "-p", str(folder.resolve()), "-m", message, limit_s=UPLOAD_LIMIT_S)
+    else:
+        run_cli(cli, "datasets", "create", "-p", str(folder.resolve()), limit_s=UPLOAD_LIMIT_S)
+    end_s = time.monotonic() + READY_LIMIT_S
+    while True:
+        trouble = ""
+        try:
+            state, version = dataset_state(cli, name)
+        except KaggleError as error:  # it has taken the upload; that it is busy now is no reason to give up
+            if any(advice in str(error) for advice in (LOG_IN, NO_NETWORK)):
+                raise
+            state, version, trouble = "", 0, f"; {error}"
+        if state == "ready" and version > before:
+            return name
+        if state in ("failed", "deleted") or time.monotonic() > end_s:
+            told = f"dataset {name} is {state or 'not there'}{trouble}"
+            raise KaggleError(f"{told} -> its page on Kaggle tells the reason")
+        time.sleep(READY_EVERY_S)
+
+
+def dataset_state(cli: str, name: str) -> tuple[str, int]:
+    """What Kaggle says of a dataset (ready, failed, ...) and its newest version; ("", 0) if there is none of this name.
+
+    Raises:
+        KaggleError: any other error, or an answer that cannot be read.
+    """
+    try:
+        told = run_cli(cli, "datasets", "status", name, "--format", "json")
+    except KaggleError as error:
+        if ABSENT.search(str(error)):
+            return "", 0
+        raise
+    try:
+        body = json.loads(told[told.index("{") :])
+        return str(body["status"]).lower(), int(body["current_version_number"] or 0)
+    except (ValueError, KeyError, TypeError) as error:
+        raise KaggleError(f"kaggle datasets status {name} printed {told.strip()[-200:]!r}") from error
+
+
+def push_kernel(cli: str, root: Path) -> int:
+    """Push the kernel of a folder and compare what Kaggle then holds with what was asked. Returns its version.
+
+    Raises:
+        InputError: the metadata are wrong, or a command failed or dropped something.
+    """
+    asked = read_metadata(root / "kernel-metadata.json")
+    if problems := kernel_problems(asked, root):
+        raise InputError(f"kernel-metadata.json: {problems[0]}")
+    output = run_cli(cli, "kernels", "push", "-p", str(root.resolve()))
+    found = PUSHED.search(output)
+    if found is None:
+        raise KaggleError(f"kaggle kernels push did not say that it pushed a version: {output.strip()[-300:]!r}")
+    if problems := source_differences(asked, stored_metadata(cli, str(asked["id"]))):
+        raise KaggleError(f"version {found[1]} was pushed, but not as asked: {'; '.join(problems)}")
+    return int(found[1])
+
+
+def stored_metadata(cli: str, kernel: str) -> dict[str, Any]:
+    """The kernel's metadata as Kaggle holds them. Raises InputError."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_cli(cli, "kernels", "pull", kernel, "-p", folder, "-m")
+        return read_metadata(Path(folder) / "kernel-metadata.json")
+
+
+def commands(bundle: Path, root: Path, only: str | None = None) -> list[str]:
+    """The commands that a push would run, as a person would type them. only: "dataset" or "kernel"."""
+    lines = []
+    if only != "kernel":
+        dataset = read_metadata(bundle / METADATA)["id"]
+        lines += [
+            f"kaggle datasets status {dataset}",
+            f"kaggle datasets create -p {bundle}    # or, if there is one: datasets version -p {bundle} -m MESSAGE",
+            f"kaggle datasets status {dataset}    # until it says ready",
+        ]
+    if only != "dataset":
+        kernel = read_metadata(root / "kernel-metadata.json")["id"]
+        lines += [
+            f"kaggle kernels push -p {root}",
+            f"kaggle kernels pull {kernel} -p FOLDER -m    # to see which sources Kaggle kept",
+        ]
+    return lines
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line. Returns 0, or 1 if Kaggle refused or changed something, or 2 for wrong use."""
+    parser = argparse.ArgumentParser(prog="python -m arc_lab push", description=__doc__)
+    add = parser.add_argument
+    add("--bundle", type=Path, default=BUNDLE, metavar="DIR", help="folder of the bundle (default: build/bundle)")
+    add("--kernel", type=Path, default=ROOT, metavar="DIR", help="folder of kernel-metadata.json (default: this one)")
+    add("--only", choices=("dataset", "kernel"), help="push only this")
+    add("--message", default="new version", help="message of a new version of the dataset")
+    add("--dry-run", action="store_true", help="check what can be checked here, print the commands and run none")
+    options = parser.parse_args(argv)
+    try:
+        check_ready(options.bundle, options.kernel, options.only)
+        if options.only == "kernel" and (why := _older(options.bundle)):
+            print(f"push: WARNING: {why}; {OLD_CODE}", file=sys.stderr)
+        if options.dry_run:
+            print("\n".join(commands(options.bundle, options.kernel, options.only)))
+            return 0
+        cli = find_cli()
+        if options.only != "kernel":
+            name = push_dataset(cli, options.bundle, options.message)
+            manifest = read_metadata(options.bundle / MANIFEST)
+            print(f"dataset {name} is ready, made from commit {manifest.get('commit')}", flush=True)
+        if options.only != "dataset":
+            version = push_kernel(cli, options.kernel)
+            kernel = read_metadata(options.kernel / "kernel-metadata.json")["id"]
+            print(f"kernel {kernel} version {version} is pushed, with all its sources")
+            print(f"when its run is complete: python -m arc_lab submit --version {version}")
+    except KaggleError as error:
+        print(f"push: {error}", file=sys.stderr)
+        return 1
+    except InputError as error:
+        print(f"push: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,86 @@
+"""`python -m arc_lab submit`: hand a pushed version of the kernel to the competition, once its own run is complete."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from arc_lab.publish.metadata import read_metadata
+from arc_lab.publish.push import KaggleError, answer_of, find_cli, run_cli
+from arc_lab.publish.wheels import ROOT
+from arc_ttt.errors import InputError
+
+OUTPUT = "submission.json"  # the name of the file that the version wrote, not a path on this machine
+# Asked through the command line's own library: `kaggle kernels status` of 2.2.4 takes a version, leaves it out of its
+# request and tells of the newest. The site knows versions as v1, v2, ... and answers 404 to a bare number.
+STATUS = """
+import sys
+try:
+    from kaggle import api
+    from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelSessionStatusRequest
+    request = ApiGetKernelSessionStatusRequest()
+    request.user_name, request.kernel_slug, request.version_label = sys.argv[1:]
+    with api.build_kaggle_client() as kaggle:
+        print(kaggle.kernels.kernels_api_client.get_kernel_session_status(request).status)
+except Exception as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def submit(cli: str, root: Path, version: int, message: str) -> str:
+    """Submit, if the version has run through. Returns what kaggle printed.
+
+    Raises:
+        InputError: the kernel's run is not complete, or Kaggle refused.
+    """
+    body = read_metadata(root / "kernel-metadata.json")
+    kernel, competitions = str(body.get("id")), body.get("competition_sources") or []
+    if not competitions:
+        raise InputError("kernel-metadata.json names no competition under competition_sources")
+    state = version_state(cli, kernel, version)
+    if state != "COMPLETE":
+        wait = state in ("NEW_SCRIPT", "QUEUED", "RUNNING")
+        advice = "wait for it" if wait else f"see the log of this version at https://www.kaggle.com/code/{kernel}"
+        raise KaggleError(f"version {version} of {kernel} is {state}, not COMPLETE -> {advice}")
+    words = ("-f", OUTPUT, "-k", kernel, "-v", str(version), "-m", message)
+    return run_cli(cli, "competitions", "submit", str(competitions[0]), *words).strip()
+
+
+def version_state(cli: str, kernel: str, version: int) -> str:
+    """What Kaggle says of the run of one version: QUEUED, RUNNING, COMPLETE, ERROR, ... Raises KaggleError."""
+    owner, _, slug = kernel.partition("/")
+    words = [_interpreter(cli), "-P", "-c", STATUS, owner, slug, f"v{version}"]
+    told = answer_of(words, f"asking for the status of version {version}")
+    found = re.search(r"KernelWorkerStatus\.(\w+)", told)
+    if found is None:
+        raise KaggleError(f"version {version} of {kernel}: Kaggle's answer cannot be read: {told.strip()[-200:]!r}")
+    return found[1]
+
+
+def _interpreter(cli: str) -> str:
+    """The Python that has the command line's library: the one that runs it, by its first line, else this one."""
+    with contextlib.suppress(OSError), Path(cli).open("rb") as file:
+        first = file.readline(1000).decode(errors="replace")
+        words = first.removeprefix("#!").split()
+        if first.startswith("#!") and len(words) == 1 and Path(words[0]).is_file():
+            return words[0]
+    return sys.executable
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line. Returns 0, or 1 if Kaggle refused, or 2 for wrong use."""
+    parser = argparse.ArgumentParser(prog="python -m arc_lab submit", description=__doc__)
+    parser.add_argument("--version", type=int, required=True, metavar="N", help="version that the push printed")
+    parser.add_argument("--message", default="arc-ttt", help="description of the submission")
+    parser.add_argument("--kernel", type=Path, default=ROOT, metavar="DIR", help="folder of kernel-metadata.json")
+    options = parser.parse_args(argv)
+    try:
+        print(submit(find_cli(), options.kernel, options.version, options.message))
+    except InputError as error:
+        print(f"submit: {error}", file=sys.stderr)
+        return 1 if isinstance(error, KaggleError) else 2
+    return 0

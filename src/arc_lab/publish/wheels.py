@@ -1,0 +1,234 @@
+"""`python -m arc_lab wheels`: fetch the wheels of wheels/lock.json, compare them with it, and check that they fit the
+packages of Kaggle's image (wheels/image.json)."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import email.parser
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion
+
+from arc_ttt.bootstrap.mounts import misfit
+from arc_ttt.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[3]
+WHEELS = ROOT / "wheels"
+IMAGE = WHEELS / "image.json"
+SETS = ("base", "unsloth")
+MOST_FETCH_S = 3600.0
+NEVER = ("torch", "triton", "numpy")  # and every nvidia-* and cuda-* package: the image's own must stay
+PLATFORMS = ("2_28", "2_27", "2_24", "2_17")  # pip does not know by itself that a newer glibc takes older tags
+
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    """One line of the lock. set: base or unsloth. python: versions of Python that take this very file."""
+
+    file: str
+    name: str
+    version: str
+    sha256: str
+    size: int
+    set: str
+    python: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What Kaggle's image holds. packages: version by distribution, in the normal form of its name."""
+
+    python: str
+    glibc: str
+    packages: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Clash:
+    """Two packages that fail together although neither requires otherwise, as versions of each and what happens."""
+
+    one: Requirement
+    other: Requirement
+    effect: str
+
+    def told(self, packages: Mapping[str, str]) -> str:
+        """The clash in an image's packages, with their versions; empty if they do not hold both."""
+        held = [(asked, packages.get(canonicalize_name(asked.name), "")) for asked in (self.one, self.other)]
+        if not all(version and asked.specifier.contains(version, prereleases=True) for asked, version in held):
+            return ""
+        return f"{' and '.join(f'{asked.name} {version}' for asked, version in held)}: {self.effect}"
+
+
+CLASHES = (
+    Clash(
+        Requirement("peft>=0.19"),
+        Requirement("torchao<0.16"),
+        "peft raises an ImportError where it gives a plain linear layer its adapter",
+    ),
+)
+
+
+def read_lock(path: Path = WHEELS / "lock.json") -> list[Wheel]:
+    """Raises InputError for a lock that cannot be read or names a package that must stay the image's."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["wheels"]
+        wheels = [Wheel(**{**row, "python": tuple(row["python"])}) for row in rows]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: not a lock of wheels: {type(error).__name__}: {error}") from error
+    for wheel in wheels:
+        if wheel.set not in SETS:
+            raise InputError(f"{path}: {wheel.file}: no set {wheel.set!r}; there are {', '.join(SETS)}")
+        if wheel.name in NEVER or wheel.name.startswith(("nvidia-", "cuda-")):
+            raise InputError(f"{path}: {wheel.name} must never be bundled: the image's own would stop working")
+    return wheels
+
+
+def read_image(path: Path = IMAGE) -> Image:
+    """The description of an image: wheels/image.json, or the setup.json of a run on Kaggle. Raises InputError."""
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        held = {**body.get("near", {}), **body["packages"]}
+        packages = {str(canonicalize_name(name)): str(version) for name, version in held.items()}
+        return Image(".".join(str(body["python"]).split(".")[:2]), str(body["glibc"]), packages)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: not a description of an image: {type(error).__name__}: {error}") from error
+
+
+def members(lock: Iterable[Wheel], chosen: str, python: str) -> list[Wheel]:
+    """Wheels of a set for a version of Python; unsloth stands on top of base. Raises InputError if there are none."""
+    sets = SETS if chosen == "unsloth" else (chosen,)
+    found = [wheel for wheel in lock if wheel.set in sets and python in wheel.python]
+    if not found:
+        raise InputError(f"the lock has no wheel of set {chosen} for Python {python}: add them to wheels/lock.json")
+    return found
+
+
+def told_again(chosen: str, image: Path = IMAGE) -> str:
+    """The options that name a set and an image to `wheels` and `bundle`; empty where they are the defaults."""
+    return (f" --set {chosen}" if chosen != SETS[0] else "") + (f" --image {image}" if image != IMAGE else "")
+
+
+def state(wheel: Wheel, folder: Path) -> str:
+    """What is wrong with a wheel's file: missing, damaged, or nothing."""
+    path = folder / wheel.file
+    if not path.is_file():
+        return "missing"
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return "" if digest == wheel.sha256 else "damaged"
+
+
+def fetch(wheels: Sequence[Wheel], folder: Path, python: str) -> list[str]:
+    """Download with pip what is missing or damaged, in an hour at most.
+
+    Returns a line for each wheel that then is still not as locked.
+    """
+    wanted = [wheel for wheel in wheels if state(wheel, folder)]
+    if wanted:
+        for wheel in wanted:
+            (folder / wheel.file).unlink(missing_ok=True)
+        short = "cp" + python.replace(".", "")
+        command = [sys.executable, "-m", "pip", "download", "--only-binary=:all:", "--no-deps", "--require-hashes"]
+        command += ["--disable-pip-version-check", "--quiet", "--implementation", "cp", "--python-version", python]
+        command += [part for abi in (short, "abi3", "none") for part in ("--abi", abi)]
+        tags = [*(f"manylinux_{version}_x86_64" for version in PLATFORMS), "manylinux2014_x86_64", "linux_x86_64"]
+        command += [part for tag in tags for part in ("--platform", tag)]
+        with tempfile.TemporaryDirectory() as scratch:
+            listed = Path(scratch) / "requirements.txt"
+            rows = [f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n" for wheel in wanted]
+            listed.write_text("".join(rows), encoding="utf-8")
+            words = [*command, "-d", str(folder), "-r", str(listed)]
+            with contextlib.suppress(subprocess.TimeoutExpired):  # what has not come is told as missing
+                subprocess.run(words, check=False, stdin=subprocess.DEVNULL, timeout=MOST_FETCH_S)
+    problems = []
+    for wheel in wheels:
+        if wrong := state(wheel, folder):
+            (folder / wheel.file).unlink(missing_ok=True)
+            problems.append(f"{wheel.file}: {wrong}")
+    return problems
+
+
+def conflicts(wheels: Iterable[Wheel], folder: Path, image: Image) -> list[str]:
+    """Requirements of the wheels that neither they nor the image fulfil, one line each; also files that do not fit.
+
+    The files must be there. Raises InputError for one that is no wheel.
+    """
+    listed = list(wheels)
+    have = {**image.packages, **{str(canonicalize_name(wheel.name)): wheel.version for wheel in listed}}
+    major, minor = (int(part) for part in image.python.split("."))
+    environment = {"python_version": image.python, "python_full_version": f"{image.python}.0", "sys_platform": "linux"}
+    environment |= {"platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix", "extra": ""}
+    found = []
+    for wheel in listed:
+        if why := misfit(wheel.file, (major, minor), int(image.glibc.split(".")[1])):
+            found.append(f"{wheel.file}: {why}")
+        for text in _requirements(folder / wheel.file):
+            try:
+                requirement = Requirement(text)
+                if requirement.marker is not None and not requirement.marker.evaluate(environment):
+                    continue
+                version = have.get(canonicalize_name(requirement.name))
+                if version is None:
+                    found.append(f"{wheel.name} {wheel.version} needs {requirement}, which nothing brings")
+                elif not requirement.specifier.contains(version, prereleases=True):
+                    found.append(f"{wheel.name} {wheel.version} needs {requirement}, there is {version}")
+            except (InvalidRequirement, InvalidVersion) as error:
+                found.append(f"{wheel.name}: cannot be understood: {error}")
+    return found
+
+
+def _requirements(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA") and n.count("/") == 1)
+            message = email.parser.Parser().parsestr(archive.read(name).decode("utf-8"))
+    except (OSError, zipfile.BadZipFile, StopIteration, ValueError) as error:
+        raise InputError(f"{path}: not a wheel: {error!r}") from error
+    return [str(text) for text in message.get_all("Requires-Dist", [])]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line. Returns 0 if every wheel is there, as locked, and fits."""
+    parser = argparse.ArgumentParser(prog="python -m arc_lab wheels", description=__doc__)
+    add = parser.add_argument
+    add("--set", choices=SETS, default="base", help="base, or unsloth with base (default: base)")
+    add("--python", metavar="3.N", help="version of Python on Kaggle (default: that of the image's description)")
+    add("--image", type=Path, default=IMAGE, metavar="FILE", help="an image's description or setup.json")
+    add("--into", type=Path, default=WHEELS, metavar="DIR", help="folder of the wheels (default: wheels)")
+    add("--check", action="store_true", help="download nothing")
+    options = parser.parse_args(argv)
+    try:
+        image = read_image(options.image)
+        python = options.python or image.python
+        wheels = members(read_lock(), options.set, python)
+        options.into.mkdir(parents=True, exist_ok=True)
+        if options.check:
+            problems = [f"{wheel.file}: {wrong}" for wheel in wheels if (wrong := state(wheel, options.into))]
+        else:
+            problems = fetch(wheels, options.into, python)
+        if not problems and python == image.python:
+            problems = conflicts(wheels, options.into, image)
+    except InputError as error:
+        print(f"wheels: {error}", file=sys.stderr)
+        return 2
+    for wheel in wheels:
+        print(f"{wheel.size / 1e6:7.1f} MB  {wheel.file}\n            {wheel.reason}")
+    for line in problems:
+        print(f"PROBLEM: {line}")
+    total = sum(wheel.size for wheel in wheels) / 1e6
+    told = "all as locked" if not problems else f"{len(problems)} problems"
+    count = "1 wheel" if len(wheels) == 1 else f"{len(wheels)} wheels"
+    print(f"set {options.set} for Python {python}: {count}, {total:.0f} MB, {told}")
+    return 1 if problems else 0

@@ -1,0 +1,78 @@
+"""Model folders: what their config.json says, and which weights they hold, read without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from arc_ttt.errors import ModelError
+
+EMBEDDED = Path(__file__).parent / "embedded" / "xs"  # size XS, 2.7 million parameters
+EMBEDDED_M = Path(__file__).parent / "embedded" / "m"  # 26 million
+SAMPLES, SAMPLE_BYTES = 64, 256  # of a file of weights
+SIZES = {"embedded-XS": EMBEDDED, "embedded-M": EMBEDDED_M}
+
+
+def model_folder(path: str, *, gpu: bool = False) -> Path:
+    """The folder that `model.path` names: an embedded model by name, or for an empty path the one that suits the
+    device, size M on a GPU and XS on a CPU; else a folder."""
+    if not path:
+        return EMBEDDED_M if gpu else EMBEDDED
+    return SIZES.get(path) or Path(path).expanduser()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The checkpoint's config.json.
+
+    Raises:
+        ModelError: the folder is missing, its config is unreadable, or it is no Llama.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{folder}: no readable config.json: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{folder}/config.json is not JSON: {error}") from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != "llama":
+        raise ModelError(f"{folder}: model_type is {kind!r}; this kernel runs llama checkpoints")
+    return dict(config)
+
+
+def weights_mark(folder: Path) -> str:
+    """A text that tells checkpoints apart: a hash of the config, and of names, sizes and samples of the weight files.
+
+    Training changes weights everywhere, so samples tell; reading all of an 8B would take a minute. Source: ours.
+    """
+    total = hashlib.sha256()
+    for file in sorted(folder.glob("*")):
+        if file.name == "config.json":
+            total.update(file.read_bytes())
+        elif file.suffix == ".safetensors":
+            size = file.stat().st_size
+            total.update(f"{file.name} {size}".encode())
+            with file.open("rb") as opened:
+                for number in range(SAMPLES):
+                    opened.seek(number * max(SAMPLE_BYTES, size // SAMPLES))
+                    total.update(opened.read(SAMPLE_BYTES))
+    return total.hexdigest()
+
+
+def parameter_count(config: dict[str, Any]) -> int:
+    """Weights of a Llama with this config.json, norms left out.
+
+    Raises:
+        ModelError: a size is missing or no number.
+    """
+    try:
+        hidden, layers, vocabulary = (int(config[name]) for name in ("hidden_size", "num_hidden_layers", "vocab_size"))
+        heads = int(config["num_attention_heads"])
+        width = int(config.get("head_dim") or hidden // heads)
+        shared = int(config.get("num_key_value_heads") or heads)
+        attention = 2 * hidden * width * (heads + shared)
+        embeddings = vocabulary * hidden * (1 if config.get("tie_word_embeddings") else 2)
+        return embeddings + layers * (attention + 3 * hidden * int(config["intermediate_size"]))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ModelError(f"config.json: the sizes of the model are not complete: {error!r}") from error

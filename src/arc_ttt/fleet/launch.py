@@ -1,0 +1,130 @@
+"""Which workers a machine gets, and the environment of each."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from arc_ttt.deadline import Deadline
+from arc_ttt.fleet.fleet import Fleet
+from arc_ttt.fleet.twin import Twin
+from arc_ttt.settings import Settings
+
+HEAD_START_S = 2.0  # workers stop before the coordinator does, so that what a cut job found still arrives
+MOST_PROGRAMS = 8
+CALIBRATE_FROM_S = 3600.0  # a shorter run has no minutes for it
+
+
+def count_gpus() -> int:
+    """Visible NVIDIA GPUs, without importing torch: one folder of the driver or one device file for each."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+    with contextlib.suppress(OSError):
+        listed = len(list(Path("/proc/driver/nvidia/gpus").iterdir()))
+        if listed:
+            return listed
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))  # some containers hide the driver's folder
+
+
+def device_name() -> str:
+    """What the driver calls the first GPU; "cpu" without one, "" where the driver does not tell."""
+    if not count_gpus():
+        return "cpu"
+    with contextlib.suppress(OSError):
+        for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+            for line in file.read_text().splitlines():
+                if line.startswith("Model:"):
+                    return line.partition(":")[2].strip()
+    return ""
+
+
+def work_until(settings: Settings, deadline: Deadline) -> Deadline:
+    """When workers stop by themselves: a moment before the coordinator does, which is the reserve before the limit."""
+    return deadline.minus(settings.run.reserve + min(HEAD_START_S, settings.run.reserve / 2))
+
+
+def make_hello(
+    settings: Settings, deadline: Deadline, *, calibrate: bool = True, generation: int = 0
+) -> dict[str, Any]:
+    """The first line to a worker. calibrate: whether it is to try out training steps first, where the run is long.
+    generation: how often the run has gone over to another model before."""
+    gpu = 0 if count_gpus() else None
+    return {
+        "type": "hello",
+        "settings": settings.to_json(),
+        "deadline": work_until(settings, deadline).at_s,
+        "gpu": gpu,
+        "calibrate": calibrate and settings.run.limit_s >= CALIBRATE_FROM_S,
+        "generation": generation,
+    }
+
+
+def count_searchers(settings: Settings, gpus: int, cores: int, workers: int) -> int:
+    """How many workers synthesize: by default one on each core that no GPU's worker needs, without GPUs as many as
+    there are workers on the CPU."""
+    if not settings.synthesis.enabled:
+        return 0
+    return settings.synthesis.workers or (min(MOST_PROGRAMS, max(1, cores - gpus)) if gpus else workers)
+
+
+def make_fleet(settings: Settings, out: Path, deadline: Deadline) -> tuple[Fleet | Twin, range, int]:
+    """One worker a GPU, or without one up to two on the CPU, and the workers of synthesis behind them.
+
+    Each sees its own device and few threads, and has caches of its own. Returns the fleet, the slots that synthesize,
+    and the number of cores that both kinds share (0 with GPUs, where each GPU's worker keeps a core to itself).
+    """
+    if settings.run.in_process:
+        names = ["device", "synthesis"] if settings.synthesis.enabled else ["device"]
+        unrecorded = settings.override([("model.record", False)])  # a recording that fails would cost the only process
+        return Twin(names, make_hello(unrecorded, deadline)), range(1, len(names)), 1
+    gpus = count_gpus()
+    cores = len(os.sched_getaffinity(0))
+    workers = settings.run.workers or gpus or min(2, cores)
+    programs = count_searchers(settings, gpus, cores, workers)
+    source = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environments = []
+    for slot in range(workers):
+        threads = str(settings.run.threads)
+        cache = (
+            Path(os.environ.get("ARC_TTT_SCRATCH", out)) / "caches" / str(slot)
+        ).absolute()  # two writers of one cache have been seen to break it
+        environment = {
+            "PYTHONPATH": path,
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "TRITON_CACHE_DIR": str(cache / "triton"),
+            "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+            "UNSLOTH_COMPILE_LOCATION": str(cache / "unsloth"),
+            **OFFLINE,
+        }
+        if gpus:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+            environment |= {
+                "CUDA_VISIBLE_DEVICES": visible[slot % gpus],
+                "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+                "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+            }
+        environments.append(environment)
+    plain = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environments += [plain] * programs
+    command = [sys.executable, "-m", "arc_ttt.worker"]
+    commands = [command] * workers + [[*command, "synthesis"]] * programs
+    hello = make_hello(settings, deadline)
+    fleet = Fleet(commands, hello, environments, out / "logs")
+    return fleet, range(workers, workers + programs), 0 if gpus else workers
+
+
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "UNSLOTH_DISABLE_STATISTICS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "BITSANDBYTES_NOWELCOME": "1",
+}

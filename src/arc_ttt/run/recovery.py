@@ -1,0 +1,95 @@
+"""Whether the journal in a run's folder is that of an interrupted run of the same tasks and settings, and what it had
+found. A run that ended by itself, or one with other tasks or settings, is nothing to go on from."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from arc_ttt.checkpoints.folders import weights_mark
+from arc_ttt.run.journal import read_journal
+from arc_ttt.schedule.plan import Job
+from arc_ttt.settings import Settings
+from arc_ttt.tasks.grids import LoadedTasks
+
+ERROR = "error"  # how `stopped_by` begins after an exception in the coordinator
+_OF_THE_MACHINE = ("limit_s", "reserve_s", "workers", "threads", "in_process", "resume")  # settings that may differ
+
+
+def fingerprint(loaded: LoadedTasks, settings: Settings, model: Path | None = None) -> str:
+    """A text that two runs share if they ask the same questions in the same way, however long and on what.
+
+    model: the checkpoint's folder; two are the same if their `weights_mark` is.
+    """
+    asked = json.loads(settings.to_json())
+    asked["run"] = {name: value for name, value in asked["run"].items() if name not in _OF_THE_MACHINE}
+    digest = hashlib.sha256(json.dumps([asked, list(loaded.test_counts.items())]).encode())
+    if model is not None:
+        try:
+            digest.update(weights_mark(model).encode())
+        except OSError as error:  # the workers will say what is wrong with it
+            digest.update(f"unreadable: {error.errno}".encode())
+    for task in loaded.tasks:
+        digest.update(json.dumps(task.task_id).encode())
+        for grid in (*task.tests, *(grid for e in task.train for grid in (e.input, e.output))):
+            digest.update(bytes(grid.shape) + grid.tobytes())
+    return digest.hexdigest()[:32]
+
+
+def take_over(journal: Path, mark: str, *, wanted: bool = True) -> list[dict[str, Any]]:
+    """Events of the interrupted run with fingerprint `mark`, to go on from. With none, or if none are wanted, an old
+    journal is put aside as NAME.previous.jsonl."""
+    with contextlib.suppress(OSError):
+        events = read_journal(journal)
+        if wanted and _was_interrupted(events, mark):
+            return events
+        journal.replace(journal.with_suffix(".previous.jsonl"))
+    return []
+
+
+def _was_interrupted(events: Sequence[Mapping[str, Any]], mark: str) -> bool:
+    ends = [event for event in events if event.get("event") in ("start", "end")]
+    starts = [event for event in ends if event["event"] == "start"]
+    if not starts or starts[-1].get("mark") != mark:
+        return False
+    return ends[-1]["event"] == "start" or str(ends[-1].get("stopped_by", "")).startswith(("signal", ERROR))
+
+
+_FOUND = ("type", "test_index", "candidates", "scored", "trained", "programs", "cut")
+_ENDED = (
+    "outcome",
+    "reason",
+    "seconds",
+    "steps",
+    "loss",
+    "tokens",
+    "train_s",
+    "compile_s",
+    "train_tokens",
+    "degraded",
+)
+
+
+def found_fields(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a line of answers is needed to take it in once more."""
+    return {name: body[name] for name in _FOUND if name in body}
+
+
+def ended_fields(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a line "done" is needed to take it in once more, or tells of the pass."""
+    return {name: body[name] for name in _ENDED if name in body}
+
+
+def past_lines(events: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """What workers had said, with the jobs they were on: lines "candidates", "programs" and "done", in their order, and
+    "death" where one died under a job."""
+    fields = [field.name for field in dataclasses.fields(Job)]
+    for event in events:
+        if event.get("event") in ("found", "done", "death") and all(name in event for name in fields):
+            job = Job(**{name: event[name] for name in fields})
+            yield job, {**event, "type": event.get("type", event["event"])}

@@ -1,0 +1,201 @@
+"""The main loop of a worker process, and its twin in one process, around a device that is made up."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arc_ttt.deadline import REAL_CLOCK, Deadline, VirtualClock
+from arc_ttt.fleet.fleet import Death, Fleet, Message
+from arc_ttt.fleet.launch import make_hello
+from arc_ttt.fleet.twin import Twin
+from arc_ttt.run import coordinator as run_module
+from arc_ttt.run.coordinator import start_run
+from arc_ttt.run.deadman import Deadman
+from arc_ttt.run.journal import Outcome, read_journal
+from arc_ttt.tasks.grids import parse_tasks
+from arc_ttt.worker import __main__ as worker
+from arc_ttt.worker.__main__ import JobDeadline, Pulse
+from support.scripted_fleet import QUICK, answer_all, document, expected, python_path, run, settings_of, valid
+
+SERVER = """
+import sys, time
+sys.path[:0] = {path!r}
+from arc_ttt.worker import __main__ as worker
+class Made(worker.Server):
+    def __init__(self, settings, hello, send, inbox):
+        super().__init__(settings, hello, send, inbox)
+        self.about = {{"device": "made up"}}
+    def work(self, message, deadline, progress):
+        progress("train", 0, 1)
+        print("whatever a library prints")
+        begun = time.monotonic()
+        while message["kind"] == "stuck" or not deadline.minus(1.0).passed():
+            time.sleep(0.01)
+            if message["kind"] == "short" and time.monotonic() - begun > 2.5: break
+        return {{"outcome": "cut" if deadline.passed() else "finished", "reason": ""}}
+worker.ModelServer = Made
+sys.exit(worker.main())
+"""
+
+
+def poll_for(fleet: Fleet, what: str, seconds: float = 20.0) -> list[Message | Death]:
+    """Events up to a message of a type, or a death."""
+    events: list[Message | Death] = []
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        events += fleet.poll(0.05)
+        if any(isinstance(e, Death) or e.body["type"] == what for e in events):
+            return events
+    raise AssertionError(events)
+
+
+def test_what_workers_note_while_they_load_is_kept_once(tmp_path: Path) -> None:
+    ready = 'say(type="ready", device="cpu", dtype="float32", parameters=1, notes=["shorter", 3, "other"])'
+    ran = run(tmp_path, "answer(job)", start=ready, tasks=2)
+    assert ran.result.notes == ["shorter", "other"]
+    assert [event["text"] for event in ran.named("note")] == ["shorter", "other"]
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_worker_of_synthesis_says_whether_its_search_was_cut(cut: bool) -> None:
+    said: list[dict[str, Any]] = []
+    server = worker.ProgramServer(settings_of(60.0, {}), {"deadline": 0.0}, said.append, None)
+    job = {"id": 1, "task_id": "t0", "task": document(1)["t0"], "cpu_limit_s": 0.5}
+    end = server.work(job, JobDeadline(-1.0 if cut else 10.0, VirtualClock()), lambda *_: None)
+    assert end["outcome"] == (Outcome.CUT if cut else Outcome.FINISHED)
+    assert [line["cut"] for line in said] == [cut]
+
+
+def test_a_worker_of_synthesis_gives_way_within_its_session_and_beyond(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "arc_ttt.worker", "synthesis"]
+    hello = make_hello(settings_of(600.0, {}), Deadline.after(600.0))
+    made = Fleet([command], hello, [{"PYTHONPATH": python_path()[0]}], tmp_path / "logs", patience=QUICK)
+    try:
+        assert made.start(0)
+        poll_for(made, "ready")
+        process = Path("/proc") / str(made.pid(0))
+        expected_nice = min(19, os.getpriority(os.PRIO_PROCESS, 0) + worker.NICENESS)
+        assert os.getpriority(os.PRIO_PROCESS, made.pid(0)) == expected_nice
+        if (process / "autogroup").exists():
+            assert (process / "autogroup").read_text().split()[-1] == str(worker.NICENESS)
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Any:
+    path = tmp_path / "server.py"
+    path.write_text(SERVER.format(path=python_path()))
+    hello = make_hello(settings_of(600.0, {}), Deadline.after(600.0))
+    made = Fleet([[sys.executable, "-S", "-E", str(path)]], hello, [{}], tmp_path / "logs", patience=QUICK)
+    made.start(0)
+    poll_for(made, "ready")
+    yield made
+    made.stop()
+
+
+def test_a_job_that_asks_for_its_time_lives_longer_than_silence_may_last(fleet: Fleet) -> None:
+    """2.5 seconds of work in one phase, where 1.0 without a word would be the end after its first word."""
+    fleet.patience = QUICK.__class__(step_s=1.7, round_s=1.7)
+    fleet.send(0, {"type": "job", "id": 1, "kind": "short"})
+    events = poll_for(fleet, "done")
+    beats = [e for e in events if isinstance(e, Message) and e.body["type"] == "progress"]
+    assert not any(isinstance(e, Death) for e in events)
+    assert len(beats) >= 3
+    assert events[-1].body["outcome"] == Outcome.FINISHED  # type: ignore[union-attr]
+
+
+def test_a_job_that_does_not_ask_is_taken_for_stuck_and_its_log_says_where(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.send(0, {"type": "job", "id": 1, "kind": "stuck"})
+    (death,) = [e for e in poll_for(fleet, "done") if isinstance(e, Death)]
+    assert death.cause.startswith("silent for")
+    log = (tmp_path / "logs" / "worker-0.log").read_text()
+    assert "in work" in log
+    assert "whatever a library prints" in log
+
+
+def test_a_cancelled_job_ends_with_what_it_has_and_the_process_stays(fleet: Fleet) -> None:
+    fleet.patience = QUICK.__class__()
+    fleet.send(0, {"type": "job", "id": 1, "kind": "long"})
+    poll_for(fleet, "progress")
+    fleet.cancel(0, "too slow")
+    events = poll_for(fleet, "done")
+    assert events[-1].body["outcome"] == Outcome.CUT  # type: ignore[union-attr]
+    fleet.send(0, {"type": "job", "id": 2, "kind": "short"})  # the next one is not cancelled
+    events = poll_for(fleet, "done")
+    assert (events[-1].body["job"], events[-1].body["outcome"]) == (2, "finished")  # type: ignore[union-attr]
+
+
+def test_a_deadline_beats_once_a_second_and_keeps_its_pulse_when_made_earlier() -> None:
+    said: list[dict[str, Any]] = []
+    clock = VirtualClock()
+    pulse = Pulse(said.append, None, 7)
+    pulse.next_s = 0.0
+    deadline = JobDeadline(100.0, clock, pulse)
+    for _ in range(100):
+        assert not deadline.minus(5.0).minus(5.0).passed()
+        clock.advance(0.1)
+    assert 10 <= len(said) <= 12
+    assert deadline.minus(30.0).remaining() == pytest.approx(60.0)
+    pulse.cancelled = True
+    assert deadline.passed()
+    assert deadline.minus(1.0).passed()
+
+
+class Made(worker.Server):
+    """A device that answers as `expected` has it."""
+
+    broken = False
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.about = {"device": "made up"}
+
+    def work(self, message: dict[str, Any], deadline: JobDeadline, progress: Any) -> dict[str, Any]:
+        if self.broken:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        *lines, end = answer_all(message)
+        for line in lines:
+            self.send({**line, "job": message["id"]})
+        return end
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_run_in_one_process_is_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: bool) -> None:
+    """With a device that works, and with one that is lost: then synthesis goes on alone."""
+    monkeypatch.setattr(worker, "ModelServer", Made)
+    monkeypatch.setattr(Made, "broken", broken)
+    loaded = parse_tasks(document(3), source="tests")
+    watched: list[bool] = []
+    monkeypatch.setattr(run_module, "Deadman", lambda *_, watch: watched.append(watch) or Deadman(*_, watch=watch))
+    changes = {"run.in_process": True, "synthesis.enabled": broken, "synthesis.cpu_limits_s": "0.5"}
+    result = start_run(loaded, settings_of(60.0, changes), tmp_path, start_s=REAL_CLOCK.now())
+    found = valid(tmp_path, loaded.test_counts)
+    assert (found == expected(3)) == (not broken)
+    assert result.deaths == (["exit code 10"] if broken else [])
+    searched = [i for (kind, i), one in result.results.items() if kind == "synthesis" and one.outcome == "finished"]
+    assert len(searched) == (3 if broken else 0)
+    assert read_journal(tmp_path / "events.jsonl")[-1]["event"] == "end"
+    assert watched == [False]  # a job may take longer than the loop may be silent
+
+
+def test_the_twin_gives_way_like_a_fleet(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> Any:
+        raise ValueError("no such weights")
+
+    monkeypatch.setattr(worker, "ModelServer", refuse)
+    twin = Twin(["device"], make_hello(settings_of(60.0, {}), Deadline.after(60.0)), VirtualClock())
+    assert not twin.start(0)
+    fatal, death = twin.poll(0.1)
+    assert isinstance(fatal, Message)
+    assert fatal.body["reason"] == "ValueError: no such weights"
+    assert isinstance(death, Death)
+    twin.retire(0)
+    assert twin.slots == []
+    assert not twin.start(0)
