@@ -128,11 +128,11 @@ def on_kaggle() -> int:
     try:
         why = make_importable()
         if not why:
-            from arc_ttt.bootstrap import mounts as bootstrap
+            from arc_ttt.bootstrap.environment import owns_container
             from arc_ttt.deadline import run_start
             from arc_ttt.kaggle.run import kaggle_run
 
-            start_s = run_start(START_S, container=bootstrap.owns_container())
+            start_s = run_start(START_S, container=owns_container())
             return kaggle_run(ROOT, SETTINGS, COMMIT_TASKS, start_s, SIGNALS, strict=COMMIT_STRICT)
     except Exception as error:
         why = f"arc_ttt cannot be used: {type(error).__name__}: {error}"
@@ -216,10 +216,10 @@ def at_home() -> int:
     if why:
         sys.exit(f"kernel.py: {why}")
     from arc_lab.evaluate.dry_run import main
-    from arc_ttt.bootstrap import mounts as bootstrap
+    from arc_ttt.bootstrap.environment import owns_container
     from arc_ttt.deadline import run_start
 
-    return main(sys.argv[1:], run_start(START_S, container=bootstrap.owns_container()), SIGNALS)
+    return main(sys.argv[1:], run_start(START_S, container=owns_container()), SIGNALS)
 
 
 if __name__ == "__main__":

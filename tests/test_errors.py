@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from arc_ttt.faults import DeviceLost, device_lost, out_of_memory
+from arc_ttt.errors import DeviceLost, device_lost, out_of_memory
 
 
 class OutOfMemoryError(RuntimeError):

@@ -13,15 +13,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from arc_ttt.errors import SettingsError
-from arc_ttt.settings import (
-    LINEAR_LAYERS,
-    PRESETS,
-    RunSettings,
-    Settings,
-    TttSettings,
-    device_preset,
-    parse_overrides,
-)
+from arc_ttt.presets import LINEAR_LAYERS, PRESETS, device_preset
+from arc_ttt.settings import RunSettings, Settings, TttSettings, parse_overrides
 
 fuzz = hypothesis_settings(max_examples=80, deadline=None, database=None)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
 from pathlib import Path
 
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
@@ -51,3 +53,37 @@ def _fields(path: Path) -> dict[str, int]:
             if len(parts) > 1 and parts[1].isdigit():
                 found[parts[0]] = int(parts[1])
     return found
+
+
+def count_gpus() -> int:
+    """Visible NVIDIA GPUs, without importing torch: one folder of the driver or one device file for each."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+    with contextlib.suppress(OSError):
+        listed = len(list(Path("/proc/driver/nvidia/gpus").iterdir()))
+        if listed:
+            return listed
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))  # some containers hide the driver's folder
+
+
+def device_name() -> str:
+    """What the driver calls the first GPU; "cpu" without one, "" where the driver does not tell."""
+    if not count_gpus():
+        return "cpu"
+    with contextlib.suppress(OSError):
+        for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+            for line in file.read_text().splitlines():
+                if line.startswith("Model:"):
+                    return line.partition(":")[2].strip()
+    return ""
+
+
+def gpu_memory_bytes() -> int:
+    """Memory of the smallest GPU, 0 without a driver that tells."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return min((int(line) for line in done.stdout.split() if line.isdigit()), default=0) * 2**20

@@ -15,12 +15,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from arc_ttt.adapt.adapter import Adapter, effective_weight, narrow
+from arc_ttt.adapt.batches import shuffled_steps
 from arc_ttt.adapt.sequences import ttt_sequences
-from arc_ttt.adapt.training import shuffled_steps, train
+from arc_ttt.adapt.training import train
 from arc_ttt.deadline import Deadline
 from arc_ttt.errors import ModelError
 from arc_ttt.formats.format import TokenSequence
-from arc_ttt.model.load import LoadedModel, hidden_states, load_model
+from arc_ttt.model.attention import hidden_states
+from arc_ttt.model.load import load_model
+from arc_ttt.model.loaded import LoadedModel
 from arc_ttt.settings import ModelSettings, TttSettings
 from arc_ttt.tasks.grids import Example, Task, freeze
 

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arc_ttt.adapt.recording import recorded_shape, recording_failed
-from arc_ttt.faults import DeviceLost
+from arc_ttt.adapt.recording import recorded_shape
+from arc_ttt.errors import DeviceLost
+from arc_ttt.model.cuda import recording_failed
 
 
 @given(st.integers(1, 64), st.integers(1, 8192))

@@ -16,11 +16,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from arc_ttt.adapt.augmenters import paper_augmenters
 from arc_ttt.adapt.sequences import fit_sequence, joint_sequences, leave_out, loss_mask, ttt_sequences
-from arc_ttt.formats.format import CompactFormat, TokenSequence
+from arc_ttt.formats.compact import CompactFormat
+from arc_ttt.formats.format import TokenSequence
 from arc_ttt.settings import TttSettings
 from arc_ttt.tasks.grids import Example, Grid, Task, freeze, grid_bytes
-from arc_ttt.tasks.views import paper_augmenters
 
 fuzz = hypothesis_settings(max_examples=25, deadline=None, database=None)
 

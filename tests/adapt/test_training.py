@@ -14,24 +14,19 @@ import torch
 from arc_lab.data.datasets import load_dataset
 from arc_ttt.adapt import training
 from arc_ttt.adapt.adapter import Adapter
+from arc_ttt.adapt.batches import collate, cross_entropy_sum, micro_batches, shuffled_steps
 from arc_ttt.adapt.sequences import ttt_sequences
-from arc_ttt.adapt.training import (
-    accumulate,
-    collate,
-    cross_entropy_sum,
-    learning_rate_factor,
-    micro_batches,
-    shuffled_steps,
-    train,
-)
+from arc_ttt.adapt.training import accumulate, learning_rate_factor, train
 from arc_ttt.deadline import Deadline, VirtualClock
+from arc_ttt.decode.answerer import Answers
 from arc_ttt.errors import TrainingDiverged
 from arc_ttt.formats.format import TokenSequence
-from arc_ttt.model.load import LoadedModel, load_model
-from arc_ttt.run.journal import Outcome
+from arc_ttt.model.load import load_model
+from arc_ttt.model.loaded import LoadedModel
+from arc_ttt.protocol.jobs import Outcome
 from arc_ttt.settings import ModelSettings, Settings, TttSettings
 from arc_ttt.tasks.grids import Task, grid_bytes
-from arc_ttt.worker.solver import Answers, TaskSolver
+from arc_ttt.worker.solver import TaskSolver
 
 CPU = torch.device("cpu")
 torch.set_num_threads(1)  # more would wait for each other where cores are shared
@@ -101,7 +96,7 @@ def test_logits_in_pieces_change_neither_loss_nor_gradients(
     batch = collate(sequences[:2], base.form.pad, CPU)
     found = []
     for piece in (1 << 24, 10 * base.llama.config.vocab_size):
-        monkeypatch.setattr("arc_ttt.adapt.training.PIECE", piece)
+        monkeypatch.setattr("arc_ttt.adapt.batches.PIECE", piece)
         assert (int(batch[2].sum()) * base.llama.config.vocab_size > piece) == (piece < 1 << 24)
         loss = cross_entropy_sum(base.llama, batch)
         found.append((loss.item(), torch.autograd.grad(loss, adapter.parameters(), allow_unused=True)))

@@ -12,54 +12,26 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SRC = ROOT / "src"
 
-GROUND = (
-    "errors",
-    "faults",
+STANDARD_LIBRARY = ("errors", "atomic", "machine", "bootstrap")
+NO_TORCH = (
     "deadline",
-    "machine",
-    "run.deadman",
-    "run.signals",
+    "presets",
+    "tasks",
+    "votes",
+    "formats",
+    "synthesis",
+    "protocol",
     "settings",
-    "run.journal",
-    "tasks.grids",
-    "tasks.views",
-    "formats.format",
-    "formats.text",
-    "adapt.sequences",
-    "votes.rules",
-    "run.submission",
+    "checkpoints",
+    "schedule",
 )
-MODEL = (
-    "checkpoints.folders",
-    "checkpoints.memory_plan",
-    "model.four_bit",
-    "model.unsloth",
-    "model.load",
-    "adapt.adapter",
-    "adapt.training",
-    "adapt.recording",
-    "decode.decoder",
-    "decode.search",
-    "decode.scoring",
-)
-RUN = (
-    "worker.solver",
-    "worker.ready",
-    "worker.calibrate",
-    "schedule.cost",
-    "schedule.plan",
-    "run.findings",
-    "run.report",
-    "fleet.fleet",
-    "worker.__main__",
-    "fleet.twin",
-    "fleet.launch",
-    "run.recovery",
-    "run.coordinator",
-    "kaggle.run",
-)
-ORDER = ("bootstrap.mounts", *GROUND, "synthesis", *MODEL, *RUN)
-"""Modules of arc_ttt, top to bottom: each may import only from those above it. `synthesis` is a package of its own."""
+TORCH = ("model", "adapt", "decode", "worker")
+PROCESSES = ("fleet", "run", "kaggle")
+ORDER = (*STANDARD_LIBRARY, *NO_TORCH, *TORCH, *PROCESSES)
+"""Folders and single files of arc_ttt, bottom to top: each may import only from itself and from those before it."""
+
+LAB_ORDER = ("folders", "command_line", "data", "evaluate", "simulate", "pretraining", "publish", "__main__")
+"""The same for arc_lab."""
 
 CODE_FROM_DATA = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
@@ -72,10 +44,15 @@ def shipped() -> list[Path]:
     return [*sources("arc_ttt", "arc_lab"), *(p for p in [ROOT / "kernel.py"] if p.exists())]
 
 
-def place(path: Path) -> str:
-    """Name of a module of arc_ttt as it stands in ORDER: errors, model, synthesis."""
-    parts = path.relative_to(SRC / "arc_ttt").with_suffix("").parts
-    return "synthesis" if parts[0] == "synthesis" else ".".join(parts)
+def place(path: Path, package: str = "arc_ttt") -> str:
+    """The folder, or the single file, in which a module stands: errors, model, synthesis."""
+    return path.relative_to(SRC / package).with_suffix("").parts[0]
+
+
+def module(path: Path) -> str:
+    """Dotted name of a source file: arc_ttt.run.coordinator."""
+    parts = path.relative_to(SRC).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imported(path: Path) -> Iterator[tuple[str, int]]:
@@ -93,29 +70,59 @@ def imported(path: Path) -> Iterator[tuple[str, int]]:
                 yield f"{source}.{alias.name}", node.lineno
 
 
-def own_imports(path: Path) -> Iterator[tuple[str, int]]:
-    """Modules of arc_ttt that a file imports, as they stand in ORDER."""
+def own_imports(path: Path, package: str = "arc_ttt") -> Iterator[tuple[str, int]]:
+    """Folders and single files of a package that a file imports from."""
     for name, line in imported(path):
         parts = name.split(".")
-        if parts[0] == "arc_ttt" and len(parts) > 1:
-            own = "synthesis" if parts[1] == "synthesis" else ".".join(parts[1:])
-            if own in ORDER:
-                yield own, line
+        if parts[0] == package and len(parts) > 1:
+            yield parts[1], line
 
 
-def test_every_module_of_arc_ttt_has_a_place_in_the_order() -> None:
-    unplaced = {place(path) for path in sources("arc_ttt") if path.name != "__init__.py"} - set(ORDER)
-    assert not unplaced, f"give them a place in ORDER: {sorted(unplaced)}"
+def upward(package: str, order: tuple[str, ...]) -> list[str]:
+    """Imports of a package that lead against its order."""
+    wrong = []
+    for path in sources(package):
+        if path.parent.name == package and path.stem == "__init__":
+            continue
+        allowed = order[: order.index(place(path, package)) + 1]
+        found = {(own, line) for own, line in own_imports(path, package) if own not in allowed}
+        wrong += [f"{module(path)}:{line} imports {own}" for own, line in sorted(found)]
+    return wrong
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_a_module_imports_only_from_modules_above_it(name: str) -> None:
-    files = [path for path in sources("arc_ttt") if place(path) == name]
-    if not files:
-        pytest.skip(f"there is no module {name}")
-    above = set(ORDER[: ORDER.index(name)]) | ({name} if name == "synthesis" else set())
-    wrong = [f"{path.name}:{line} imports {own}" for path in files for own, line in own_imports(path)]
-    assert [text for text in wrong if text.rsplit(" ", 1)[1] not in above] == []
+def test_every_file_and_folder_has_a_place_in_the_order() -> None:
+    for package, order in (("arc_ttt", ORDER), ("arc_lab", LAB_ORDER)):
+        unplaced = {place(path, package) for path in sources(package)} - set(order) - {"__init__"}
+        assert not unplaced, f"give them a place in the order: {sorted(unplaced)}"
+
+
+def test_folders_of_arc_ttt_import_one_way() -> None:
+    assert upward("arc_ttt", ORDER) == []
+
+
+def test_folders_of_arc_lab_import_one_way() -> None:
+    assert upward("arc_lab", LAB_ORDER) == []
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """Also not by way of others: modules form no circle, inside a folder either."""
+    modules = {module(path): path for path in sources("arc_ttt", "arc_lab")}
+    waiting = {
+        name: {own for own, _ in imported(path) if own in modules and own != name} for name, path in modules.items()
+    }
+    while free := [name for name, needs in waiting.items() if not needs & waiting.keys()]:
+        for name in free:
+            del waiting[name]
+    assert waiting == {}
+
+
+@pytest.mark.parametrize("path", sources("arc_ttt", "arc_lab"), ids=module)
+def test_the_file_that_introduces_a_folder_imports_nothing(path: Path) -> None:
+    """`bootstrap` runs before NumPy is there, and a worker of synthesis must not load torch."""
+    if path.name == "__init__.py":
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree)
+        assert len(tree.body) == 1
 
 
 def test_arc_ttt_never_imports_arc_lab() -> None:
@@ -129,20 +136,29 @@ def test_arc_ttt_never_imports_arc_lab() -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("name", ["bootstrap.mounts", *GROUND, "synthesis"])
-def test_ground_modules_need_only_the_standard_library_and_numpy(name: str) -> None:
+@pytest.mark.parametrize("name", [*STANDARD_LIBRARY, *NO_TORCH])
+def test_the_lower_folders_need_little(name: str) -> None:
     """A worker must be able to load tasks and write a submission where torch is missing or broken."""
-    files = [path for path in sources("arc_ttt") if place(path) == name]
-    if not files:
-        pytest.skip(f"there is no module {name}")
-    allowed = set(sys.stdlib_module_names)
-    allowed |= set() if name == "bootstrap.mounts" else {"numpy", "arc_ttt"}
+    allowed = {*sys.stdlib_module_names, "arc_ttt"}
+    allowed |= set() if name in STANDARD_LIBRARY else {"numpy"}
     allowed |= {"scipy"} if name == "synthesis" else set()
     wrong = [
-        f"{path.name}:{line} imports {name}"
-        for path in files
+        f"{module(path)}:{line} imports {used}"
+        for path in sources("arc_ttt")
+        if place(path) == name
+        for used, line in imported(path)
+        if used.split(".")[0] not in allowed
+    ]
+    assert wrong == []
+
+
+def test_torch_is_imported_in_its_own_folders_only() -> None:
+    wrong = [
+        f"{module(path)}:{line}"
+        for path in sources("arc_ttt")
+        if place(path) not in TORCH
         for name, line in imported(path)
-        if name.split(".")[0] not in allowed
+        if name.split(".")[0] in {"torch", "transformers", "peft", "bitsandbytes", "unsloth", "safetensors"}
     ]
     assert wrong == []
 

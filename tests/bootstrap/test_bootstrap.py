@@ -19,27 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging.tags import parse_tag, sys_tags
 
-from arc_ttt.bootstrap.mounts import MANIFEST, Mounts, choose_wheels, damage, find_model, find_mounts, misfit
+from arc_ttt.bootstrap.mounts import MANIFEST, Mounts, find_model, find_mounts
+from arc_ttt.bootstrap.packages import choose_wheels
+from arc_ttt.bootstrap.wheels import damage, misfit
+from support.wheels import NAME, make_wheel
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = frozenset(sys_tags())
-NAME = "bitsandbytes-1.0-py3-none-any.whl"
-
-
-def make_wheel(folder: Path, name: str = NAME, code: str = "") -> Path:
-    """A wheel with one module of the distribution's name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    package, version = name.split("-")[:2]
-    info, tag = f"{package}-{version}.dist-info", name[:-4].split("-", 2)[2]
-    path = folder / name
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(f"{package}/__init__.py", code)
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
-        archive.writestr(f"{info}/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n")
-        archive.writestr(f"{info}/RECORD", "")
-    return path
-
-
 # Tags
 
 pythons = st.sampled_from(["py2", "py3", "py39", "py311", "py314", "cp39", "cp310", "cp311", "cp312", "cp313", "pp311"])
@@ -180,13 +166,15 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, {src!r})
-from arc_ttt.bootstrap import mounts as bootstrap
-bootstrap.PROBES.update(bitsandbytes="import bitsandbytes", unsloth="import unsloth")
+import importlib.util
+from arc_ttt.bootstrap.mounts import find_mounts
+from arc_ttt.bootstrap.packages import PROBES, prepare_packages
+PROBES.update(bitsandbytes="import bitsandbytes", unsloth="import unsloth")
 root = Path(sys.argv[1])
-mounts = bootstrap.find_mounts(root)
+mounts = find_mounts(root)
 before = list(sys.path)
-packages = bootstrap.prepare_packages(mounts, root / "scratch", unsloth=sys.argv[2] == "unsloth", seconds=400.0)
-held = [name for name in ("bitsandbytes", "unsloth") if bootstrap.importlib.util.find_spec(name)]
+packages = prepare_packages(mounts, root / "scratch", unsloth=sys.argv[2] == "unsloth", seconds=400.0)
+held = [name for name in ("bitsandbytes", "unsloth") if importlib.util.find_spec(name)]
 print(json.dumps([packages.four_bit, packages.unsloth, packages.fallbacks, packages.notes, held]))
 """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,25 +12,25 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from arc_ttt.adapt.adapter import Adapter
-from arc_ttt.adapt.training import cross_entropy_sum
-from arc_ttt.checkpoints.memory_plan import (
+from arc_ttt.adapt.batches import cross_entropy_sum
+from arc_ttt.checkpoints.memory_formulas import (
     L4,
-    SHORTEST,
     T4,
     Device,
-    MemoryPlan,
-    Shape,
     activation_bytes,
     adapter_weights,
     cache_bytes,
-    fitted,
-    plan,
     weight_bytes,
 )
-from arc_ttt.decode.decoder import KVCache
-from arc_ttt.formats.format import CompactFormat
-from arc_ttt.model.load import LoadedModel, load_model
-from arc_ttt.settings import LINEAR_LAYERS, ModelSettings, Settings, TttSettings
+from arc_ttt.checkpoints.memory_plan import SHORTEST, MemoryPlan, fitted, plan
+from arc_ttt.checkpoints.shape import Shape
+from arc_ttt.decode.kv_cache import KVCache
+from arc_ttt.formats.compact import CompactFormat
+from arc_ttt.model.load import load_model
+from arc_ttt.model.loaded import LoadedModel
+from arc_ttt.presets import LINEAR_LAYERS
+from arc_ttt.settings import ModelSettings, Settings, TttSettings
+from support.llamas import LLAMA, config_of, preset
 from support.peak_memory import PeakMemory
 from support.small_tokenizers import BOS, EOS, tokenizer_for
 
@@ -39,56 +38,6 @@ CPU = torch.device("cpu")
 torch.set_num_threads(1)
 PAPER = ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
 GIB = 1024**3
-
-LLAMA: dict[str, dict[str, Any]] = {
-    "1B": {
-        "hidden_size": 2048,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "intermediate_size": 8192,
-        "vocab_size": 128256,
-        "tie_word_embeddings": True,
-    },
-    "3B": {
-        "hidden_size": 3072,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 24,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "intermediate_size": 8192,
-        "vocab_size": 128256,
-        "tie_word_embeddings": True,
-    },
-    "8B": {
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "intermediate_size": 14336,
-        "vocab_size": 128256,
-        "tie_word_embeddings": False,
-    },
-}
-
-
-def preset(name: str) -> Settings:
-    return Settings.of(f"llama-{name.lower()}")
-
-
-def config_of(shape: Shape) -> dict[str, Any]:
-    return {
-        "hidden_size": shape.hidden,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.heads_kv,
-        "head_dim": shape.head,
-        "intermediate_size": shape.feed_forward,
-        "vocab_size": shape.vocabulary,
-        "tie_word_embeddings": shape.tied,
-    }
-
 
 # Formulas against what is allocated
 

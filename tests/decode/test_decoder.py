@@ -15,15 +15,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arc_ttt.adapt.adapter import Adapter
+from arc_ttt.adapt.batches import shuffled_steps
 from arc_ttt.adapt.sequences import ttt_sequences
-from arc_ttt.adapt.training import shuffled_steps, train
+from arc_ttt.adapt.training import train
 from arc_ttt.checkpoints.folders import EMBEDDED
 from arc_ttt.deadline import Deadline, VirtualClock
-from arc_ttt.decode.decoder import Decoder, KVCache, _masked_attention
+from arc_ttt.decode.decoder import Decoder
+from arc_ttt.decode.greedy import greedy
+from arc_ttt.decode.kv_cache import KVCache
+from arc_ttt.decode.layers import masked_attention
+from arc_ttt.decode.prompts import PromptBatch
 from arc_ttt.decode.scoring import score
-from arc_ttt.decode.search import PromptBatch, greedy, search
+from arc_ttt.decode.search import search
 from arc_ttt.formats.format import TokenSequence
-from arc_ttt.model.load import LoadedModel, hidden_states, load_model
+from arc_ttt.model.attention import hidden_states
+from arc_ttt.model.load import load_model
+from arc_ttt.model.loaded import LoadedModel
 from arc_ttt.settings import ModelSettings, TttSettings
 from arc_ttt.tasks.grids import Example, Grid, Task, freeze, grid_bytes, same_grid
 from arc_ttt.tasks.views import View, identity_view, sample_views
@@ -415,4 +422,4 @@ def test_folded_groups_attend_as_repeated_keys(rows: int, heads_kv: int, groups:
     mask = torch.arange(reach)[None, None, None] <= (lengths[:, None] + torch.arange(steps))[:, None, :, None]
     repeated = (x.repeat_interleave(groups, 1) for x in (keys, values))
     want = torch.nn.functional.scaled_dot_product_attention(query, *repeated, attn_mask=mask)
-    torch.testing.assert_close(_masked_attention(query, keys, values, mask), want, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(masked_attention(query, keys, values, mask), want, rtol=1e-5, atol=1e-6)

@@ -19,7 +19,11 @@ import pytest
 
 from arc_ttt.deadline import VirtualClock
 from arc_ttt.fleet import fleet as fleet_module
-from arc_ttt.fleet.fleet import PATIENCE, READ_BYTES, READS_A_POLL, Death, Fleet, Message, Patience
+from arc_ttt.fleet.fleet import Fleet
+from arc_ttt.fleet.patience import PATIENCE, Patience
+from arc_ttt.fleet.pipes import READS_A_POLL
+from arc_ttt.fleet.workers import Death, Message
+from arc_ttt.protocol.messages import READ_BYTES
 
 PREAMBLE = """
 import json, os, signal, sys, time

@@ -12,8 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arc_ttt.errors import ModelError
-from arc_ttt.formats.format import CompactFormat, Format, GridSyntax, TokenSequence
-from arc_ttt.formats.text import ArchitectsFormat, MarcFormat, TextFormat
+from arc_ttt.formats.architects import ArchitectsFormat
+from arc_ttt.formats.compact import CompactFormat
+from arc_ttt.formats.format import Format, TokenSequence
+from arc_ttt.formats.marc import MarcFormat
+from arc_ttt.formats.reader import GridSyntax
+from arc_ttt.formats.text import TextFormat
 from arc_ttt.tasks.grids import Example, Grid, freeze
 from support.small_tokenizers import BOS, NoTokenizer, make, random_grid, tokenizer_for
 

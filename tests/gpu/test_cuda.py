@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from arc_lab.pretraining.model import _one_by_one, _varlen, can_pack
+from arc_lab.pretraining.attention import _one_by_one, _varlen, can_pack
 from arc_ttt.adapt.adapter import Adapter
 from arc_ttt.adapt.recording import RecordedGradients
 from arc_ttt.adapt.sequences import ttt_sequences
 from arc_ttt.adapt.training import accumulate
 from arc_ttt.deadline import Deadline
 from arc_ttt.decode.decoder import Decoder
-from arc_ttt.decode.search import PromptBatch, greedy
+from arc_ttt.decode.greedy import greedy
+from arc_ttt.decode.prompts import PromptBatch
 from arc_ttt.model.load import load_model
 from arc_ttt.settings import ModelSettings, Settings
 from arc_ttt.tasks.grids import Example, Task, freeze, same_grid
@@ -116,11 +117,10 @@ def test_packed_attention_is_that_of_each_sequence() -> None:
 
 
 def test_a_compiled_training_on_packed_rows_lowers_the_loss(tmp_path: Path) -> None:
-    from test_pretrain import DATA, TINY, options_of, rule_pairs, settings_of
-
     from arc_lab.data.packs import write_pack
-    from arc_lab.pretraining.model import PRESETS
     from arc_lab.pretraining.pretrain import pretrain
+    from arc_lab.pretraining.settings import PRESETS
+    from support.pretraining import DATA, TINY, options_of, rule_pairs, settings_of
 
     group = {"name": "rearc/copy", "family": "copy", "split": "train", "held_pairs": 40}
     write_pack(tmp_path / "p.pack", {"settings": {}}, [(group, rule_pairs("copy", 120, 0))])

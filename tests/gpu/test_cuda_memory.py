@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_memory_plan import config_of
 
 from arc_ttt.adapt.adapter import Adapter
-from arc_ttt.adapt.training import cross_entropy_sum
-from arc_ttt.checkpoints.memory_plan import Device, Shape, activation_bytes, adapter_weights, weight_bytes
-from arc_ttt.model.load import fused_groups, load_model
+from arc_ttt.adapt.batches import cross_entropy_sum
+from arc_ttt.checkpoints.memory_formulas import Device, activation_bytes, adapter_weights, weight_bytes
+from arc_ttt.checkpoints.shape import Shape
+from arc_ttt.model.attention import fused_groups
+from arc_ttt.model.load import load_model
 from arc_ttt.settings import ModelSettings, Settings
 from arc_ttt.worker.ready import check_backend, ready_solver
+from support.llamas import config_of
 from support.small_tokenizers import BOS, EOS, tokenizer_for
 
 pytestmark = [

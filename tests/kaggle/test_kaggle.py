@@ -13,25 +13,18 @@ from typing import Any
 
 import pytest
 
-from arc_ttt.bootstrap import mounts as bootstrap
-from arc_ttt.bootstrap.mounts import CHALLENGES, Packages, scratch_folder
-from arc_ttt.checkpoints.folders import parameter_count
+from arc_ttt.bootstrap import environment, packages
+from arc_ttt.bootstrap.environment import scratch_folder
+from arc_ttt.bootstrap.mounts import CHALLENGES, Mounts
+from arc_ttt.bootstrap.packages import Packages
+from arc_ttt.checkpoints.shape import parameter_count
+from arc_ttt.kaggle import record, usable_settings
 from arc_ttt.kaggle import run as kaggle
 from arc_ttt.run.report import RunResult
 from arc_ttt.settings import Settings
+from support.llamas import LLAMA_1B
 
 GIB = 2**30
-LLAMA_1B = {
-    "model_type": "llama",
-    "hidden_size": 2048,
-    "num_hidden_layers": 16,
-    "vocab_size": 128256,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "intermediate_size": 8192,
-    "tie_word_embeddings": True,
-}
 MODEL = "/kaggle/input/models/me/llama/transformers/4bit/1"
 
 
@@ -64,10 +57,10 @@ def decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decide:
         **chosen: Any,
     ) -> Settings:
         started: list[Settings] = []
-        monkeypatch.setattr(bootstrap, "prepare_packages", lambda *_, **__: found)
-        monkeypatch.setattr(bootstrap, "gpu_memory_bytes", lambda: int(gpu * GIB))
-        monkeypatch.setattr(kaggle, "count_gpus", lambda: 2 if gpu else 0)
-        monkeypatch.setattr(kaggle, "free_memory", lambda: int(free * GIB))
+        monkeypatch.setattr(kaggle, "prepare_packages", lambda *_, **__: found)
+        monkeypatch.setattr(usable_settings, "gpu_memory_bytes", lambda: int(gpu * GIB))
+        monkeypatch.setattr(usable_settings, "count_gpus", lambda: 2 if gpu else 0)
+        monkeypatch.setattr(usable_settings, "free_memory", lambda: int(free * GIB))
         run.fallbacks = []  # type: ignore[attr-defined]
 
         def start(loaded: Any, settings: Settings, *_: Any, fallback: Settings, **__: Any) -> None:
@@ -163,9 +156,9 @@ def test_a_set_that_fails_in_an_unknown_way_costs_only_itself(
             raise LookupError("nobody expected this")
         return ""
 
-    monkeypatch.setattr(bootstrap, "_install_set", install)
-    monkeypatch.setattr(bootstrap, "_try_out", lambda *_: "")
-    found = bootstrap.prepare_packages(bootstrap.Mounts(), tmp_path, unsloth=True, seconds=10.0)
+    monkeypatch.setattr(packages, "_install_set", install)
+    monkeypatch.setattr(packages, "_try_out", lambda *_: "")
+    found = packages.prepare_packages(Mounts(), tmp_path, unsloth=True, seconds=10.0)
     assert (found.four_bit, found.unsloth) == (four_bit, not four_bit)
     (line,) = found.fallbacks
     assert "LookupError: nobody expected this" in line
@@ -196,11 +189,11 @@ def test_an_odd_package_costs_nothing_but_its_name(
         yield SimpleNamespace(metadata={"Name": "fine"}, version="1.0")
         raise RuntimeError("a distribution without metadata")
 
-    monkeypatch.setattr(kaggle.importlib.metadata, "distributions", odd)
+    monkeypatch.setattr(record.importlib.metadata, "distributions", odd)
     decide(Packages())
-    record = json.loads((tmp_path / "working" / "setup.json").read_text())
-    assert record["packages"] == {"fine": "1.0"}
-    assert record["settings"]["run"]["limit_s"] == 600.0
+    setup = json.loads((tmp_path / "working" / "setup.json").read_text())
+    assert setup["packages"] == {"fine": "1.0"}
+    assert setup["settings"]["run"]["limit_s"] == 600.0
 
 
 def test_another_version_of_the_model_is_used_and_named(decide: Decide, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,7 +215,7 @@ def test_what_a_worker_does_otherwise_than_asked_is_told_at_the_end(
 ) -> None:
     """It may find out only when it has loaded the model that unsloth does not work."""
     (tmp_path / "submission.json").write_text("{}")
-    setup = kaggle.Setup()
+    setup = record.Setup()
     settings = Settings.of("embedded").override([("run.limit_s", 60.0)])
     kaggle._look_back(tmp_path, {}, RunResult(notes=[note]), settings, setup)
     assert (setup.fallbacks if falls_back else setup.notes) == [note]
@@ -235,7 +228,7 @@ def test_the_count_of_weights_is_the_published_one() -> None:
 
 def test_scratch_goes_elsewhere_when_its_folder_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "temp").write_text("a file where the folder should be")
-    monkeypatch.setattr(bootstrap.tempfile, "gettempdir", lambda: str(tmp_path / "other"))
+    monkeypatch.setattr(environment.tempfile, "gettempdir", lambda: str(tmp_path / "other"))
     assert scratch_folder(tmp_path) == tmp_path / "other" / "arc_ttt"
     (tmp_path / "other" / "arc_ttt" / ".written").unlink()
     (tmp_path / "other" / "arc_ttt").rmdir()
@@ -252,7 +245,7 @@ def test_scratch_that_goes_elsewhere_is_told(
 ) -> None:
     decide(Packages())
     assert "scratch files go to" not in capsys.readouterr().out
-    monkeypatch.setattr(bootstrap, "scratch_folder", lambda _: tmp_path / "elsewhere")
+    monkeypatch.setattr(kaggle, "scratch_folder", lambda _: tmp_path / "elsewhere")
     decide(Packages())
     assert f"temp cannot be written: scratch files go to {tmp_path / 'elsewhere'}" in capsys.readouterr().out
 
@@ -263,7 +256,7 @@ def test_offline_variables_are_set_before_anything_could_look_at_them(
     for name in ("HF_HUB_OFFLINE", "TRITON_CACHE_DIR"):  # a run in this process may have set them
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", "/chosen/by/the/user")
-    bootstrap.set_environment(tmp_path)
+    environment.set_environment(tmp_path)
     assert os.environ["HF_HUB_OFFLINE"] == os.environ["TRANSFORMERS_OFFLINE"] == "1"
     assert os.environ["UNSLOTH_DISABLE_STATISTICS"] == "1"
     assert os.environ["HF_HOME"] == "/chosen/by/the/user"
@@ -284,7 +277,7 @@ def test_offline_variables_are_set_before_anything_could_look_at_them(
 )
 def test_a_run_that_had_less_than_was_asked_for_says_so(tmp_path: Path, result: RunResult, words: str) -> None:
     (tmp_path / "submission.json").write_text(json.dumps({"a": [{"attempt_1": [[1]], "attempt_2": [[1]]}]}))
-    setup = kaggle.Setup()
+    setup = record.Setup()
     settings = Settings.of("embedded").override([("run.limit_s", 6000.0)])
     kaggle._look_back(tmp_path, {"a": 1}, result, settings, setup)
     assert len(setup.fallbacks) == bool(words)
@@ -324,7 +317,7 @@ def test_after_an_error_the_guard_is_asked_to_start_the_scoring_rerun_again(
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(kaggle, "_load_mounted", fail)
+    monkeypatch.setattr(kaggle, "load_mounted", fail)
     (tmp_path / "working").mkdir()
     assert kaggle.kaggle_run(tmp_path, {"run.limit_s": 600.0}, 1, time.monotonic(), strict=True) == code
     assert (tmp_path / "working" / "submission.json").exists()

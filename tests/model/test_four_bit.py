@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from arc_ttt.checkpoints.folders import EMBEDDED, parameter_count, read_config
+from arc_ttt.checkpoints.folders import EMBEDDED, read_config
+from arc_ttt.checkpoints.shape import parameter_count
 from arc_ttt.errors import ModelError
 from arc_ttt.model.four_bit import expand, read_expanded
 

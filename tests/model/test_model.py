@@ -13,14 +13,18 @@ import torch
 from safetensors import safe_open
 
 from arc_ttt.adapt.adapter import Adapter
-from arc_ttt.adapt.training import collate, cross_entropy_sum
+from arc_ttt.adapt.batches import collate, cross_entropy_sum
 from arc_ttt.checkpoints.folders import EMBEDDED, EMBEDDED_M, model_folder
 from arc_ttt.deadline import Deadline
 from arc_ttt.decode.decoder import Decoder
-from arc_ttt.decode.search import PromptBatch, greedy
+from arc_ttt.decode.greedy import greedy
+from arc_ttt.decode.prompts import PromptBatch
 from arc_ttt.errors import ModelError
-from arc_ttt.formats.format import CompactFormat
-from arc_ttt.model.load import LoadedModel, compute_dtype, fused_groups, hidden_states, load_model, repeat_groups
+from arc_ttt.formats.compact import CompactFormat
+from arc_ttt.model.attention import fused_groups, hidden_states, repeat_groups
+from arc_ttt.model.cuda import compute_dtype
+from arc_ttt.model.load import load_model
+from arc_ttt.model.loaded import LoadedModel
 from arc_ttt.settings import ModelSettings, TttSettings
 from arc_ttt.tasks.grids import Example, Task, freeze
 from support.small_tokenizers import BOS, EOS, tokenizer_for
@@ -202,7 +206,7 @@ def test_compute_types_follow_the_capability(monkeypatch: pytest.MonkeyPatch) ->
         assert compute_dtype("auto", gpu) == want
     assert compute_dtype("float16", gpu) == torch.float16
     for has, want in ((False, torch.float32), (True, torch.bfloat16)):
-        monkeypatch.setattr("arc_ttt.model.load.cpu_has_bfloat16", lambda has=has: has)
+        monkeypatch.setattr("arc_ttt.model.cuda.cpu_has_bfloat16", lambda has=has: has)
         assert compute_dtype("auto", CPU) == want
 
 

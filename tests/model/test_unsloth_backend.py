@@ -18,7 +18,8 @@ from arc_ttt.adapt.adapter import Adapter
 from arc_ttt.deadline import Deadline
 from arc_ttt.errors import ModelError
 from arc_ttt.model import unsloth as unsloth_backend
-from arc_ttt.model.load import hidden_states, load_model
+from arc_ttt.model.attention import hidden_states
+from arc_ttt.model.load import load_model
 from arc_ttt.model.unsloth import Patches, adapter_refusal
 from arc_ttt.settings import Settings
 from arc_ttt.tasks.grids import Example, Task, freeze
@@ -249,7 +250,7 @@ def test_workers_import_one_after_another_before_other_libraries(tmp_path: Path)
     log = tmp_path / "log"
     (tmp_path / "unsloth.py").write_text(IMPORTER.format(log=str(log)))
     code = (
-        "from pathlib import Path; from arc_ttt import unsloth_backend as u; "
+        "from pathlib import Path; from arc_ttt.model import unsloth as u; "
         f"u.LOCK = Path({str(tmp_path / 'lock')!r}); u.import_unsloth()"
     )
     hidden = {"UNSLOTH_COMPILE_LOCATION", "UNSLOTH_DISABLE_STATISTICS", "HF_HUB_OFFLINE"}

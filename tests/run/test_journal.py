@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arc_ttt.deadline import VirtualClock
+from arc_ttt.protocol.jobs import Outcome
 from arc_ttt.run import journal as events_module
-from arc_ttt.run.journal import Journal, Outcome, checked_line, read_journal
+from arc_ttt.run.journal import Journal, checked_line, read_journal
 
 fuzz = settings(max_examples=60, deadline=None, database=None)
 

@@ -10,7 +10,8 @@ import pytest
 
 from arc_ttt.run.journal import Journal, checked_line, read_journal
 from arc_ttt.run.recovery import fingerprint, past_lines, take_over
-from arc_ttt.tasks.grids import LoadedTasks, parse_tasks
+from arc_ttt.tasks.grids import LoadedTasks
+from arc_ttt.tasks.parse import parse_tasks
 from support.scripted_fleet import answer_all, document, expected, instant_run, settings_of, valid
 
 LOADED = parse_tasks(document(4), source="tests")

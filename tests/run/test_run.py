@@ -23,18 +23,21 @@ import pytest
 
 from arc_lab.evaluate.dry_run import main
 from arc_ttt.deadline import REAL_CLOCK, Deadline, VirtualClock
-from arc_ttt.fleet.fleet import PATIENCE, Fleet, Patience
+from arc_ttt.fleet.fleet import Fleet
 from arc_ttt.fleet.launch import make_fleet
+from arc_ttt.fleet.patience import PATIENCE, Patience
 from arc_ttt.kaggle import run as kaggle
 from arc_ttt.kaggle.run import kaggle_run
+from arc_ttt.protocol.jobs import BASE, TTT, Outcome
 from arc_ttt.run.coordinator import Coordinator
-from arc_ttt.run.journal import Outcome, read_journal
+from arc_ttt.run.journal import read_journal
 from arc_ttt.run.report import RunResult, Status
 from arc_ttt.run.submission import check_submission
-from arc_ttt.schedule.cost import BASE, TTT, work
 from arc_ttt.schedule.plan import FAILURES
+from arc_ttt.schedule.shapes import work
 from arc_ttt.settings import Settings
-from arc_ttt.tasks.grids import LoadedTasks, parse_tasks
+from arc_ttt.tasks.grids import LoadedTasks
+from arc_ttt.tasks.parse import parse_tasks
 from support.scripted_fleet import InstantFleet, answer_all
 
 ROOT = Path(__file__).resolve().parents[2]

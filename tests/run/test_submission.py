@@ -21,9 +21,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arc_ttt.atomic import write_atomically
 from arc_ttt.errors import SubmissionError
-from arc_ttt.run.submission import Submission, check_submission, write_atomically
-from arc_ttt.tasks.grids import Grid, LoadedTasks, freeze, parse_tasks
+from arc_ttt.run.submission import Submission, check_submission
+from arc_ttt.tasks.grids import Grid, LoadedTasks, freeze
+from arc_ttt.tasks.parse import parse_tasks
 
 fuzz = settings(max_examples=80, deadline=None, database=None)
 

@@ -12,8 +12,12 @@ from hypothesis import strategies as st
 
 from arc_ttt.adapt.sequences import ttt_sequences
 from arc_ttt.checkpoints.folders import EMBEDDED, read_config
-from arc_ttt.formats.format import CompactFormat
-from arc_ttt.schedule.cost import BASE, DEVICE_TYPES, TTT, CostModel, Model, device_type, training_shape, views_of
+from arc_ttt.checkpoints.shape import Model
+from arc_ttt.formats.compact import CompactFormat
+from arc_ttt.protocol.jobs import BASE, TTT
+from arc_ttt.schedule.cost import CostModel
+from arc_ttt.schedule.devices import DEVICE_TYPES, device_type
+from arc_ttt.schedule.shapes import training_shape, views_of
 from arc_ttt.settings import Settings
 from arc_ttt.tasks.grids import Example, Grid, Task, freeze
 

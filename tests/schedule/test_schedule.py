@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arc_ttt.schedule.cost import BASE, SYNTHESIS, TTT
-from arc_ttt.schedule.plan import FAILURES, FIRST_MOST, FIRST_SHARE, JOINT, Job, Plan, least_share
+from arc_ttt.protocol.jobs import BASE, JOINT, SYNTHESIS, TTT, Job
+from arc_ttt.schedule.gains import FIRST_MOST, least_share
+from arc_ttt.schedule.plan import FAILURES, FIRST_SHARE, Plan
 from arc_ttt.tasks.grids import Example, Task, freeze
 
 ONE = freeze(np.zeros((1, 1)))

@@ -21,14 +21,18 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [path for path in (str(ROOT / "src"),) if path not in sys.path]
 
 from arc_ttt.deadline import REAL_CLOCK, Clock, Deadline, VirtualClock, run_start  # noqa: E402
-from arc_ttt.fleet.fleet import PATIENCE, Death, Fleet, Message, Patience  # noqa: E402
+from arc_ttt.fleet.fleet import Fleet  # noqa: E402
 from arc_ttt.fleet.launch import make_hello  # noqa: E402
-from arc_ttt.run.coordinator import Coordinator, start_run  # noqa: E402
+from arc_ttt.fleet.patience import PATIENCE, Patience  # noqa: E402
+from arc_ttt.fleet.workers import Death, Message  # noqa: E402
+from arc_ttt.run.coordinator import Coordinator  # noqa: E402
 from arc_ttt.run.journal import read_journal  # noqa: E402
 from arc_ttt.run.report import RunResult, Status  # noqa: E402
+from arc_ttt.run.start import start_run  # noqa: E402
 from arc_ttt.run.submission import check_submission  # noqa: E402
 from arc_ttt.settings import Settings  # noqa: E402
-from arc_ttt.tasks.grids import LoadedTasks, parse_tasks  # noqa: E402
+from arc_ttt.tasks.grids import LoadedTasks  # noqa: E402
+from arc_ttt.tasks.parse import parse_tasks  # noqa: E402
 
 PAIR = {"input": [[1, 2], [3, 4]], "output": [[2, 1], [4, 3]]}
 ONE_PASS: dict[str, Any] = {  # and short predictions, as such workers keep them

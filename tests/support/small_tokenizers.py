@@ -7,7 +7,10 @@ from functools import cache
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from arc_ttt.formats.text import ArchitectsFormat, BarcFormat, MarcFormat, TextFormat
+from arc_ttt.formats.architects import ArchitectsFormat
+from arc_ttt.formats.barc import BarcFormat
+from arc_ttt.formats.marc import MarcFormat
+from arc_ttt.formats.text import TextFormat
 from arc_ttt.tasks.grids import Example, Grid, freeze
 
 

@@ -24,7 +24,7 @@ from arc_ttt.synthesis.primitives import others
 from arc_ttt.synthesis.primitives.parts import map_parts
 from arc_ttt.synthesis.solver import synthesize
 from arc_ttt.tasks.grids import Example, Task, freeze
-from arc_ttt.votes.rules import SURE
+from arc_ttt.votes.candidates import SURE
 
 BIG = 200 * 1024 * 1024
 

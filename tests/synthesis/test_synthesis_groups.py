@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from test_synthesis_primitives import cells, images
 
 from arc_ttt.synthesis import pieces
 from arc_ttt.synthesis.frames import Problem
@@ -23,6 +22,7 @@ from arc_ttt.synthesis.primitives import others, sized
 from arc_ttt.synthesis.primitives import parts as groups
 from arc_ttt.synthesis.primitives.parts import KEYS, MAX_PARTS, SELECTION_NAMES, Parts, cutters, joiners, selections
 from arc_ttt.synthesis.primitives.sized import sized_primitives
+from support.images import cells, images
 
 CUTTERS = {cutter.name: cutter for cutter in cutters()}
 JOINERS = {joiner.name: joiner for joiner in joiners()}

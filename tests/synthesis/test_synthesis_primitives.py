@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from scipy import ndimage
 
 from arc_ttt.synthesis.cells import features
@@ -16,30 +15,12 @@ from arc_ttt.synthesis.primitives import parts as groups
 from arc_ttt.synthesis.primitives import patterns, repair
 from arc_ttt.synthesis.primitives.images import unary_primitives
 from arc_ttt.synthesis.primitives.sized import sized_primitives
+from support.images import cells, image, images
 
 ALL = {
     primitive.name: primitive for primitive in [*unary_primitives(tuple(range(1, 10))), *patterns.pattern_primitives()]
 }
 SIZED = {primitive.name: primitive for primitive in sized_primitives()}
-
-
-def cells(text: str) -> NDArray[np.int8]:
-    """A grid from rows of digits separated by spaces, a dot for 0."""
-    return np.array([[int(c) for c in row.replace(".", "0")] for row in text.split()], dtype=np.int8)
-
-
-def image(text: str) -> Image:
-    return Image(cells(text), 0, 0)
-
-
-@st.composite
-def images(draw: st.DrawFn) -> Image:
-    """Sparse and dense grids of up to 8 x 8 at any place."""
-    rows, columns = draw(st.integers(1, 8)), draw(st.integers(1, 8))
-    colours = draw(st.sampled_from([(0, 1), (0, 0, 0, 2), (0, 1, 2, 3), tuple(range(10))]))
-    values = draw(st.lists(st.sampled_from(colours), min_size=rows * columns, max_size=rows * columns))
-    grid = np.array(values, dtype=np.int8).reshape(rows, columns)
-    return Image(grid, draw(st.integers(0, 3)), draw(st.integers(0, 3)))
 
 
 BY_HAND = [

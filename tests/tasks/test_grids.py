@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from arc_lab.data.datasets import Dataset, load_dataset, select, ttt80_ids
 from arc_ttt.errors import SettingsError, TaskFileError
-from arc_ttt.tasks.grids import Grid, LoadedTasks, Task, grid_bytes, load_tasks, same_grid
+from arc_ttt.tasks.files import load_tasks
+from arc_ttt.tasks.grids import Grid, LoadedTasks, Task, grid_bytes, same_grid
 
 fuzz = settings(max_examples=60, deadline=None, database=None)
 

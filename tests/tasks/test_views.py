@@ -9,16 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arc_ttt.adapt.augmenters import examples_identity, map_examples, paper_augmenters
 from arc_ttt.tasks.grids import Example, Grid, Task, freeze
 from arc_ttt.tasks.views import (
     DIHEDRALS,
     IDENTITY_COLOURS,
     View,
     dihedral,
-    examples_identity,
     identity_view,
-    map_examples,
-    paper_augmenters,
     paper_views,
     random_colours,
     sample_views,

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arc_ttt.protocol.jobs import BASE, SYNTHESIS, TTT, Job
 from arc_ttt.run.findings import Findings
-from arc_ttt.schedule.cost import BASE, SYNTHESIS, TTT
-from arc_ttt.schedule.plan import Job, Plan
+from arc_ttt.schedule.plan import Plan
 from arc_ttt.tasks.grids import Example, Grid, LoadedTasks, Task, freeze, grid_bytes, same_grid
-from arc_ttt.votes.rules import Program, attempts, merge, strength
+from arc_ttt.votes.attempts import attempts, merge
+from arc_ttt.votes.candidates import Program, strength
 
 
 def grid(value: int) -> Grid:

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from arc_ttt.errors import SettingsError
 from arc_ttt.run.findings import PassResult
 from arc_ttt.tasks.grids import Example, Grid, Task, freeze, grid_bytes
-from arc_ttt.votes.rules import Candidate, ScoredCandidate, attempts, fallback_grids, rank, rank_passes
+from arc_ttt.votes.attempts import attempts, fallback_grids
+from arc_ttt.votes.candidates import Candidate, ScoredCandidate
+from arc_ttt.votes.rules import rank, rank_passes
 
 fuzz = settings(max_examples=150, deadline=None, database=None)
 BLACK = [[[0]], [[0, 0], [0, 0]]]

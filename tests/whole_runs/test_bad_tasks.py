@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from arc_ttt.errors import TaskFileError
 from arc_ttt.kaggle.run import kaggle_run
-from arc_ttt.tasks.grids import MAX_FILE_BYTES, LoadedTasks, load_tasks
+from arc_ttt.tasks.files import MAX_FILE_BYTES, load_tasks
+from arc_ttt.tasks.grids import LoadedTasks
 from support.scripted_fleet import PAIR, answer_all, instant_run, valid
 
 fuzz = settings(max_examples=60, deadline=None, database=None)

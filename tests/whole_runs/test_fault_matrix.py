@@ -32,13 +32,15 @@ import pytest
 from arc_ttt.deadline import REAL_CLOCK
 from arc_ttt.errors import SubmissionError
 from arc_ttt.fleet import fleet as fleet_module
-from arc_ttt.fleet.fleet import EXIT_DEVICE_LOST, Fleet
+from arc_ttt.fleet.fleet import Fleet
+from arc_ttt.protocol.jobs import Outcome
+from arc_ttt.protocol.messages import EXIT_DEVICE_LOST
 from arc_ttt.run import coordinator as run_module
-from arc_ttt.run.journal import Outcome, read_journal
+from arc_ttt.run.journal import read_journal
 from arc_ttt.run.report import Status
 from arc_ttt.run.submission import Submission
 from arc_ttt.schedule.cost import CostModel
-from arc_ttt.tasks.grids import parse_tasks
+from arc_ttt.tasks.parse import parse_tasks
 from support.scripted_fleet import (
     QUICK,
     Process,
@@ -161,9 +163,11 @@ def test_f3_f4_a_worker_that_hangs_is_ended_and_its_job_done_by_another(tmp_path
 
 def test_f3_a_thread_that_says_it_lives_does_not_hide_a_hang() -> None:
     """Progress is what the working thread says; the worker's own code sends none from anywhere else."""
-    source = (Path(fleet_module.__file__).parents[1] / "worker" / "__main__.py").read_text()
-    assert "import threading" not in source
-    assert "Thread(" not in source
+    files = sorted((Path(fleet_module.__file__).parents[1] / "worker").glob("*.py"))
+    assert len(files) > 5
+    for source in (path.read_text() for path in files):
+        assert "import threading" not in source
+        assert "Thread(" not in source
 
 
 class Undying(fleet_module.subprocess.Popen):  # type: ignore[misc, name-defined]
@@ -203,8 +207,10 @@ def test_f5_a_worker_that_never_dies_costs_its_slot_and_not_the_run(
 SERVER = """
 import os, sys
 sys.path[:0] = {path!r}
-from arc_ttt.worker import __main__ as worker
-class Made(worker.Server):
+from arc_ttt.worker import serve
+from arc_ttt.worker.__main__ import main
+from arc_ttt.worker.server import Server
+class Made(Server):
     def __init__(self, settings, hello, send, inbox):
         super().__init__(settings, hello, send, inbox)
         self.about = {{"device": "cuda:0", "dtype": "float16"}}
@@ -222,8 +228,8 @@ class Made(worker.Server):
     def touch(self, task_id):
         if self.lost: raise RuntimeError("CUDA error: device-side assert triggered")
 {touch}
-worker.ModelServer = Made
-sys.exit(worker.main())
+serve.ModelServer = Made
+sys.exit(main())
 """
 
 
@@ -631,7 +637,7 @@ def test_f22_workers_of_synthesis_go_first_when_memory_runs_low(
     def memory() -> int:
         return 100 if 0.7 < REAL_CLOCK.now() - began_s < 1.4 else 1 << 40
 
-    monkeypatch.setattr(run_module, "free_memory", memory)
+    monkeypatch.setattr("arc_ttt.run.start.free_memory", memory)
     monkeypatch.setattr(run_module, "MEMORY_EVERY_S", 0.1)
     slow = "for _ in range(4): time.sleep(0.1); progress(job)\n"
     ran = run(
@@ -664,15 +670,16 @@ def test_f24_workers_that_take_most_of_the_time_to_load_still_answer(tmp_path: P
 NASTY = """
 import sys
 sys.path[:0] = {path!r}
-from arc_ttt import synthesis
-from arc_ttt.worker import __main__ as worker
+from arc_ttt.synthesis import solver
+from arc_ttt.worker import program_server
+from arc_ttt.worker.__main__ import main
 def nasty(task, **limits):
     {code}
     return ()
-real = synthesis.synthesize
-synthesis.synthesize = lambda task, **limits: nasty(task, **limits) if task.task_id == "t1" else real(task, **limits)
-worker.CPU_SLACK_S = 1.4
-sys.exit(worker.main())
+real = solver.synthesize
+solver.synthesize = lambda task, **limits: nasty(task, **limits) if task.task_id == "t1" else real(task, **limits)
+program_server.CPU_SLACK_S = 1.4
+sys.exit(main())
 """
 NASTY_CODES = {
     "memory": ("import numpy; kept = [numpy.empty(2**27) for _ in range(64)]", []),

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from arc_lab.publish.wheels import members, read_image, read_lock
+from arc_lab.publish.kaggle_image import read_image
+from arc_lab.publish.wheels import members, read_lock
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 PINNED = (

@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from arc_ttt.adapt.adapter import Adapter
+from arc_ttt.checkpoints.shape import Model
 from arc_ttt.deadline import Deadline, VirtualClock
-from arc_ttt.model.load import LoadedModel, load_model
-from arc_ttt.schedule.cost import TTT, CostModel, Model
+from arc_ttt.model.load import load_model
+from arc_ttt.model.loaded import LoadedModel
+from arc_ttt.protocol.jobs import TTT
+from arc_ttt.schedule.cost import CostModel
 from arc_ttt.settings import Settings
 from arc_ttt.tasks.grids import Example, Task, freeze
 from arc_ttt.worker import calibrate as calibrate_module

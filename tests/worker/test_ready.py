@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_memory_plan import LLAMA, preset
 
-from arc_ttt.checkpoints.memory_plan import L4, T4, Device, MemoryPlan, plan
+from arc_ttt.checkpoints.memory_formulas import L4, T4, Device
+from arc_ttt.checkpoints.memory_plan import MemoryPlan, plan
 from arc_ttt.deadline import Deadline
-from arc_ttt.decode.search import PromptBatch
+from arc_ttt.decode.prompts import PromptBatch
 from arc_ttt.settings import Settings
 from arc_ttt.tasks.grids import Example, Task, freeze
 from arc_ttt.worker.ready import CPU_TOKENS, choose_plan, ready_solver
+from support.llamas import LLAMA, preset
 
 CPU = torch.device("cpu")
 torch.set_num_threads(1)

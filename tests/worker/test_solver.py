@@ -12,17 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from arc_ttt.adapt import training
+from arc_ttt.adapt import batches, training
 from arc_ttt.deadline import Deadline, VirtualClock
+from arc_ttt.decode.answerer import Answers
+from arc_ttt.decode.prompts import answer_limits, fit_prompt
 from arc_ttt.errors import SequenceTooLong
-from arc_ttt.formats.format import CompactFormat
-from arc_ttt.model.load import LoadedModel, load_model
-from arc_ttt.run.journal import Outcome
+from arc_ttt.formats.compact import CompactFormat
+from arc_ttt.model.load import load_model
+from arc_ttt.model.loaded import LoadedModel
+from arc_ttt.protocol.jobs import Outcome
 from arc_ttt.settings import Settings
 from arc_ttt.tasks.grids import Example, Grid, Task, freeze, grid_bytes
-from arc_ttt.tasks.views import identity_view, sample_views
+from arc_ttt.tasks.views import identity_view, sample_views, task_rng
 from arc_ttt.worker import solver as solve
-from arc_ttt.worker.solver import Answers, TaskSolver, answer_limits, fit_prompt, task_rng
+from arc_ttt.worker.solver import TaskSolver
 
 CPU = torch.device("cpu")
 torch.set_num_threads(1)  # more would wait for each other where cores are shared
@@ -278,7 +281,7 @@ def test_training_steps_down_the_memory_ladder_until_it_fits(
     rungs: list[str],
 ) -> None:
     """The device refuses what does not fit; each rung starts from the fresh adapter."""
-    original = training.cross_entropy_sum
+    original = batches.cross_entropy_sum
 
     def small_device(llama: Any, batch: Any) -> torch.Tensor:
         if not fits(*batch[0].shape, llama.is_gradient_checkpointing):
@@ -307,7 +310,7 @@ def test_training_steps_down_the_memory_ladder_until_it_fits(
 
 
 def test_one_sequence_at_a_time_trains_the_same(solver: TaskSolver, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, want = training.cross_entropy_sum, solver.adapt(MIXED, Deadline.never())
+    original, want = batches.cross_entropy_sum, solver.adapt(MIXED, Deadline.never())
 
     def small_device(llama: Any, batch: Any) -> torch.Tensor:
         if len(batch[0]) > 1:

@@ -11,23 +11,27 @@ from typing import Any
 import pytest
 
 from arc_ttt.deadline import REAL_CLOCK, Deadline, VirtualClock
-from arc_ttt.fleet.fleet import Death, Fleet, Message
+from arc_ttt.fleet.fleet import Fleet
 from arc_ttt.fleet.launch import make_hello
 from arc_ttt.fleet.twin import Twin
-from arc_ttt.run import coordinator as run_module
-from arc_ttt.run.coordinator import start_run
+from arc_ttt.fleet.workers import Death, Message
+from arc_ttt.protocol.jobs import Outcome
+from arc_ttt.run import start
 from arc_ttt.run.deadman import Deadman
-from arc_ttt.run.journal import Outcome, read_journal
-from arc_ttt.tasks.grids import parse_tasks
-from arc_ttt.worker import __main__ as worker
-from arc_ttt.worker.__main__ import JobDeadline, Pulse
+from arc_ttt.run.journal import read_journal
+from arc_ttt.run.start import start_run
+from arc_ttt.tasks.parse import parse_tasks
+from arc_ttt.worker import program_server, serve, server
+from arc_ttt.worker.pulse import JobDeadline, Pulse
 from support.scripted_fleet import QUICK, answer_all, document, expected, python_path, run, settings_of, valid
 
 SERVER = """
 import sys, time
 sys.path[:0] = {path!r}
-from arc_ttt.worker import __main__ as worker
-class Made(worker.Server):
+from arc_ttt.worker import serve
+from arc_ttt.worker.__main__ import main
+from arc_ttt.worker.server import Server
+class Made(Server):
     def __init__(self, settings, hello, send, inbox):
         super().__init__(settings, hello, send, inbox)
         self.about = {{"device": "made up"}}
@@ -39,8 +43,8 @@ class Made(worker.Server):
             time.sleep(0.01)
             if message["kind"] == "short" and time.monotonic() - begun > 2.5: break
         return {{"outcome": "cut" if deadline.passed() else "finished", "reason": ""}}
-worker.ModelServer = Made
-sys.exit(worker.main())
+serve.ModelServer = Made
+sys.exit(main())
 """
 
 
@@ -65,7 +69,7 @@ def test_what_workers_note_while_they_load_is_kept_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", [False, True])
 def test_a_worker_of_synthesis_says_whether_its_search_was_cut(cut: bool) -> None:
     said: list[dict[str, Any]] = []
-    server = worker.ProgramServer(settings_of(60.0, {}), {"deadline": 0.0}, said.append, None)
+    server = program_server.ProgramServer(settings_of(60.0, {}), {"deadline": 0.0}, said.append, None)
     job = {"id": 1, "task_id": "t0", "task": document(1)["t0"], "cpu_limit_s": 0.5}
     end = server.work(job, JobDeadline(-1.0 if cut else 10.0, VirtualClock()), lambda *_: None)
     assert end["outcome"] == (Outcome.CUT if cut else Outcome.FINISHED)
@@ -80,10 +84,10 @@ def test_a_worker_of_synthesis_gives_way_within_its_session_and_beyond(tmp_path:
         assert made.start(0)
         poll_for(made, "ready")
         process = Path("/proc") / str(made.pid(0))
-        expected_nice = min(19, os.getpriority(os.PRIO_PROCESS, 0) + worker.NICENESS)
+        expected_nice = min(19, os.getpriority(os.PRIO_PROCESS, 0) + program_server.NICENESS)
         assert os.getpriority(os.PRIO_PROCESS, made.pid(0)) == expected_nice
         if (process / "autogroup").exists():
-            assert (process / "autogroup").read_text().split()[-1] == str(worker.NICENESS)
+            assert (process / "autogroup").read_text().split()[-1] == str(program_server.NICENESS)
     finally:
         made.stop()
 
@@ -148,7 +152,7 @@ def test_a_deadline_beats_once_a_second_and_keeps_its_pulse_when_made_earlier() 
     assert deadline.minus(1.0).passed()
 
 
-class Made(worker.Server):
+class Made(server.Server):
     """A device that answers as `expected` has it."""
 
     broken = False
@@ -169,11 +173,11 @@ class Made(worker.Server):
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_run_in_one_process_is_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: bool) -> None:
     """With a device that works, and with one that is lost: then synthesis goes on alone."""
-    monkeypatch.setattr(worker, "ModelServer", Made)
+    monkeypatch.setattr(serve, "ModelServer", Made)
     monkeypatch.setattr(Made, "broken", broken)
     loaded = parse_tasks(document(3), source="tests")
     watched: list[bool] = []
-    monkeypatch.setattr(run_module, "Deadman", lambda *_, watch: watched.append(watch) or Deadman(*_, watch=watch))
+    monkeypatch.setattr(start, "Deadman", lambda *_, watch: watched.append(watch) or Deadman(*_, watch=watch))
     changes = {"run.in_process": True, "synthesis.enabled": broken, "synthesis.cpu_limits_s": "0.5"}
     result = start_run(loaded, settings_of(60.0, changes), tmp_path, start_s=REAL_CLOCK.now())
     found = valid(tmp_path, loaded.test_counts)
@@ -189,7 +193,7 @@ def test_the_twin_gives_way_like_a_fleet(monkeypatch: pytest.MonkeyPatch) -> Non
     def refuse(*arguments: Any) -> Any:
         raise ValueError("no such weights")
 
-    monkeypatch.setattr(worker, "ModelServer", refuse)
+    monkeypatch.setattr(serve, "ModelServer", refuse)
     twin = Twin(["device"], make_hello(settings_of(60.0, {}), Deadline.after(60.0)), VirtualClock())
     assert not twin.start(0)
     fatal, death = twin.poll(0.1)

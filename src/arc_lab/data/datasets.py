@@ -13,17 +13,9 @@ from typing import Any
 
 from arc_lab.data.packs import Group, Pack, read_pack, stream
 from arc_ttt.errors import SettingsError, TaskFileError, TaskFormatError
-from arc_ttt.tasks.grids import (
-    Grid,
-    LoadedTasks,
-    Solutions,
-    Task,
-    is_one_task,
-    load_tasks,
-    parse_grid,
-    parse_tasks,
-    read_json,
-)
+from arc_ttt.tasks.files import is_one_task, load_tasks, read_json
+from arc_ttt.tasks.grids import Grid, LoadedTasks, Solutions, Task
+from arc_ttt.tasks.parse import parse_grid, parse_tasks
 
 DATASETS = ("evaluation", "training", "ttt80", "evaluation2")
 DATASETS_HELP = f"{', '.join(DATASETS)} (ARC-AGI-1; evaluation2: ARC-AGI-2; ttt80: the paper's subset)"

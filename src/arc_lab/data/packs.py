@@ -209,17 +209,3 @@ def stream(seed: int, purpose: str, number: int) -> np.random.Generator:
     """A random stream that depends on these three alone."""
     digest = hashlib.sha256(f"{seed}\0{purpose}\0{number}".encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder to write to, where there is none.
-
-    Raises:
-        InputError: that cannot be done.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made: {error.strerror or error}") from error
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"{folder}: cannot be written to")

@@ -25,12 +25,12 @@ from typing import Any
 from arc_lab.data.datasets import DATASETS_HELP, read_ids, usable_tasks
 from arc_lab.evaluate import dry_run
 from arc_lab.evaluate.scores import Paired, TaskScore, summarize
+from arc_ttt.atomic import write_atomically
 from arc_ttt.checkpoints.folders import model_folder, weights_mark
 from arc_ttt.deadline import REAL_CLOCK
 from arc_ttt.errors import InputError, SettingsError
-from arc_ttt.fleet.launch import count_gpus
-from arc_ttt.run.submission import write_atomically
-from arc_ttt.schedule.cost import BASE, TTT
+from arc_ttt.machine import count_gpus
+from arc_ttt.protocol.jobs import BASE, TTT
 
 FULL = "full"
 NONE = "none"  # for --only: no built-in variant but the full method

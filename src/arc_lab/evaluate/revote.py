@@ -23,12 +23,12 @@ from pathlib import Path
 from arc_lab.data.datasets import Dataset, load_dataset
 from arc_lab.evaluate.scores import Paired, Summary, TaskScore, score_task, summarize
 from arc_ttt.errors import InputError, SettingsError
+from arc_ttt.protocol.jobs import BASE, TTT
 from arc_ttt.run.findings import Findings, PassResult, TaskResult, rank_passes_of
 from arc_ttt.run.journal import read_journal
 from arc_ttt.run.recovery import past_lines
-from arc_ttt.schedule.cost import BASE, TTT
 from arc_ttt.tasks.grids import Grid, grid_bytes
-from arc_ttt.votes.rules import SEARCHED, Candidate, ScoredCandidate
+from arc_ttt.votes.candidates import SEARCHED, Candidate, ScoredCandidate
 
 ALL = 10**9  # views: everything that a run found
 RULES = ("product", "flattened", "hierarchical", "paper")

@@ -22,11 +22,12 @@ import numpy as np
 from arc_lab.data.datasets import DATASETS_HELP, Dataset, usable_tasks
 from arc_lab.evaluate.scores import standard_error
 from arc_ttt.errors import InputError, SettingsError
-from arc_ttt.schedule.cost import TTT, work
+from arc_ttt.protocol.jobs import TTT
+from arc_ttt.schedule.shapes import work
 from arc_ttt.settings import Settings
 from arc_ttt.synthesis.solver import ProgramCandidate, synthesize
 from arc_ttt.tasks.grids import Grid, Task, same_grid
-from arc_ttt.votes.rules import SURE
+from arc_ttt.votes.candidates import SURE
 
 GUESSES = 2
 PLAIN_LINE_EVERY_S = 10.0

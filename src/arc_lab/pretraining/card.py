@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from arc_ttt.atomic import write_atomically
 from arc_ttt.deadline import format_duration
 from arc_ttt.errors import ModelError
-from arc_ttt.run.submission import write_atomically
 
 KINDS = {"seen": "held pairs of seen generators", "held-out": "held-out generators"}
 

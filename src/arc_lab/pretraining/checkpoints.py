@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from arc_lab.pretraining.model import Muon
+from arc_lab.pretraining.muon import Muon
+from arc_ttt.atomic import write_atomically
 from arc_ttt.errors import InputError
-from arc_ttt.run.submission import write_atomically
 
 VERSION = 3
 STATE_FILE = "checkpoint.json"

@@ -12,77 +12,38 @@ import functools
 import hashlib
 import json
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 
-from arc_lab.evaluate.benchmark import flops_per_token, matmul_peak
+from arc_lab.evaluate.speed import flops_per_token, matmul_peak
+from arc_lab.folders import restore_folder
+from arc_lab.pretraining.batches import Batch
 from arc_lab.pretraining.card import write_card
 from arc_lab.pretraining.checkpoints import STATE_NAMES, Trained, check_same, load, save
-from arc_lab.pretraining.feed import Batch, Feed, batch_of
-from arc_lab.pretraining.model import (
-    PRESETS,
-    Muon,
-    compile_layers,
-    matrices,
-    others,
-    restore_folder,
-    save_model,
-    training_model,
-)
-from arc_ttt.adapt.training import add_gradients, clip_gradients, micro_batches, target_logits, update_weights
+from arc_lab.pretraining.feed import Feed
+from arc_lab.pretraining.model import compile_layers, save_model, training_model
+from arc_lab.pretraining.muon import Muon, matrices, others
+from arc_lab.pretraining.settings import PRESETS
+from arc_ttt.adapt.batches import target_logits
+from arc_ttt.adapt.training import add_gradients, clip_gradients, update_weights
+from arc_ttt.atomic import write_atomically
 from arc_ttt.checkpoints.folders import model_folder, read_config
 from arc_ttt.deadline import REAL_CLOCK, format_duration
 from arc_ttt.errors import ArcError, InputError, TrainingDiverged
 from arc_ttt.formats.format import TokenSequence
-from arc_ttt.model.load import LoadedModel, compute_dtype
-from arc_ttt.run.submission import write_atomically
+from arc_ttt.model.cuda import compute_dtype
 
 if TYPE_CHECKING:
-    from arc_lab.pretraining.pretrain import PretrainSettings, RunOptions
-
+    from arc_lab.pretraining.settings import PretrainSettings, RunOptions
+from arc_lab.pretraining.measure import measured_match, moved
+from arc_lab.pretraining.processes import Group
 
 CALMER = "what was saved before stays. Lower --muon-lr and --adam-lr, with another --out and --init for its weights"
 LOGGED = ("step", "seconds", "tokens", "squares")  # what a line of the log counts since the one before
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """The processes of this training: this one's number, how many there are, its device, and a group for the clock."""
-
-    rank: int
-    size: int
-    device: torch.device
-    control: Any = None
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-
-@contextmanager
-def join_processes() -> Iterator[Group]:
-    """Join the processes that torchrun started; alone where it did not start this one."""
-    local, cuda = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.is_available()
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Group(0, 1, device)
-        return
-    dist.init_process_group("nccl" if cuda else "gloo")
-    try:
-        yield Group(dist.get_rank(), dist.get_world_size(), device, dist.new_group(backend="gloo"))
-    finally:
-        dist.destroy_process_group()
 
 
 def conditions(settings: PretrainSettings, options: RunOptions, group: Group) -> dict[str, Any]:
@@ -118,7 +79,7 @@ class Trainer:
     ) -> None:
         """Raises InputError for a checkpoint that does not belong to these settings and packs, or for a folder that
         holds a model without one."""
-        from arc_lab.pretraining.pretrain import settings_document
+        from arc_lab.pretraining.settings import settings_document
 
         self.settings, self.options, self.feed, self.group = settings, options, feed, group
         self.measured = measured
@@ -409,56 +370,3 @@ class Trainer:
         if finished and self._last_measured() != self.state["step"]:  # a finished run that is started again has it
             self._measure()
         return self._save(finished=finished)
-
-
-def moved(
-    batch: Batch, device: torch.device, longest: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
-    """Ids and positions (B, T) and places (N,) as int64 on the device, and what its attention is told; copied without
-    waiting. longest: tokens that no sequence of a packed row exceeds."""
-
-    def on_device(array: NDArray[Any]) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-    ids, positions, places = (on_device(array).long() for array in (batch.ids, batch.positions, batch.places))
-    attention = {} if batch.starts is None else {"starts": on_device(batch.starts), "longest": longest}
-    return ids, positions, places, attention
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Sequences measured. right: for each, whether the most likely token is right at every target, which is what greedy
-    decoding would answer. loss: mean negative log-likelihood of all their targets, nats."""
-
-    right: list[bool]
-    loss: float
-
-
-@torch.no_grad()
-def measured_match(base: LoadedModel, sequences: Sequence[TokenSequence], batch_tokens: int = 8192) -> Measured:
-    """Exact match and loss of sequences. Waits for the device; used between steps only, without compiled layers."""
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    lists = micro_batches([sequences[i] for i in order], batch_tokens)
-    training = base.llama.training
-    base.llama.eval()
-    right: list[bool] = []
-    total, targets = 0.0, 0
-    with torch.compiler.set_stance("force_eager"):
-        for rows in lists:
-            batch = batch_of(rows, len(rows), max(map(len, rows)))
-            ids, positions, places, _ = moved(batch, base.device, 0)
-            with torch.autocast(base.device.type, dtype=base.dtype, enabled=base.autocast):
-                logits, wanted = target_logits(base.llama, ids, positions, places)
-            wrong = (logits.argmax(-1) != wanted).cpu().numpy()
-            total += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
-            targets += len(wrong)
-            owners = batch.row_of_targets()
-            right += [not bool(wrong[owners == row].any()) for row in range(batch.sequences)]
-    base.llama.train(training)
-    return Measured([right[int(place)] for place in np.argsort(order)], total / max(1, targets))
-
-
-def exact_match(base: LoadedModel, sequences: Sequence[TokenSequence], batch_tokens: int = 8192) -> list[bool]:
-    """`Measured.right` of sequences."""
-    return measured_match(base, sequences, batch_tokens).right

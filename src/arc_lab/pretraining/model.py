@@ -2,58 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
-import itertools
 import math
-import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from arc_lab.folders import part_of, replace_folder
+from arc_lab.pretraining.attention import without_waiting
 from arc_lab.pretraining.card import add_weights_card, check_weights
+from arc_lab.pretraining.settings import PRESETS, Preset
 from arc_ttt.checkpoints.folders import model_folder, read_config
 from arc_ttt.errors import InputError
-from arc_ttt.formats.format import CompactFormat
-from arc_ttt.model.load import LoadedModel, attend_without_mask, compute_dtype, cpu_has_bfloat16, load_model
+from arc_ttt.formats.compact import CompactFormat
+from arc_ttt.model.cuda import compute_dtype
+from arc_ttt.model.load import load_model
+from arc_ttt.model.loaded import LoadedModel
 from arc_ttt.settings import ModelSettings
 
 SHARD = "14MB"
-ROPES = ("longrope", "strided")
-ATTENTION = "causal_rows"
-
-
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """A size of model, and what it is trained with by default.
-
-    Longest sequence and batch in tokens; learning rates of Muon and AdamW; window of sequences sorted by length and
-    how many windows are made ahead.
-    """
-
-    hidden: int
-    layers: int
-    heads: int
-    feed_forward: int
-    max_tokens: int
-    batch_tokens: int
-    muon_lr: float
-    adam_lr: float
-    window_sequences: int
-    windows_ahead: int
-
-    @property
-    def head_size(self) -> int:
-        return self.hidden // self.heads
-
-
-PRESETS = {
-    "XS": Preset(192, 6, 6, 512, 640, 4096, 0.02, 4e-3, 384, 3),  # 2.7M parameters
-    "S": Preset(256, 8, 4, 640, 1024, 6144, 0.02, 3e-3, 512, 3),  # 6.0M
-    "M": Preset(512, 10, 8, 1024, 4096, 65_536, 0.015, 2e-3, 2048, 24),  # 26M
-}
 
 
 def size_of(folder: Path) -> str:
@@ -153,79 +121,6 @@ def training_model(
     return base
 
 
-def without_waiting(llama: Any) -> None:
-    """Let the forward pass ask the GPU nothing, and take packed rows too."""
-    attend_without_mask(llama, ATTENTION, causal_attention)
-
-
-def causal_attention(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    starts: torch.Tensor | None = None,
-    longest: int = 0,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention of every token to those before it in its row, or, with `starts`, in its sequence of a packed row.
-
-    query, key, value: (B, H, T, D); returns (B, T, H, D). starts: (K,) int32 on the device, where the sequences of the
-    one row start, then T as often as needed. longest: no sequence has more tokens.
-    """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    if starts is None:
-        output, _ = sdpa_attention_forward(module, query, key, value, None, **kwargs)
-        return output, None
-    query, key, value = (each[0].transpose(0, 1).to(value.dtype) for each in (query, key, value))
-    attend = _varlen if value.is_cuda else _one_by_one
-    return attend(query, key, value, starts, longest)[None], None
-
-
-def _varlen(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, longest: int
-) -> torch.Tensor:
-    """All sequences of a packed row (T, H, D) in one kernel; float16 and bfloat16 only."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    return varlen_attn(query, key, value, starts, starts, longest, longest, **VARLEN_CAUSAL)  # type: ignore[return-value]
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # else it is compiled for every new length
-def _one_by_one(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, longest: int
-) -> torch.Tensor:
-    """The same on any device, sequence by sequence."""
-    output = torch.zeros_like(query)
-    bounds = starts.unique().tolist()
-    for start, stop in itertools.pairwise(bounds):
-        q, k, v = (each[start:stop].transpose(0, 1)[None] for each in (query, key, value))
-        attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        output[start:stop] = attended[0].transpose(0, 1)
-    return output
-
-
-def _varlen_causal() -> dict[str, Any]:
-    """How this version of torch asks its variable-length attention to be causal; empty where there is none."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return {}
-    return {"is_causal": True} if "is_causal" in inspect.signature(varlen_attn).parameters else {"window_size": (-1, 0)}
-
-
-VARLEN_CAUSAL = _varlen_causal()
-
-
-def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether packed rows can be trained fast: variable-length attention needs compute capability 8 and 16 bits."""
-    if device.type != "cuda" or not VARLEN_CAUSAL or dtype == torch.float32:
-        return False
-    return torch.cuda.get_device_capability(device)[0] >= 8
-
-
 def compile_layers(llama: Any, shapes: int) -> None:
     """Compile every layer in place, for as many fixed shapes as there are."""
     import torch._dynamo
@@ -233,62 +128,6 @@ def compile_layers(llama: Any, shapes: int) -> None:
     torch._dynamo.config.recompile_limit = max(8, 4 * shapes)
     for layer in llama.model.layers:
         layer.compile(dynamic=False)
-
-
-def matrices(llama: Any) -> list[torch.nn.Parameter]:
-    """The weights of the linear layers inside the blocks: what Muon trains."""
-    return [weight for name, weight in llama.named_parameters() if ".layers." in name and weight.ndim == 2]
-
-
-def others(llama: Any) -> list[tuple[str, torch.nn.Parameter]]:
-    """Embedding, head and norms by name: what AdamW trains."""
-    return [(n, w) for n, w in llama.named_parameters() if not (".layers." in n and w.ndim == 2)]
-
-
-def orthogonalized(update: torch.Tensor) -> torch.Tensor:
-    """Matrices (N, A, B) with singular values near 1, by five Newton-Schulz steps in the type of `update`.
-
-    Source: Jordan's Muon; coefficients and steps as in torch.optim.Muon.
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    tall = update.shape[-2] > update.shape[-1]
-    x = update.mT if tall else update
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(5):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
-
-
-class Muon(torch.optim.Optimizer):
-    """torch.optim.Muon (momentum 0.95, Nesterov, decoupled decay), matrices of one shape together.
-
-    torch's own computes in bfloat16 everywhere; here that is so only where the device multiplies it in hardware,
-    because CPUs that emulate it would spend most of a step on the optimizer.
-    """
-
-    MOMENTUM = 0.95
-
-    def __init__(self, weights: Iterable[torch.nn.Parameter], lr: float, weight_decay: float) -> None:
-        super().__init__(list(weights), {"lr": lr, "weight_decay": weight_decay})
-        self.shapes: dict[tuple[int, int], list[torch.Tensor]] = {}
-        for weight in self.param_groups[0]["params"]:
-            self.shapes.setdefault((weight.shape[0], weight.shape[1]), []).append(weight)
-        self.momentum = {
-            shape: torch.zeros((len(same), *shape), device=same[0].device) for shape, same in self.shapes.items()
-        }
-        fast = next(iter(self.momentum.values())).is_cuda or cpu_has_bfloat16()
-        self.dtype = torch.bfloat16 if fast else torch.float32
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        lr, decay = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]
-        for shape, weights in self.shapes.items():
-            gradients = torch.stack([w.grad for w in weights if w.grad is not None])
-            momentum = self.momentum[shape].lerp_(gradients, 1 - self.MOMENTUM)
-            update = orthogonalized(gradients.lerp_(momentum, self.MOMENTUM).to(self.dtype)).float()
-            torch._foreach_mul_(weights, 1 - lr * decay)
-            torch._foreach_add_(weights, list(update), alpha=-lr * max(1.0, shape[0] / shape[1]) ** 0.5)
 
 
 def save_model(llama: Any, folder: Path, dtype: torch.dtype, card: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -312,30 +151,3 @@ def save_model(llama: Any, folder: Path, dtype: torch.dtype, card: Mapping[str, 
     stamped = add_weights_card(beside, card or {})
     replace_folder(beside, folder)
     return stamped
-
-
-def part_of(folder: Path) -> Path:
-    """Where a new `folder` is made beside the old one; nothing is there now."""
-    beside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    return beside
-
-
-def replace_folder(beside: Path, folder: Path) -> None:
-    """Put `beside` in the place of `folder`. Interrupted at any moment, one of them is whole and none is half."""
-    old = _old(folder)
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.replace(old)
-    beside.replace(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def restore_folder(folder: Path) -> None:
-    """Bring back what an interruption within `replace_folder` has left under another name."""
-    if _old(folder).exists() and not folder.exists():
-        _old(folder).replace(folder)
-
-
-def _old(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")

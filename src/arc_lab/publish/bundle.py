@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from arc_lab.folders import ROOT
+from arc_lab.publish.kaggle_image import IMAGE, WHEELS, read_image
 from arc_lab.publish.metadata import dataset_names, read_metadata
-from arc_lab.publish.wheels import IMAGE, ROOT, SETS, WHEELS, Wheel, members, read_image, read_lock, state, told_again
+from arc_lab.publish.wheels import SETS, Wheel, members, read_lock, state, told_again
 from arc_ttt.bootstrap.mounts import MANIFEST
 from arc_ttt.checkpoints.folders import read_config
 from arc_ttt.errors import InputError

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from arc_lab.folders import ROOT
+from arc_lab.publish.kaggle_cli import KaggleError, answer_of, find_cli, run_cli
 from arc_lab.publish.metadata import read_metadata
-from arc_lab.publish.push import KaggleError, answer_of, find_cli, run_cli
-from arc_lab.publish.wheels import ROOT
 from arc_ttt.errors import InputError
 
 OUTPUT = "submission.json"  # the name of the file that the version wrote, not a path on this machine

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +20,10 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion
 
-from arc_ttt.bootstrap.mounts import misfit
+from arc_lab.publish.kaggle_image import IMAGE, WHEELS, Image, read_image
+from arc_ttt.bootstrap.wheels import misfit
 from arc_ttt.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[3]
-WHEELS = ROOT / "wheels"
-IMAGE = WHEELS / "image.json"
 SETS = ("base", "unsloth")
 MOST_FETCH_S = 3600.0
 NEVER = ("torch", "triton", "numpy")  # and every nvidia-* and cuda-* package: the image's own must stay
@@ -46,40 +44,6 @@ class Wheel:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
-    """What Kaggle's image holds. packages: version by distribution, in the normal form of its name."""
-
-    python: str
-    glibc: str
-    packages: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Clash:
-    """Two packages that fail together although neither requires otherwise, as versions of each and what happens."""
-
-    one: Requirement
-    other: Requirement
-    effect: str
-
-    def told(self, packages: Mapping[str, str]) -> str:
-        """The clash in an image's packages, with their versions; empty if they do not hold both."""
-        held = [(asked, packages.get(canonicalize_name(asked.name), "")) for asked in (self.one, self.other)]
-        if not all(version and asked.specifier.contains(version, prereleases=True) for asked, version in held):
-            return ""
-        return f"{' and '.join(f'{asked.name} {version}' for asked, version in held)}: {self.effect}"
-
-
-CLASHES = (
-    Clash(
-        Requirement("peft>=0.19"),
-        Requirement("torchao<0.16"),
-        "peft raises an ImportError where it gives a plain linear layer its adapter",
-    ),
-)
-
-
 def read_lock(path: Path = WHEELS / "lock.json") -> list[Wheel]:
     """Raises InputError for a lock that cannot be read or names a package that must stay the image's."""
     try:
@@ -93,17 +57,6 @@ def read_lock(path: Path = WHEELS / "lock.json") -> list[Wheel]:
         if wheel.name in NEVER or wheel.name.startswith(("nvidia-", "cuda-")):
             raise InputError(f"{path}: {wheel.name} must never be bundled: the image's own would stop working")
     return wheels
-
-
-def read_image(path: Path = IMAGE) -> Image:
-    """The description of an image: wheels/image.json, or the setup.json of a run on Kaggle. Raises InputError."""
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        held = {**body.get("near", {}), **body["packages"]}
-        packages = {str(canonicalize_name(name)): str(version) for name, version in held.items()}
-        return Image(".".join(str(body["python"]).split(".")[:2]), str(body["glibc"]), packages)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path}: not a description of an image: {type(error).__name__}: {error}") from error
 
 
 def members(lock: Iterable[Wheel], chosen: str, python: str) -> list[Wheel]:

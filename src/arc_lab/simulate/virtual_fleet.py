@@ -7,72 +7,26 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import json
 import math
 import random
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from arc_ttt.deadline import TURN_S, WRITE_S, VirtualClock
-from arc_ttt.fleet.fleet import PATIENCE, Death, Message, Patience
-from arc_ttt.run.journal import Journal, Outcome, checked_line
-from arc_ttt.run.submission import Submission
-from arc_ttt.schedule.cost import SYNTHESIS, TTT, CostModel, prompt_tokens, training_shape
-from arc_ttt.schedule.plan import JOINT
-from arc_ttt.settings import MOST_FREE
-from arc_ttt.tasks.grids import LoadedTasks, Task
+from arc_lab.simulate.faults import Faults
+from arc_ttt.deadline import TURN_S, VirtualClock
+from arc_ttt.fleet.patience import PATIENCE, Patience
+from arc_ttt.fleet.workers import Death, Message
+from arc_ttt.protocol.jobs import JOINT, MOST_FREE, SYNTHESIS, TTT, Outcome
+from arc_ttt.schedule.cost import CostModel
+from arc_ttt.schedule.shapes import prompt_tokens, training_shape
+from arc_ttt.tasks.grids import Task
 
 LONG_LOAD_S = 1200.0
 SLOW_KILL_S = 30.0
 SEARCH_LOAD_S = 1.0  # from the start of a worker of synthesis until it is ready: NumPy and SciPy
 MORE_BY_TIME = 0.1  # power of the CPU seconds by which the share of tasks with a sure program grows
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Faults:
-    """What goes wrong: rates an hour of a device, and chances from 0 to 1.
-
-    lost: that a device is lost for good; slow: that one is 1.2 to 3 times slower; long_task: share of the longest tasks
-    that run out of memory; stall: that a write of the submission takes up to a minute; slow_kill: that a killed worker
-    takes up to half a minute to go; slow_load: that loading takes 20 minutes; deaf: that a worker does not listen when
-    its job is called back; outlier: that answering takes five times as long. stretch: most tokens of a training
-    sequence for one that its shape tells of, as in formats of text. train_noise, decode_noise: standard deviation of
-    the logarithm of seconds.
-    """
-
-    crashes: float = 0.0
-    hangs: float = 0.0
-    lost: float = 0.0
-    slow: float = 0.0
-    long_task: float = 0.0
-    stall: float = 0.0
-    slow_kill: float = 0.0
-    slow_load: float = 0.0
-    deaf: float = 0.0
-    outlier: float = 0.02
-    stretch: float = 1.0
-    train_noise: float = 0.06
-    decode_noise: float = 0.35
-
-
-_RARE = {
-    "lost": 0.02,
-    "slow": 0.1,
-    "long_task": 0.03,
-    "stall": 0.01,
-    "slow_kill": 0.01,
-    "slow_load": 0.01,
-    "deaf": 0.05,
-    "stretch": 2.2,
-}
-MIXES = {
-    "none": Faults(),
-    "mild": Faults(crashes=0.2, hangs=0.1, **_RARE),
-    "harsh": Faults(crashes=2.0, hangs=1.0, **_RARE),
-}
 
 
 @dataclass(slots=True)
@@ -368,42 +322,3 @@ class VirtualFleet:
         scored = [{"grid": [[colour]], "nll_by_view": [colour / 10]} for colour in sorted(set(colours))]
         found = {"candidates": candidates, "scored": scored, "trained": trained}
         return {"task_id": task.task_id, "test_index": index, **found}
-
-
-class VirtualSubmission(Submission):
-    """A submission whose writes take virtual time and now and then stall. `stall_s`: the longest stall."""
-
-    def __init__(self, loaded: LoadedTasks, clock: VirtualClock, faults: Faults, rng: random.Random, stall_s: float):
-        self.clock, self.faults, self.rng, self.stall_s = clock, faults, rng, min(WRITE_S, stall_s)
-        self.writes = 0
-        super().__init__(Path("submission.json"), loaded)
-
-    def _text(self, task_id: str) -> str:
-        return ""  # made once, at the end
-
-    def document(self) -> Any:
-        """What the file would hold."""
-        return json.loads("{" + ",".join(Submission._text(self, task_id) for task_id in self.test_counts) + "}")
-
-    def write(self) -> None:
-        self.writes += 1
-        stalls = self.rng.random() < self.faults.stall
-        self.clock.advance(self.rng.uniform(1.0, self.stall_s) if stalls else 0.03)
-
-
-class MemoryJournal(Journal):
-    """A journal whose events stay in memory."""
-
-    def __init__(self, clock: VirtualClock) -> None:
-        super().__init__(Path("events.jsonl"), clock, clock.now())
-        self.events: list[dict[str, Any]] = []
-
-    def append(self, event: str, **fields: Any) -> None:
-        self.events.append({"t": round(self.clock.now() - self.start_s, 3), "event": event, **fields})
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-    def text(self) -> bytes:
-        """What the file would hold."""
-        return b"".join(checked_line(event) for event in self.events)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from arc_ttt.checkpoints.memory_plan import SMALL_PARAMETERS
 from arc_ttt.errors import ModelError
-from arc_ttt.model.load import LoadedModel
+from arc_ttt.model.loaded import LoadedModel
 from arc_ttt.settings import TttSettings
 
 

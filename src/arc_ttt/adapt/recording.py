@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from arc_ttt.adapt.training import padded
+from arc_ttt.adapt.batches import padded
 from arc_ttt.deadline import REAL_CLOCK
-from arc_ttt.faults import DeviceLost, device_lost, out_of_memory
 from arc_ttt.formats.format import TokenSequence
-from arc_ttt.model.load import LoadedModel, attend_without_mask, hidden_states, warm_up
+from arc_ttt.model.attention import attend_without_mask, hidden_states
+from arc_ttt.model.cuda import recording_failed, warm_up
+from arc_ttt.model.loaded import LoadedModel
 
 RECORDED_TOKENS = 16_384  # of a micro-batch
 MOST_RECORDINGS = 48  # kept at once
@@ -74,24 +74,6 @@ class RecordedGradients:
             recording_failed(self.base, error)  # raises where nothing works on the device any more
         torch._foreach_copy_(self.gradients, kept)
         return made
-
-
-def recording_failed(base: LoadedModel, error: RuntimeError) -> None:
-    """What a failed recording means: memory did not suffice, or nothing is to be recorded any more.
-
-    Raises:
-        DeviceLost: CUDA broke the recording off. torch then leaves the stream and the allocator of this process as they
-            were within it; the next process records nothing.
-        RuntimeError: the error itself, where the device is lost and the recording is not to blame.
-    """
-    if out_of_memory(error):
-        return
-    print(f"steps cannot be recorded on this device: {error}", file=sys.stderr)
-    if "captur" in str(error).lower():
-        raise DeviceLost(f"a recording of steps failed, and the device is lost to this process: {error}") from error
-    if device_lost(error):
-        raise error
-    base.record = False
 
 
 class _Recording:

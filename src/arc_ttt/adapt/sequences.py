@@ -12,18 +12,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from arc_ttt.adapt.augmenters import Augmenter, examples_identity, map_examples, paper_augmenters
 from arc_ttt.formats.format import Format, TokenSequence
 from arc_ttt.settings import TttSettings
 from arc_ttt.tasks.grids import COLOURS, Example, Task
-from arc_ttt.tasks.views import (
-    Augmenter,
-    View,
-    examples_identity,
-    identity_view,
-    map_examples,
-    paper_augmenters,
-    random_colours,
-)
+from arc_ttt.tasks.views import View, identity_view, random_colours
 
 Variant = tuple[Example, ...]  # demonstrations, then the left-out pair in the last place
 

@@ -58,21 +58,3 @@ def weights_mark(folder: Path) -> str:
                     opened.seek(number * max(SAMPLE_BYTES, size // SAMPLES))
                     total.update(opened.read(SAMPLE_BYTES))
     return total.hexdigest()
-
-
-def parameter_count(config: dict[str, Any]) -> int:
-    """Weights of a Llama with this config.json, norms left out.
-
-    Raises:
-        ModelError: a size is missing or no number.
-    """
-    try:
-        hidden, layers, vocabulary = (int(config[name]) for name in ("hidden_size", "num_hidden_layers", "vocab_size"))
-        heads = int(config["num_attention_heads"])
-        width = int(config.get("head_dim") or hidden // heads)
-        shared = int(config.get("num_key_value_heads") or heads)
-        attention = 2 * hidden * width * (heads + shared)
-        embeddings = vocabulary * hidden * (1 if config.get("tie_word_embeddings") else 2)
-        return embeddings + layers * (attention + 3 * hidden * int(config["intermediate_size"]))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise ModelError(f"config.json: the sizes of the model are not complete: {error!r}") from error

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from arc_ttt.deadline import Deadline
-from arc_ttt.decode.search import PromptBatch
+from arc_ttt.decode.prompts import PromptBatch
 from arc_ttt.tasks.grids import Grid
 from arc_ttt.tasks.views import View
 

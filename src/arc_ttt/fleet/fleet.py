@@ -22,112 +22,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from arc_ttt.deadline import REAL_CLOCK, Clock
+from arc_ttt.fleet.patience import PATIENCE, Patience
+from arc_ttt.fleet.pipes import FLOOD_BYTES, FLOOD_LINES, FLOOD_S, MAX_LINE_BYTES, READS_A_POLL, parse_line
+from arc_ttt.fleet.workers import Death, Message
+from arc_ttt.protocol.messages import EXIT_MEANS, PARENT, READ_BYTES, REFUSED, STUCK
 
-MAX_LINE_BYTES = 16 * 1024 * 1024
-READ_BYTES = 1 << 16
-READS_A_POLL = 8
-FLOOD_BYTES, FLOOD_LINES, FLOOD_S = 64 * 1024 * 1024, 10_000, 10.0  # more of either in so many seconds is no answer
 LOG_BYTES, LOG_EVERY_S = 8 * 1024 * 1024, 1.0  # a longer log is emptied; how often that is looked at
-PARENT = "ARC_TTT_COORDINATOR"  # its process id, in the environment of its workers
-EXIT_DEVICE_LOST = 10  # the device's context is broken and only a new process gets another
-EXIT_FATAL = 13  # the model cannot be loaded: starting again would not help
-REFUSED, STUCK = "not started", "its process does not go away"  # causes that are no fault of what a worker did
-EXIT_MEANS = {EXIT_DEVICE_LOST: "device lost", EXIT_FATAL: "could not load"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long a worker may be silent in each phase, how long it may take to go, and how often it may die.
-
-    Source: Erlang supervisors for the restart window; the seconds are ours.
-    """
-
-    load_s: float = 600.0
-    """From its start until it is ready, in a slot where no load has taken longer: see `loading_s`."""
-    first_s: float = 600.0
-    """The first round of a phase, in which kernels are compiled."""
-    step_s: float = 120.0
-    """A micro-batch of a training step, or `times` the median of this worker's where that is longer."""
-    round_s: float = 120.0
-    """The same for a round of anything else."""
-    times: float = 10.0
-    cancel_s: float = 10.0
-    """From `cancel` until SIGTERM, or twice the median of its silences in the same phase where that is longer."""
-    term_s: float = 5.0
-    """From that SIGTERM until SIGKILL."""
-    hang_s: float = 1.0
-    """From the SIGTERM for a silent worker, which lets it log where it stands, until SIGKILL."""
-    close_s: float = 0.3
-    """From the end of its output until its own end."""
-    gone_s: float = 30.0
-    """From SIGKILL until a slot whose process will not go (stuck in the kernel) is given up with its device."""
-    stop_s: float = 0.8
-    """From the SIGKILL for all workers at the end of a run until they are left to themselves."""
-    deaths: int = 5
-    """So many deaths within `window_s`, none of its jobs finished in between, retire a slot; where a job was finished
-    before them, it first rests once for `window_s`."""
-    window_s: float = 600.0
-    backoff_s: float = 0.25
-    """Wait before the second start; doubles with each death in the window."""
-    refused_s: float = 10.0
-    """The same where the system refused to start a process."""
-
-    def loading_s(self, slow_loads: int) -> float:
-        """How long a worker may load where so many loads before had taken too long: a large model on a slow disk must
-        not be killed again and again."""
-        return self.load_s * (1, 2, 4, 8)[min(3, slow_loads)]
-
-
-PATIENCE = Patience()
-
-
-@dataclass(slots=True)
-class Message:
-    """One JSON line of a worker."""
-
-    slot: int
-    body: dict[str, Any]
-
-
-@dataclass(slots=True)
-class Death:
-    """A worker that ended. cause: exit code, signal, silence, or a broken line; final: it will not be started again."""
-
-    slot: int
-    cause: str
-    final: bool
-
-
-class Workers(Protocol):
-    """What a run needs of its fleet. `Fleet` has it with real processes; a simulation has it in virtual time."""
-
-    @property
-    def slots(self) -> list[int]: ...
-
-    def ready(self, slot: int) -> bool: ...
-
-    def alive(self, slot: int) -> bool: ...
-
-    def start(self, slot: int) -> bool: ...
-
-    def send(self, slot: int, body: Mapping[str, Any]) -> None: ...
-
-    def poll(self, timeout_s: float) -> list[Message | Death]: ...
-
-    def forgive(self, slot: int) -> None: ...
-
-    def retire(self, slot: int) -> None: ...
-
-    def cancel(self, slot: int, cause: str) -> None: ...
-
-    def kill(self, slot: int, cause: str) -> Death: ...
-
-    def greet(self, hello: Mapping[str, Any]) -> None: ...
-
-    def stop(self) -> None: ...
 
 
 class _State(Enum):
@@ -373,7 +276,7 @@ class Fleet:
             worker.counted_bytes += len(piece)
             *lines, rest = piece.split(b"\n")
             for line in lines:
-                body = _parse(bytes(worker.incoming) + line)
+                body = parse_line(bytes(worker.incoming) + line)
                 worker.incoming.clear()
                 if body is None:
                     return [*events, self._bury(slot, "a line that is no message")]
@@ -503,14 +406,3 @@ def _describe(code: int | None) -> str:
         return f"signal {-code}"
     meaning = EXIT_MEANS.get(code, "") if code is not None else ""
     return f"exit code {code}" + (f": {meaning}" if meaning else "")
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """A message, or None for anything else."""
-    if len(line) > MAX_LINE_BYTES:
-        return None
-    try:
-        body = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return body if isinstance(body, dict) and isinstance(body.get("type"), str) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from pathlib import Path
@@ -11,35 +10,12 @@ from typing import Any
 from arc_ttt.deadline import Deadline
 from arc_ttt.fleet.fleet import Fleet
 from arc_ttt.fleet.twin import Twin
+from arc_ttt.machine import count_gpus
 from arc_ttt.settings import Settings
 
 HEAD_START_S = 2.0  # workers stop before the coordinator does, so that what a cut job found still arrives
 MOST_PROGRAMS = 8
 CALIBRATE_FROM_S = 3600.0  # a shorter run has no minutes for it
-
-
-def count_gpus() -> int:
-    """Visible NVIDIA GPUs, without importing torch: one folder of the driver or one device file for each."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
-    with contextlib.suppress(OSError):
-        listed = len(list(Path("/proc/driver/nvidia/gpus").iterdir()))
-        if listed:
-            return listed
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))  # some containers hide the driver's folder
-
-
-def device_name() -> str:
-    """What the driver calls the first GPU; "cpu" without one, "" where the driver does not tell."""
-    if not count_gpus():
-        return "cpu"
-    with contextlib.suppress(OSError):
-        for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-            for line in file.read_text().splitlines():
-                if line.startswith("Model:"):
-                    return line.partition(":")[2].strip()
-    return ""
 
 
 def work_until(settings: Settings, deadline: Deadline) -> Deadline:

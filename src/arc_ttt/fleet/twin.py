@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from arc_ttt.deadline import REAL_CLOCK, Clock
-from arc_ttt.faults import device_lost
-from arc_ttt.fleet.fleet import EXIT_DEVICE_LOST, Death, Message
-from arc_ttt.run.journal import Outcome
-from arc_ttt.worker.__main__ import Server, load_server
+from arc_ttt.errors import device_lost
+from arc_ttt.fleet.workers import Death, Message
+from arc_ttt.protocol.jobs import Outcome
+from arc_ttt.protocol.messages import EXIT_DEVICE_LOST
+from arc_ttt.worker.serve import load_server
+from arc_ttt.worker.server import Server
 
 
 class Twin:

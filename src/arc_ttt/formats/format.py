@@ -9,15 +9,14 @@ answer: rows of one width, at most 30 x 30.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from arc_ttt.formats.reader import STATE, AnswerReader, GridSyntax, Ids
 from arc_ttt.tasks.grids import COLOURS, MAX_SIDE, Example, Grid, freeze
-
-Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,106 +45,6 @@ class TextTokenizer(Protocol):
 
     def token_texts(self) -> list[str | None]:
         """By id, the exact text that the token stands for; None where it is no plain text."""
-
-
-@dataclass(frozen=True, slots=True)
-class GridSyntax:
-    """How a format writes a grid: `start`, cells with `cell_gap` between, rows with `row_gap` between, `stop`.
-
-    No cell, gap plus cell, or stop may be a prefix of another, so that reading is unambiguous.
-    """
-
-    cells: tuple[str, ...]
-    start: str
-    cell_gap: str
-    row_gap: str
-    stop: str
-
-    def write(self, grid: Grid) -> str:
-        rows = (self.cell_gap.join(self.cells[c] for c in row) for row in grid.tolist())
-        return self.start + self.row_gap.join(rows) + self.stop
-
-
-DIGITS = tuple("0123456789")
-_STATE = tuple[str, bool, int, int, int]  # pending text, first row?, cells left in the row, rows left, width
-
-
-@dataclass(slots=True)
-class AnswerReader:
-    """Reads an answer character by character and knows what may follow.
-
-    limits: most rows and most columns. `done` once `stop` was read; then `grid()` is the answer.
-    """
-
-    syntax: GridSyntax
-    limits: tuple[int, int] = (MAX_SIDE, MAX_SIDE)
-    rows: list[list[int]] = field(default_factory=lambda: [[]])
-    pending: str = ""
-    done: bool = False
-
-    def options(self) -> dict[str, int]:
-        """Texts that may come next, each with the cell it adds, -1 for a row's end plus cell (cell - 100), or stop."""
-        syntax, row = self.syntax, self.rows[-1]
-        if not row:
-            return {syntax.start + cell: value for value, cell in enumerate(syntax.cells)}
-        width = len(self.rows[0]) if len(self.rows) > 1 else self.limits[1]
-        found: dict[str, int] = {}
-        if len(row) < width:
-            found.update({syntax.cell_gap + cell: value for value, cell in enumerate(syntax.cells)})
-        if len(self.rows) == 1 or len(row) == width:
-            found[syntax.stop] = _STOP
-            if len(self.rows) < self.limits[0]:
-                found.update({syntax.row_gap + cell: _NEW_ROW + value for value, cell in enumerate(syntax.cells)})
-        return found
-
-    def push(self, text: str) -> bool:
-        """Read `text`. False, and nothing read, if it cannot follow here."""
-        rows, pending, done = [list(row) for row in self.rows], self.pending, self.done
-        for character in text:
-            if self.done or not self._step(character):
-                self.rows, self.pending, self.done = rows, pending, done
-                return False
-        return True
-
-    def _step(self, character: str) -> bool:
-        candidate = self.pending + character
-        options = self.options()
-        value = options.get(candidate)
-        if value is None:
-            self.pending = candidate
-            return any(text.startswith(candidate) for text in options)
-        self.pending = ""
-        if value == _STOP:
-            self.done = True
-        elif value >= _NEW_ROW:
-            self.rows.append([value - _NEW_ROW])
-        else:
-            self.rows[-1].append(value)
-        return True
-
-    def copy(self) -> AnswerReader:
-        return AnswerReader(self.syntax, self.limits, [list(row) for row in self.rows], self.pending, self.done)
-
-    def state(self, longest: int) -> _STATE:
-        """All that decides which tokens of at most `longest` characters may follow. Counts are capped at `longest`, as
-        no token reaches further, so that few states exist and their masks can be kept."""
-        row, first = self.rows[-1], len(self.rows) == 1
-        width = self.limits[1] if first else len(self.rows[0])
-        started = 0 if not row else 1
-        return (
-            self.pending,
-            first,
-            min(width - len(row), longest),
-            started * (1 + min(self.limits[0] - len(self.rows), longest)),
-            min(len(self.rows[0]), longest),
-        )
-
-    def grid(self) -> Grid | None:
-        """The answer, (H, W), or None before `stop` was read."""
-        return freeze(np.array(self.rows)) if self.done else None
-
-
-_STOP, _NEW_ROW = -1, 100
 
 
 @dataclass(slots=True)
@@ -198,7 +97,7 @@ class Format:
     """Special token that an answer ends with, where it ends with one; it must come whole."""
 
     def __init__(self) -> None:
-        self._allowed: dict[_STATE, Ids] = {}
+        self._allowed: dict[STATE, Ids] = {}
         self._answer_tokens: list[int] | None = None
         self._longest = 0  # characters of the longest answer token
 
@@ -263,75 +162,3 @@ class Format:
             if reader.done:
                 return reader.grid(), ""
         return None, f"ends unfinished in row {len(reader.rows)}"
-
-
-class CompactFormat(Format):
-    """The embedded model's own format: 16 tokens, one a cell, 2-D positions.
-
-    `IN rows OUT rows` for each pair; NL after a row, END after a grid's last row. A token's position is
-    4096 * grid + 64 * row + column, rows and columns counted from 1, grid = 2 * pair + is_output; a marker stands at
-    row 1, column 0, and NL and END at column 0 of the next row. Source: ours.
-    """
-
-    NL, IN, OUT, END, PAD = 10, 11, 12, 13, 14
-    GRID_STEP, ROW_STEP = 4096, 64
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.name = "compact"
-        self.syntax = GridSyntax(DIGITS, "", "", "\n", "#")
-        self.vocabulary, self.pad = 16, self.PAD
-        self.texts = [*DIGITS, "\n", None, None, "#", None, None]
-
-    def encode(self, demonstrations: Sequence[Example], query: Grid, answer: Grid | None = None) -> TokenSequence:
-        ids: list[Ids] = []
-        positions: list[Ids] = []
-        outputs: list[tuple[int, int]] = []
-        grids = [grid for example in demonstrations for grid in (example.input, example.output)]
-        grids += [query] if answer is None else [query, answer]
-        length = 0
-        for index, grid in enumerate(grids):
-            tokens, places = self._grid(grid, index)
-            ids.append(tokens)
-            positions.append(places)
-            if index % 2:
-                outputs.append((length + 1, length + len(tokens)))
-            length += len(tokens)
-        if answer is None:
-            ids.append(np.array([self.OUT]))
-            positions.append(np.array([self.GRID_STEP * len(grids) + self.ROW_STEP]))
-            length += 1
-        mask = np.zeros(length, dtype=np.bool_)
-        if answer is not None:
-            mask[slice(*outputs[-1])] = True
-        return TokenSequence(np.concatenate(ids), np.concatenate(positions), tuple(outputs), mask)
-
-    def _grid(self, grid: Grid, index: int) -> tuple[Ids, Ids]:
-        """Marker, cells and row ends of one grid: ids and positions, (1 + H * (W + 1),) each."""
-        height, width = grid.shape
-        body = np.full((height, width + 1), self.NL, dtype=np.int64)
-        body[:, :width] = grid
-        body[-1, width] = self.END
-        rows = np.arange(1, height + 1)[:, None]
-        places = self.ROW_STEP * rows + np.arange(1, width + 2)
-        places[:, width] = self.ROW_STEP * (rows[:, 0] + 1)
-        marker = self.OUT if index % 2 else self.IN
-        ids = np.concatenate(([marker], body.ravel()))
-        return ids, np.concatenate(([self.ROW_STEP], places.ravel())) + self.GRID_STEP * index
-
-    def cursor(self, prompt: TokenSequence, limits: tuple[int, int] = (MAX_SIDE, MAX_SIDE)) -> AnswerCursor:
-        place = int(prompt.positions[-1])
-        return AnswerCursor(self, AnswerReader(self.syntax, limits), place // self.GRID_STEP, place + 1)
-
-    def answer_position(self, cursor: AnswerCursor, token: int) -> int:
-        """A cell stands behind the last one, or first in the row that NL has opened; NL and END open the next row."""
-        reader, base = cursor.reader, self.GRID_STEP * cursor.grid_index
-        row = len(reader.rows) + (1 if reader.pending else 0)
-        if token in (self.NL, self.END):
-            return base + self.ROW_STEP * (row + 1)
-        column = 1 if reader.pending else len(reader.rows[-1]) + 1
-        return base + self.ROW_STEP * row + column
-
-    def answer_ids(self, prompt: TokenSequence, answer: Grid) -> tuple[Ids, Ids]:
-        ids, positions = self._grid(answer, int(prompt.positions[-1]) // self.GRID_STEP)
-        return ids[1:], positions[1:]

@@ -67,3 +67,39 @@ def expand(packed: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> torch.Ten
     count = torch.Size(state["shape"]).numel()
     scales = scale.float().repeat_interleave(int(state["blocksize"]))[:count]
     return (values[:count] * scales).reshape(state["shape"])
+
+
+def expand_weights(llama: Any) -> None:
+    """Replace every 4-bit layer by a plain one with exactly the values that the 4 bits stand for."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    for module in list(llama.modules()):
+        for name, child in list(module.named_children()):
+            if type(child).__name__ != "Linear4bit":
+                continue
+            plain = torch.nn.Linear(child.in_features, child.out_features, bias=child.bias is not None)
+            weight = dequantize_4bit(child.weight.data, child.weight.quant_state)
+            plain.weight = torch.nn.Parameter(weight.float(), requires_grad=False)
+            if child.bias is not None:
+                plain.bias = torch.nn.Parameter(child.bias.detach().float(), requires_grad=False)
+            setattr(module, name, plain)
+    llama.is_loaded_in_4bit = False
+    llama.is_quantized = False
+    llama.config.__dict__.pop("quantization_config", None)
+
+
+def disarm_repacking(llama: Any) -> None:
+    """Keep 4-bit layers from repacking their weights on CPUs with bfloat16 instructions (wrong gradients after it)."""
+    for module in llama.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def compute_in(llama: Any, dtype: torch.dtype) -> None:
+    """Let 4-bit layers multiply in `dtype`; a checkpoint stores its own, which may be one that this device emulates."""
+    for module in llama.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.compute_dtype = dtype
+            state = getattr(module.weight, "quant_state", None)
+            if state is not None and module.weight.device.type == "cuda":
+                state.dtype = dtype  # of the expanded weight in the backward pass

@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 from arc_ttt.deadline import REAL_CLOCK, Deadline
 from arc_ttt.errors import ModelError
-from arc_ttt.settings import LINEAR_LAYERS, TttSettings
+from arc_ttt.presets import LINEAR_LAYERS
+from arc_ttt.settings import TttSettings
 
 if TYPE_CHECKING:
     import torch

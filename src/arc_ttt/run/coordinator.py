@@ -6,64 +6,53 @@ What runs next is decided in `schedule`, how processes live and die in `fleet`; 
 
 from __future__ import annotations
 
-import contextlib
 import math
 import signal
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from arc_ttt.checkpoints.folders import model_folder, read_config
-from arc_ttt.deadline import REAL_CLOCK, Deadline
-from arc_ttt.errors import ArcError, SubmissionError
-from arc_ttt.fleet.fleet import EXIT_DEVICE_LOST, EXIT_MEANS, REFUSED, STUCK, Death, Message, Workers
-from arc_ttt.fleet.launch import device_name, make_fleet, make_hello, work_until
-from arc_ttt.machine import free_memory
-from arc_ttt.run.deadman import Deadman
+from arc_ttt.checkpoints.shape import Model
+from arc_ttt.deadline import Deadline
+from arc_ttt.errors import ArcError
+from arc_ttt.fleet.launch import make_hello, work_until
+from arc_ttt.fleet.workers import Death, Message, Workers
+from arc_ttt.protocol.jobs import BASE, JOINT, SYNTHESIS, TTT, Job, Outcome
+from arc_ttt.protocol.messages import (
+    EXIT_DEVICE_LOST,
+    EXIT_MEANS,
+    REFUSED,
+    STUCK,
+    ended_fields,
+    found_fields,
+    number_of,
+    task_json,
+)
+from arc_ttt.run.board import OVERDUE, OVERDUE_S, SUPERSEDED, RunningJob
 from arc_ttt.run.findings import Findings
-from arc_ttt.run.journal import Journal, Outcome
-from arc_ttt.run.recovery import ERROR, ended_fields, fingerprint, found_fields, past_lines, take_over
+from arc_ttt.run.journal import Journal
+from arc_ttt.run.model_trust import LOAD_DEATHS, LOAD_TRIES
+from arc_ttt.run.recovery import ERROR, past_lines
 from arc_ttt.run.report import COMPILE, DECODE, IDLE, KILLED, LOAD, RESERVE, TRAIN, Ledger, RunResult, Status
 from arc_ttt.run.signals import on_signals
 from arc_ttt.run.submission import Submission
-from arc_ttt.schedule.cost import BASE, DEVICE_TYPES, SYNTHESIS, TTT, CostModel, Model, device_type, views_of
-from arc_ttt.schedule.plan import JOINT, Job, Plan, least_share
+from arc_ttt.run.writer import WRITE_EVERY_S, WRITE_MOST_S, WRITE_SHARE
+from arc_ttt.schedule.cost import CostModel
+from arc_ttt.schedule.devices import DEVICE_TYPES
+from arc_ttt.schedule.gains import least_share
+from arc_ttt.schedule.plan import Plan
+from arc_ttt.schedule.shapes import views_of
 from arc_ttt.settings import Settings
-from arc_ttt.tasks.grids import LoadedTasks, Task
+from arc_ttt.tasks.grids import LoadedTasks
 
 POLL_S = 0.2
 MOST_NOTES = 50  # of workers, while they load
-WRITE_EVERY_S, WRITE_MOST_S = 0.5, 60.0
 MEMORY_EVERY_S, LOW_MEMORY = 1.0, 512 * 1024**2  # how often memory is looked at, and what is too little of it
 NO_MEMORY = "memory runs low"  # why a worker of synthesis is killed
-OVERDUE, SUPERSEDED = "goes on beyond its time", "a program is taken for right"  # why a job is called back
-LOAD_DEATHS = 3  # of workers that load a model that none has loaded yet, after which another is taken, where
-LOAD_TRIES = 2  # so many of them were of each device
 ANOTHER_MODEL = "another model is loaded instead"  # why a worker that still loads is killed
-OVERDUE_S = 120.0  # beyond its time, after which a job that still shows progress is called back
-WRITE_SHARE = 0.2  # of the coordinator's time at most goes into writing, however slow the disk is
-
-
-@dataclass(frozen=True, slots=True)
-class _Running:
-    """A job on a worker.
-
-    number: tells a late message from one of this job. ends_s: when it should end by its prediction. until_s: when the
-    worker was told to end it. called_back: why it was asked to end before, once it was.
-    """
-
-    job: Job
-    number: int
-    begun_s: float
-    ends_s: float
-    until_s: float
-    called_back: str = ""
-
-    def left_s(self, now_s: float) -> float:
-        """Seconds that it still needs; of one that is late, half as long again as it has taken."""
-        return max(self.ends_s - now_s, 0.5 * (now_s - self.begun_s) if now_s > self.ends_s else 0.0)
 
 
 class Coordinator:
@@ -126,7 +115,7 @@ class Coordinator:
         self._task_json: dict[str, dict[str, Any]] = {}
         self._ended: Counter[str] = Counter()
         self._ready: set[int] = set()
-        self._jobs: dict[int, _Running] = {}  # by slot
+        self._jobs: dict[int, RunningJob] = {}  # by slot
         self._job_number = 0
         self._dirty = True
         self._next_write_s = -math.inf
@@ -326,7 +315,7 @@ class Coordinator:
             body, now_s = self._body(job, slot), self.clock.now()
             predicted_s = job.predicted_s * (1.0 if slot in self.program_slots else self.cost.drift(slot))
             until_s = body.get("until", math.inf)
-            self._jobs[slot] = _Running(job, self._job_number, now_s, now_s + predicted_s, until_s)
+            self._jobs[slot] = RunningJob(job, self._job_number, now_s, now_s + predicted_s, until_s)
             self.ledger.spend(slot, now_s, IDLE)
             self.fleet.send(slot, {"type": "job", "id": self._job_number, "kind": job.kind, **body})
             self.journal.append(
@@ -390,7 +379,7 @@ class Coordinator:
 
     def _json_of(self, task_id: str) -> dict[str, Any]:
         if task_id not in self._task_json:
-            self._task_json[task_id] = _task_json(self.tasks[task_id])
+            self._task_json[task_id] = task_json(self.tasks[task_id])
         return self._task_json[task_id]
 
     # Events in
@@ -420,7 +409,7 @@ class Coordinator:
         """Let predictions follow what a worker tried out; workers that are started later need not try again."""
         names = ("length", "sequences", "seconds", "fitted")
         rows = rows if isinstance(rows, list) else []
-        rows = [{name: _number(row, name) for name in names} for row in rows if isinstance(row, dict)]
+        rows = [{name: number_of(row, name) for name in names} for row in rows if isinstance(row, dict)]
         if rows:
             self.journal.append("calibrated", rows=rows)
             self.cost.calibrate(rows)
@@ -497,22 +486,22 @@ class Coordinator:
             self.submission.set(task_id, index, both)
             self._dirty = True
 
-    def _done(self, slot: int, running: _Running, body: Mapping[str, Any]) -> None:
+    def _done(self, slot: int, running: RunningJob, body: Mapping[str, Any]) -> None:
         job = running.job
         del self._jobs[slot]
         self.fleet.forgive(slot)
-        parts = {TRAIN: _number(body, "train_s"), COMPILE: _number(body, "compile_s")}
+        parts = {TRAIN: number_of(body, "train_s"), COMPILE: number_of(body, "compile_s")}
         self.ledger.spend(slot, self.clock.now(), DECODE, parts)
         self.journal.append("done", slot=slot, **job.to_json(), **ended_fields(body))
         self._conclude(job, body, superseded=running.called_back == SUPERSEDED)
         if job.kind in (BASE, TTT):
-            seen = {name: _number(body, name) for name in ("seconds", "train_s", "train_tokens", "steps")}
-            seen["seconds"] -= _number(body, "compile_s")  # which the next job of its shape is spared
+            seen = {name: number_of(body, name) for name in ("seconds", "train_s", "train_tokens", "steps")}
+            seen["seconds"] -= number_of(body, "compile_s")  # which the next job of its shape is spared
             self.result.train_tokens += int(seen["train_tokens"])
             self.result.train_s += seen["train_s"]
             self._learn(slot, job, body, seen)
         elif job.kind == JOINT:
-            self.result.train_tokens += int(_number(body, "train_tokens"))
+            self.result.train_tokens += int(number_of(body, "train_tokens"))
 
     def _conclude(self, job: Job, body: Mapping[str, Any], *, superseded: bool = False) -> None:
         """Let what is known about a pass, its plan included, follow its end."""
@@ -523,10 +512,10 @@ class Coordinator:
                 self._joint_path = self._joint_file
             return
         reason = SUPERSEDED if superseded and outcome == Outcome.CUT else str(body.get("reason", ""))
-        self._outcome(job, outcome, reason, _number(body, "seconds"))
+        self._outcome(job, outcome, reason, number_of(body, "seconds"))
         if job.kind == SYNTHESIS:
             if outcome == Outcome.FINISHED:
-                self.cost.observe_program(job.number, _number(body, "seconds"))
+                self.cost.observe_program(job.number, number_of(body, "seconds"))
             sure = self.findings.sure(job.task_id)
             self.plan.program_done(job, sure=sure)
             if sure:
@@ -534,7 +523,7 @@ class Coordinator:
             return
         if body.get("degraded"):
             self.result.degraded.append(job.task_id)
-        trained = self.settings.ttt.scope not in ("per-task", "joint") or _number(body, "steps") > 0
+        trained = self.settings.ttt.scope not in ("per-task", "joint") or number_of(body, "steps") > 0
         failed = outcome in (Outcome.FAILED, Outcome.DIVERGED) or (outcome == Outcome.FINISHED and not trained)
         self.plan.done(job, failed=failed, agreement=self.findings.agreement(job.task_id))
 
@@ -634,85 +623,3 @@ class Coordinator:
         running = [f"{job.kind} {job.task_id or 'all tasks'}" for job in jobs]
         counts = (self._ended[BASE], self._ended[TTT], self._ended[SYNTHESIS])
         return Status(self.clock.now() - self.start_s, self.result.limit_s, *counts, len(self.tasks), running)
-
-
-def _number(body: Mapping[str, Any], name: str) -> float:
-    """A number of a worker's message; 0 for what is none."""
-    value = body.get(name)
-    try:
-        return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
-    except OverflowError:  # JSON's whole numbers have no end
-        return 0.0
-
-
-def _task_json(task: Task) -> dict[str, Any]:
-    return {
-        "train": [{"input": e.input.tolist(), "output": e.output.tolist()} for e in task.train],
-        "test": [{"input": grid.tolist()} for grid in task.tests],
-    }
-
-
-def start_run(
-    loaded: LoadedTasks,
-    settings: Settings,
-    out: Path,
-    *,
-    start_s: float,
-    on_status: Callable[[Status], None] = lambda status: None,
-    fallback: Settings | None = None,
-    signals: list[int] | None = None,
-    adopt: bool = False,
-    fleet_of: Callable[[Settings, Path, Deadline], tuple[Workers, Collection[int], int]] = make_fleet,
-) -> RunResult:
-    """Run `loaded` under `settings`, with the limit counted from `start_s` on the monotonic clock.
-
-    Goes on where an interrupted run of the same tasks and settings had come to in the folder `out`. signals: SIGTERM
-    and SIGINT that have come before. adopt: answers of the file as it stands stay until there are others. fleet_of:
-    makes the workers, the slots that synthesize, and the shared cores.
-    """
-    deadline = Deadline(start_s + settings.run.limit_s, REAL_CLOCK)
-    deadman = Deadman(deadline, settings.run.reserve, watch=not settings.run.in_process)  # its jobs silence the loop
-    device = device_type(device_name())
-    mark = fingerprint(loaded, settings, model_folder(settings.model.path, gpu=device != "cpu"))
-    submission = Submission(out / "submission.json", loaded)
-    if adopt:  # what was found may be lost with its journal, or belong to other settings
-        submission.adopt()
-    submission.take_ballast()
-    fleet, programs, cores = fleet_of(settings, out, deadline)
-    coordinator = Coordinator(
-        loaded,
-        settings,
-        out,
-        start_s=start_s,
-        fleet=fleet,
-        deadline=deadline,
-        program_slots=programs,
-        cores=cores,
-        fallback=fallback,
-        submission=submission,
-        device=device,
-        past=take_over(out / "events.jsonl", mark, wanted=settings.run.resume),
-        mark=mark,
-        signals=signals,
-        free_memory=free_memory,
-    )
-
-    def each_turn(status: Status) -> None:
-        deadman.beat()
-        on_status(status)
-
-    try:
-        return coordinator.run(each_turn)
-    finally:
-        submission.drop_ballast()
-        _verify(submission)
-        deadman.stop()
-
-
-def _verify(submission: Submission) -> None:
-    """Read the file again, and write it once more if it is not what was written."""
-    try:
-        submission.verify()
-    except (OSError, SubmissionError):
-        with contextlib.suppress(OSError):
-            submission.write()

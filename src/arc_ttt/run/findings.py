@@ -7,28 +7,18 @@ function of the messages alone, so that a journal of them gives the same finding
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from arc_ttt.errors import ArcError
-from arc_ttt.schedule.cost import BASE, SYNTHESIS, TTT
+from arc_ttt.protocol.jobs import BASE, SYNTHESIS, TTT
+from arc_ttt.protocol.messages import finite, parse_candidate, parse_program, parse_scored
 from arc_ttt.settings import Settings
-from arc_ttt.tasks.grids import Grid, LoadedTasks, Task, grid_bytes, parse_grid
-from arc_ttt.votes.rules import (
-    SEARCHED,
-    Candidate,
-    Program,
-    ScoredCandidate,
-    attempts,
-    fallback_grids,
-    merge,
-    pass_shares,
-    rank,
-    rank_passes,
-    strength,
-)
+from arc_ttt.tasks.grids import Grid, LoadedTasks, Task, grid_bytes
+from arc_ttt.votes.attempts import attempts, fallback_grids, merge
+from arc_ttt.votes.candidates import Candidate, Program, ScoredCandidate, strength
+from arc_ttt.votes.rules import pass_shares, rank, rank_passes
 
 
 @dataclass
@@ -150,15 +140,15 @@ class Findings:
         where = f"{kind} of {task_id}"
         try:
             if body["type"] == "programs":
-                fresh = [_program(row, index, where, task_id) for row in body["programs"]]
+                fresh = [parse_program(row, index, where, task_id) for row in body["programs"]]
                 known = [p for p in result.programs if p.test_index == index]
                 if fresh:
                     others = [p for p in result.programs if p.test_index != index]
                     result.programs = others + (_best_of(known, fresh) if body.get("cut") else fresh)
                 return ""
-            candidates = [_candidate(row, kind, index, where, task_id) for row in body["candidates"]]
-            scored = [_scored(row, kind, index, where, task_id) for row in body["scored"]]
-            weight = share * min(1.0, max(LEAST_TRAINED, _finite(body.get("trained", 1.0))))
+            candidates = [parse_candidate(row, kind, index, where, task_id) for row in body["candidates"]]
+            scored = [parse_scored(row, kind, index, where, task_id) for row in body["scored"]]
+            weight = share * min(1.0, max(LEAST_TRAINED, finite(body.get("trained", 1.0))))
         except (ArcError, KeyError, TypeError, ValueError, OverflowError) as error:
             return f"malformed candidate: {error}"
         if candidates or scored:
@@ -190,25 +180,6 @@ class Findings:
         return {index: [p.grid.tolist() for p in found if p.test_index == index] for index in indices}
 
 
-def _candidate(row: Mapping[str, Any], kind: str, index: int, where: str, task_id: str) -> Candidate:
-    grid = parse_grid(row["grid"], where=where, task_id=task_id)
-    view = row.get("view")  # none in the journals of earlier versions
-    if view is not None and (type(view) is not int or view < SEARCHED):
-        raise ValueError(f"{view!r} is no number of a view")
-    return Candidate(task_id, index, grid, str(row["group"]), _finite(row["nll"]), kind, view)
-
-
-def _scored(row: Mapping[str, Any], kind: str, index: int, where: str, task_id: str) -> ScoredCandidate:
-    grid = parse_grid(row["grid"], where=where, task_id=task_id)
-    nlls = tuple(_finite(value) for value in row["nll_by_view"])
-    return ScoredCandidate(task_id, index, grid, nlls, str(row.get("stage", kind)))
-
-
-def _program(row: Mapping[str, Any], index: int, where: str, task_id: str) -> Program:
-    grid = parse_grid(row["grid"], where=where, task_id=task_id)
-    return Program(index, grid, str(row["text"]), _finite(row["confidence"]), bool(row["fits_all"]))
-
-
 def _best_of(known: list[Program], fresh: list[Program]) -> list[Program]:
     """Programs for one test input, best first, where a search was cut that may not have come as far as the one before:
     each answer by its more confident program. Those of a whole search stand for the task instead."""
@@ -216,11 +187,3 @@ def _best_of(known: list[Program], fresh: list[Program]) -> list[Program]:
     for program in sorted([*known, *fresh], key=lambda p: -p.confidence):
         found.setdefault(grid_bytes(program.grid), program)
     return list(found.values())
-
-
-def _finite(value: Any) -> float:
-    """A number that can be ranked. Raises ValueError for NaN and infinities."""
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{number} is no likelihood")
-    return number

@@ -12,23 +12,11 @@ import os
 import zlib
 from collections import deque
 from dataclasses import dataclass, field
-from enum import StrEnum
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from arc_ttt.deadline import REAL_CLOCK, Clock
-
-
-class Outcome(StrEnum):
-    """How a job ended."""
-
-    FINISHED = "finished"
-    CUT = "cut"  # the deadline came first; what was found counts
-    FAILED = "failed"  # an error of this task; recorded with its reason
-    DIVERGED = "diverged"  # training lost its way; the base model answered
-    LOST = "lost"  # the worker died under it
-
 
 SYNC_EVERY_S = 1.0  # at most so often the disk is asked to keep what it has
 SYNC_SHARE = 0.02  # of the time at most goes into asking, however slow the disk is

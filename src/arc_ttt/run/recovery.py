@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from arc_ttt.checkpoints.folders import weights_mark
+from arc_ttt.protocol.jobs import Job
 from arc_ttt.run.journal import read_journal
-from arc_ttt.schedule.plan import Job
 from arc_ttt.settings import Settings
 from arc_ttt.tasks.grids import LoadedTasks
 
@@ -58,31 +58,6 @@ def _was_interrupted(events: Sequence[Mapping[str, Any]], mark: str) -> bool:
     if not starts or starts[-1].get("mark") != mark:
         return False
     return ends[-1]["event"] == "start" or str(ends[-1].get("stopped_by", "")).startswith(("signal", ERROR))
-
-
-_FOUND = ("type", "test_index", "candidates", "scored", "trained", "programs", "cut")
-_ENDED = (
-    "outcome",
-    "reason",
-    "seconds",
-    "steps",
-    "loss",
-    "tokens",
-    "train_s",
-    "compile_s",
-    "train_tokens",
-    "degraded",
-)
-
-
-def found_fields(body: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a line of answers is needed to take it in once more."""
-    return {name: body[name] for name in _FOUND if name in body}
-
-
-def ended_fields(body: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a line "done" is needed to take it in once more, or tells of the pass."""
-    return {name: body[name] for name in _ENDED if name in body}
 
 
 def past_lines(events: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Job, dict[str, Any]]]:

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from arc_ttt.atomic import write_atomically
 from arc_ttt.errors import SubmissionError
 from arc_ttt.tasks.grids import COLOURS, MAX_SIDE, Grid, LoadedTasks, freeze
-from arc_ttt.votes.rules import attempts, fallback_grids
+from arc_ttt.votes.attempts import attempts, fallback_grids
 
 BALLAST_BYTES = 8 * 1024 * 1024  # three times the largest submission
 
@@ -118,31 +119,6 @@ class Submission:
     @property
     def _ballast(self) -> Path:
         return self.path.with_name(".ballast")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write to a file beside `path`, flush it to the disk, and rename it over `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Let the disk keep the new name too; file systems that cannot do so are left alone."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def check_submission(document: Any, test_counts: Mapping[str, int]) -> None:

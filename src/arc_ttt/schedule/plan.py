@@ -14,72 +14,15 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from arc_ttt.schedule.cost import BASE, SYNTHESIS, TTT
+from arc_ttt.protocol.jobs import BASE, JOINT, SYNTHESIS, TTT, Job
+from arc_ttt.schedule.gains import FIRST_LEAST, FIRST_MOST, GAINS, LATER, TaskState
+from arc_ttt.schedule.searches import MAX_TRIES
 from arc_ttt.tasks.grids import Task
 
-JOINT = "joint"
-MAX_TRIES = 2  # of a search for programs
 KILLS = 2  # workers that died under a task, each another process, after which it is left alone
 FAILURES = 2  # trainings of a task that failed, after which it is not trained again
-FIRST_LEAST, FIRST_MOST = 0.04, 0.25  # part of a full training that a short one has
 FIRST_SHARE = 0.6  # of the devices' time that short trainings may take before longer ones are weighed against them
-GAINS = (0.36, 0.14, 0.06)
-"""Expected rise in solved tasks by the first, second, third training. The first two are measured (embedded XS, 28 tasks
-of held-out generators: 10 right after 10 steps, 14 after 40); the third is a guess."""
-LATER = 0.7  # gain of each further training against the one before; a guess
-SURE_DOUBT = 0.06  # share of wrong programs among those taken for right: 9 of 160 training tasks, cross-validated
-LEAST_DOUBT = 0.05  # no vote of views is ever quite decided
-FIRST_SEQUENCES = 80
-"""Sequences below which a training is not worth its start. Measured with embedded XS only: 80 sequences, in 10 steps,
-solve 10 of 28 tasks and 160 solve 13."""
-
-
-def least_share(sequences: int) -> float:
-    """The smallest part of a full training, of so many sequences with repetitions, that is worth its start."""
-    return min(1.0, max(FIRST_LEAST, FIRST_SEQUENCES / max(1, sequences)))
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One piece of work for a worker. task_id is empty for a joint stage over all tasks.
-
-    share: part of the training sequences to use. number: which pass over the task, from 0; each has its own seed.
-    """
-
-    kind: str
-    task_id: str
-    predicted_s: float
-    share: float = 1.0
-    number: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Its fields by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-
-@dataclass(slots=True)
-class _State:
-    """Where a task stands with its trainings."""
-
-    next_number: int = 0
-    again: list[int] = field(default_factory=list)  # numbers of passes whose worker died
-    kills: int = 0
-    failures: int = 0
-    agreement: float = 0.0
-    sure: bool = False
-    rate: float = 0.0  # under which it stands in the ranking
-
-    @property
-    def number(self) -> int:
-        """Of the pass that comes next."""
-        return self.again[0] if self.again else self.next_number
-
-    @property
-    def doubt(self) -> float:
-        """How far its votes are from decided, 1 to 0."""
-        return SURE_DOUBT if self.sure else max(LEAST_DOUBT, 1 - self.agreement)
 
 
 @dataclass(slots=True)
@@ -114,7 +57,7 @@ class Plan:
     joint_state: str = ""
     _tasks: dict[str, Task] = field(default_factory=dict)
     _places: dict[str, int] = field(default_factory=dict)  # of the tasks as they came
-    _states: dict[str, _State] = field(default_factory=dict)
+    _states: dict[str, TaskState] = field(default_factory=dict)
     _base: list[str] = field(default_factory=list)
     _first: list[str] = field(default_factory=list)
     _ranking: list[tuple[float, str]] = field(default_factory=list)
@@ -128,7 +71,7 @@ class Plan:
         self._places = {task_id: place for place, task_id in enumerate(self._tasks)}
         if self.order != "rungs":
             self.passes, self.base_share = 1, 0.0
-        self._states = {task_id: _State() for task_id in self._tasks}
+        self._states = {task_id: TaskState() for task_id in self._tasks}
         self.spent_s = dict.fromkeys((BASE, TTT, SYNTHESIS), 0.0)
         self.joint_state = "waiting" if self.joint else "done"
         self._base = list(self._tasks) if self.base_share > 0 else []

@@ -6,12 +6,12 @@ is undone before the vote. The size-changing augmenters at the end have no undo 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
-from arc_ttt.tasks.grids import COLOURS, MAX_SIDE, Example, Grid, Task, freeze, grid_bytes
+from arc_ttt.tasks.grids import COLOURS, Example, Grid, Task, freeze
 
 DIHEDRALS = ("identity", "rot90", "rot180", "rot270", "transpose", "flip-rows", "anti-transpose", "flip-columns")
 """Index k: transpose if k >= 4, then k % 4 quarter turns counter-clockwise."""
@@ -129,55 +129,13 @@ def paper_views(demonstrations: int, rng: np.random.Generator, *, permutations: 
 # The paper's 23 test-time augmenters (its table 3 and three tilings of its code). Each maps a grid to a grid, the same
 # way for every grid of a task. Unlike the official code, a translation moves inputs and outputs by the same step.
 
-Augmenter = Callable[[Grid], "np.typing.NDArray[np.uint8]"]
+
+def task_rng(seed: int, task_id: str, purpose: str) -> np.random.Generator:
+    """A generator that depends on these three alone: not on the order of work, the worker or PYTHONHASHSEED."""
+    digest = hashlib.sha256(f"{seed}\0{task_id}\0{purpose}".encode("utf-8", "surrogatepass")).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
 
-def paper_augmenters(rng: np.random.Generator) -> dict[str, Augmenter]:
-    """The 23 augmenters by name; the translation is drawn from `rng` (1 to 4 cells along each axis, cyclic)."""
-    rows, columns = int(rng.integers(1, 5)), int(rng.integers(1, 5))
-    turn: dict[str, Augmenter] = {
-        "rot90": lambda g: np.rot90(g, 1),
-        "rot270": lambda g: np.rot90(g, 3),
-        "rot180": lambda g: np.rot90(g, 2),
-        "flip-rows": lambda g: g[::-1],
-        "flip-columns": lambda g: g[:, ::-1],
-        "transpose": lambda g: g.T,
-    }
-    basic: dict[str, Augmenter] = {
-        "reflect-up": lambda g: np.concatenate((g[::-1], g), axis=0),
-        "reflect-down": lambda g: np.concatenate((g, g[::-1]), axis=0),
-        "reflect-left": lambda g: np.concatenate((g[:, ::-1], g), axis=1),
-        "reflect-right": lambda g: np.concatenate((g, g[:, ::-1]), axis=1),
-        "translate": lambda g: np.roll(g, (rows, columns), axis=(0, 1)),
-    }
-    size: dict[str, Augmenter] = {
-        "double": _double,
-        "double-height": lambda g: g.repeat(2, axis=0),
-        "double-width": lambda g: g.repeat(2, axis=1),
-    }
-    chain = {f"{name}-double": _then_double(step) for name, step in turn.items()}
-    repeat: dict[str, Augmenter] = {
-        "tile-down": lambda g: np.tile(g, (2, 1)),
-        "tile-right": lambda g: np.tile(g, (1, 2)),
-        "tile-both": lambda g: np.tile(g, (2, 2)),
-    }
-    return {**turn, **basic, **size, **chain, **repeat}
-
-
-def _double(grid: Grid) -> np.typing.NDArray[np.uint8]:
-    return grid.repeat(2, axis=0).repeat(2, axis=1)
-
-
-def _then_double(step: Augmenter) -> Augmenter:
-    return lambda grid: _double(step(grid))
-
-
-def map_examples(examples: Sequence[Example], step: Augmenter) -> tuple[Example, ...] | None:
-    """Apply `step` to every grid, or None when a side would exceed 30 (the paper's filter)."""
-    mapped = tuple(Example(freeze(step(e.input)), freeze(step(e.output))) for e in examples)
-    return mapped if all(max(e.input.shape + e.output.shape) <= MAX_SIDE for e in mapped) else None
-
-
-def examples_identity(examples: Sequence[Example]) -> bytes:
-    """A hashable identity of a list of examples, for ordered de-duplication."""
-    return b"".join(grid_bytes(e.input) + grid_bytes(e.output) for e in examples)
+def numbered(purpose: str, number: int) -> str:
+    """The purpose of a generator in training `number` of a task."""
+    return f"{purpose} of {number}" if number else purpose

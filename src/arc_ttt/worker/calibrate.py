@@ -12,13 +12,12 @@ from arc_ttt.adapt.adapter import Adapter
 from arc_ttt.adapt.sequences import loss_mask
 from arc_ttt.adapt.training import StepGradients, train
 from arc_ttt.deadline import Deadline
-from arc_ttt.errors import TrainingDiverged
-from arc_ttt.faults import out_of_memory
+from arc_ttt.errors import TrainingDiverged, out_of_memory
 from arc_ttt.formats.format import TokenSequence
-from arc_ttt.model.load import LoadedModel
+from arc_ttt.model.cuda import free_memory
+from arc_ttt.model.loaded import LoadedModel
 from arc_ttt.settings import TttSettings
 from arc_ttt.tasks.grids import Example, freeze
-from arc_ttt.worker.solver import free_memory
 
 PARTS = (8, 2, 1)  # the longest allowed sequence by each of these gives the lengths that are tried
 TRIES = 2  # the first step at a length compiles kernels

@@ -15,9 +15,12 @@ from typing import Any
 import torch
 
 from arc_ttt.bootstrap.mounts import NO_UNSLOTH
-from arc_ttt.checkpoints.memory_plan import CONTEXT, SMALL_PARAMETERS, Device, MemoryPlan, fitted, plan
+from arc_ttt.checkpoints.memory_formulas import CONTEXT, Device
+from arc_ttt.checkpoints.memory_plan import SMALL_PARAMETERS, MemoryPlan, fitted, plan
 from arc_ttt.errors import ModelError
-from arc_ttt.model.load import LoadedModel, fused_groups, hidden_states, load_model
+from arc_ttt.model.attention import fused_groups, hidden_states
+from arc_ttt.model.load import load_model
+from arc_ttt.model.loaded import LoadedModel
 from arc_ttt.model.unsloth import adapter_refusal
 from arc_ttt.settings import Settings
 from arc_ttt.worker.solver import TaskSolver

@@ -8,67 +8,37 @@ are, and `adapt` to it first.
 
 from __future__ import annotations
 
-import gc
-import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
-import torch
 
 from arc_ttt.adapt.adapter import Adapter
+from arc_ttt.adapt.adapter_trainer import memory_ladder
+from arc_ttt.adapt.batches import shuffled_steps
 from arc_ttt.adapt.recording import RecordedGradients
 from arc_ttt.adapt.sequences import joint_sequences, ttt_sequences
-from arc_ttt.adapt.training import TrainingReport, shuffled_steps, train
+from arc_ttt.adapt.training import TrainingReport, train
 from arc_ttt.checkpoints.memory_plan import MemoryPlan
 from arc_ttt.deadline import Deadline
+from arc_ttt.decode.answerer import Answers, Found
 from arc_ttt.decode.decoder import Decoder
+from arc_ttt.decode.greedy import Answer, greedy
+from arc_ttt.decode.prompts import SHORTEST_PROMPT, PromptBatch, answer_limits, fit_prompt
 from arc_ttt.decode.scoring import score
-from arc_ttt.decode.search import Answer, PromptBatch, greedy, search
-from arc_ttt.errors import OutOfDeviceMemory, SequenceTooLong, TrainingDiverged
-from arc_ttt.faults import out_of_memory
+from arc_ttt.decode.search import search
+from arc_ttt.errors import OutOfDeviceMemory, SequenceTooLong, TrainingDiverged, out_of_memory
 from arc_ttt.formats.format import TokenSequence
-from arc_ttt.model.load import LoadedModel
-from arc_ttt.run.journal import Outcome
-from arc_ttt.settings import MOST_FREE, Settings, TttSettings
-from arc_ttt.tasks.grids import MAX_SIDE, Grid, Task, grid_bytes
-from arc_ttt.tasks.views import View, paper_views, sample_views, turns_sides
-from arc_ttt.votes.rules import SEARCHED, Candidate, ScoredCandidate
-
-Progress = Callable[[str, int, int], None]  # phase, done, of
-Found = Callable[[int, "Answers"], None]  # a test input, and all answers so far: its own are complete
-
-
-def task_rng(seed: int, task_id: str, purpose: str) -> np.random.Generator:
-    """A generator that depends on these three alone: not on the order of work, the worker or PYTHONHASHSEED."""
-    digest = hashlib.sha256(f"{seed}\0{task_id}\0{purpose}".encode("utf-8", "surrogatepass")).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
-
-
-def numbered(purpose: str, number: int) -> str:
-    """The purpose of a generator in training `number` of a task."""
-    return f"{purpose} of {number}" if number else purpose
-
-
-@dataclass(slots=True)
-class Answers:
-    """What one pass over a task found. `tokens` counts what the model read and wrote; `degraded` names what was done
-    with less than the settings ask for, because memory did not suffice; `spoiled` counts answers that were no numbers.
-    `trained` is the part of its training that the adapter had, 0 where the base model answers in its place.
-    """
-
-    candidates: list[Candidate] = field(default_factory=list)
-    scored: list[ScoredCandidate] = field(default_factory=list)
-    outcome: Outcome = Outcome.FINISHED
-    reason: str = ""
-    training: TrainingReport | None = None
-    tokens: int = 0
-    degraded: list[str] = field(default_factory=list)
-    spoiled: int = 0
-    trained: float = 1.0
+from arc_ttt.model.cuda import free_memory
+from arc_ttt.model.loaded import LoadedModel
+from arc_ttt.protocol.jobs import MOST_FREE, Outcome, Progress
+from arc_ttt.settings import Settings, TttSettings
+from arc_ttt.tasks.grids import Grid, Task, grid_bytes
+from arc_ttt.tasks.views import View, numbered, paper_views, sample_views, task_rng, turns_sides
+from arc_ttt.votes.candidates import SEARCHED, Candidate, ScoredCandidate
 
 
 class TaskSolver:
@@ -458,75 +428,3 @@ class TaskSolver:
         ttt = self.settings.ttt
         keep_black = ttt.in_context and ttt.augment != "dihedral"  # training moves black nowhere then
         return sample_views(count, len(task.train), rng, keep_black=keep_black)
-
-
-SHORTEST_PROMPT = 16  # tokens; below it nothing is left to answer from
-
-
-def memory_ladder(
-    ttt: TttSettings, sequences: Callable[[TttSettings], list[TokenSequence]]
-) -> Iterator[tuple[str, TttSettings]]:
-    """Settings to train under, each with less memory than the one before, and what was taken away ("" at first).
-
-    sequences: what would be trained on under given settings; a rung that would leave nothing is passed over. Source:
-    ours; the first rung changes no gradient, the second loses the longest sequences, the third costs time.
-    """
-    yield "", ttt
-    ttt = replace(ttt, micro_batch_tokens=16)
-    yield "one sequence at a time", ttt
-    shorter = replace(ttt, max_sequence_tokens=max(16, max(map(len, sequences(ttt))) // 2))
-    if sequences(shorter):
-        ttt = shorter
-        yield "shorter sequences", ttt
-    if not ttt.checkpointing:
-        yield "checkpointing", replace(ttt, checkpointing=True)
-
-
-def free_memory(device: torch.device) -> None:
-    """Give back what an attempt that did not fit has left behind."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def fit_prompt(base: LoadedModel, task: Task, index: int, view: View, max_tokens: int) -> TokenSequence:
-    """The prompt of a test input under a view, without its first demonstrations where it would not fit.
-
-    Room is kept for an answer as large as the largest grid of the task, closing tokens included.
-
-    Raises:
-        SequenceTooLong: the test input alone does not fit.
-    """
-    demonstrations = view.demonstrations(task)
-    query = view.apply(task.tests[index])
-    grids = [task.tests[index], *(grid for e in task.train for grid in (e.input, e.output))]
-    largest = view.apply(max(grids, key=lambda grid: grid.size))
-    room = len(base.form.answer_ids(base.form.encode((), query), largest)[0]) + 8
-    for start in range(len(demonstrations) + 1):
-        prompt = base.form.encode(demonstrations[start:], query)
-        if len(prompt) + room <= max_tokens:
-            return prompt
-    raise SequenceTooLong(f"test input {index + 1} alone needs {len(prompt) + room} tokens of {max_tokens}")
-
-
-def answer_limits(task: Task, index: int) -> tuple[int, int]:
-    """Most rows and columns that an answer is given room for: a model that has lost its way would write 30 x 30.
-
-    Twice the largest output of a demonstration, or as much larger than the test input as any output is than its
-    input, whichever is more. Source: ours; no answer of the 400 training tasks is larger.
-    """
-    if not task.train:
-        return MAX_SIDE, MAX_SIDE
-    limits = []
-    for axis in (0, 1):
-        largest = max(e.output.shape[axis] for e in task.train)
-        growth = max(e.output.shape[axis] / e.input.shape[axis] for e in task.train)
-        limits.append(min(MAX_SIDE, max(2 * largest, math.ceil(growth * task.tests[index].shape[axis]))))
-    return limits[0], limits[1]
-
-
-def pick_device(index: int | None) -> torch.device:
-    """The worker's device: its one visible GPU, or the CPU."""
-    if index is not None and torch.cuda.is_available():
-        return torch.device("cuda", 0)
-    return torch.device("cpu")

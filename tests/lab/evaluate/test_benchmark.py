@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from arc_lab.evaluate.benchmark import flops_per_token
-from arc_lab.pretraining.model import Preset, new_llama, save_model
+from arc_lab.evaluate.speed import flops_per_token
+from arc_lab.pretraining.model import new_llama, save_model
+from arc_lab.pretraining.settings import Preset
 from arc_ttt.adapt.adapter import Adapter
-from arc_ttt.adapt.training import target_logits
-from arc_ttt.model.load import LoadedModel, load_model
+from arc_ttt.adapt.batches import target_logits
+from arc_ttt.model.load import load_model
+from arc_ttt.model.loaded import LoadedModel
 from arc_ttt.settings import ModelSettings, TttSettings
 
 TINY = Preset(64, 2, 2, 128, 256, 512, 0.02, 4e-3, 24, 1)

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from arc_lab.data.datasets import Dataset
-from arc_lab.evaluate.dry_run import main, make_report
+from arc_lab.evaluate.dry_run import main
+from arc_lab.evaluate.report import make_report
 from arc_ttt.deadline import REAL_CLOCK, VirtualClock
+from arc_ttt.protocol.jobs import BASE, SYNTHESIS, TTT
 from arc_ttt.run.findings import Findings
 from arc_ttt.run.report import RunResult
-from arc_ttt.schedule.cost import BASE, SYNTHESIS, TTT
 from arc_ttt.settings import Settings
-from arc_ttt.tasks.grids import Solutions, freeze, parse_tasks
+from arc_ttt.tasks.grids import Solutions, freeze
+from arc_ttt.tasks.parse import parse_tasks
 
 PAIR = {"input": [[1]], "output": [[2]]}
 RIGHT = [[2]]

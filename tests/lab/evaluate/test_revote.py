@@ -13,7 +13,7 @@ from arc_ttt.deadline import REAL_CLOCK
 from arc_ttt.run.findings import PassResult, TaskResult
 from arc_ttt.run.journal import Journal
 from arc_ttt.tasks.grids import freeze
-from arc_ttt.votes.rules import SEARCHED, Candidate, ScoredCandidate
+from arc_ttt.votes.candidates import SEARCHED, Candidate, ScoredCandidate
 
 RIGHT, WRONG, THIRD = [[1]], [[2]], [[3]]
 PAIR = {"input": [[0, 0]], "output": [[5]]}

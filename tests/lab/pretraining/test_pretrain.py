@@ -22,63 +22,40 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from test_rearc import WHEEL, needs_generators
 
 from arc_lab.data.datasets import load_dataset
 from arc_lab.data.packs import Pack, pair_bytes, pair_tokens, read_pack, write_pack
+from arc_lab.pretraining.attention import without_waiting
+from arc_lab.pretraining.batches import fixed_shapes, most_packed, packed_row, packed_rows
 from arc_lab.pretraining.checkpoints import CheckpointError, _own_hash
-from arc_lab.pretraining.feed import (
-    DataSettings,
-    Feed,
-    WindowMaker,
-    apart,
-    composed,
-    fixed_shapes,
-    held_pairs,
-    measuring_sequences,
-    most_packed,
-    packed_row,
-    packed_rows,
-)
-from arc_lab.pretraining.loop import Group, Trainer, exact_match, moved
-from arc_lab.pretraining.model import (
-    PRESETS,
-    Muon,
-    Preset,
-    new_llama,
-    orthogonalized,
-    rope_parameters,
-    save_model,
-    training_model,
-    without_waiting,
-)
-from arc_lab.pretraining.pretrain import PretrainSettings, RunOptions, _Avoided, _parser, main, make_settings, pretrain
-from arc_ttt.adapt.training import collate, cross_entropy_sum
+from arc_lab.pretraining.command import _parser, main, make_settings
+from arc_lab.pretraining.feed import Feed
+from arc_lab.pretraining.held import apart, held_pairs, measuring_sequences
+from arc_lab.pretraining.loop import Trainer
+from arc_lab.pretraining.measure import exact_match, moved
+from arc_lab.pretraining.model import new_llama, rope_parameters, save_model, training_model
+from arc_lab.pretraining.muon import Muon, orthogonalized
+from arc_lab.pretraining.pretrain import _Avoided, pretrain
+from arc_lab.pretraining.processes import Group
+from arc_lab.pretraining.settings import PRESETS
+from arc_lab.pretraining.windows import WindowMaker, composed
+from arc_ttt.adapt.batches import collate, cross_entropy_sum
 from arc_ttt.errors import ArcError, InputError, ModelError, SettingsError
 from arc_ttt.formats.format import TokenSequence
-from arc_ttt.model.load import hidden_states, load_model
+from arc_ttt.model.attention import hidden_states
+from arc_ttt.model.load import load_model
 from arc_ttt.settings import ModelSettings
 from arc_ttt.tasks.grids import Example, freeze, same_grid
+from support.generators import WHEEL, needs_generators
+from support.pretraining import DATA, TINY, options_of, rule_pairs, run, settings_of
 
 ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
-TINY = Preset(64, 2, 2, 64, 256, 512, 0.02, 4e-3, 24, 1)
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PRESETS, "tiny", TINY)
-
-
-def rule_pairs(rule: str, count: int, seed: int) -> list[bytes]:
-    """Pairs of an easy rule on grids of up to 3 x 3."""
-    rng = np.random.default_rng(seed)
-    found: dict[bytes, None] = {}
-    while len(found) < count:
-        grid = freeze(rng.integers(0, 10, rng.integers(2, 4, 2)))
-        output = {"copy": grid, "flip": grid[::-1], "twice": np.concatenate((grid, grid), axis=1)}[rule]
-        found[pair_bytes((grid, freeze(output)))] = None
-    return list(found)
 
 
 @pytest.fixture(scope="module")
@@ -98,22 +75,6 @@ def pack_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pack(pack_file: Path) -> Pack:
     return read_pack(pack_file)
-
-
-DATA = DataSettings(max_tokens=128, batch_tokens=512, window_sequences=24, windows_ahead=1)
-
-
-def settings_of(**changes: Any) -> PretrainSettings:
-    return PretrainSettings(**{"preset": "tiny", "steps": 8, "warmup_steps": 2, "data": DATA, **changes})
-
-
-def options_of(folder: Path, **changes: Any) -> RunOptions:
-    quiet = {"processes": 0, "peak": False, "eval_sequences": 6, "log_every": 2}
-    return RunOptions(**{"out": folder, "checkpoints": folder / "checkpoint", **quiet, **changes})
-
-
-def run(pack_file: Path, settings: PretrainSettings, options: RunOptions) -> dict[str, Any]:
-    return pretrain([pack_file], settings, options, say=lambda text: None)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -819,8 +780,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import torch
-from arc_lab.pretraining.model import PRESETS
-from test_pretrain import TINY, options_of, run, settings_of
+from arc_lab.pretraining.settings import PRESETS
+from support.pretraining import TINY, options_of, run, settings_of
 torch.set_num_threads(1)
 PRESETS["tiny"] = TINY
 run(Path(sys.argv[1]), settings_of(steps=4), options_of(Path(sys.argv[2])))

@@ -12,18 +12,11 @@ import torch
 
 from arc_lab.data.datasets import held_out_tasks
 from arc_lab.data.packs import Pack, pair_bytes, read_pack, write_pack
-from arc_lab.pretraining.model import PRESETS, Preset, new_llama, part_of, replace_folder, save_model
-from arc_lab.pretraining.quantize import (
-    SMALL,
-    Cost,
-    Measured,
-    Measurement,
-    cost_lines,
-    different_tensors,
-    main,
-    measure,
-    quantize,
-)
+from arc_lab.folders import part_of, replace_folder
+from arc_lab.pretraining.model import new_llama, save_model
+from arc_lab.pretraining.quantization_cost import Cost, Measured, Measurement, cost_lines, measure
+from arc_lab.pretraining.quantize import SMALL, different_tensors, main, quantize
+from arc_lab.pretraining.settings import PRESETS, Preset
 from arc_ttt.checkpoints.folders import EMBEDDED
 from arc_ttt.errors import ModelError
 from arc_ttt.model.load import load_model

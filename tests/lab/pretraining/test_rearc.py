@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import random
@@ -25,31 +24,20 @@ from hypothesis import strategies as st
 from arc_lab.data.datasets import DATASETS, DATASETS_HELP, load_dataset
 from arc_lab.data.families import arc_training_ids, families, family_of, held_out_families
 from arc_lab.data.packs import PackError, Pair, pair_bytes, pair_tokens, read_pack, split_pairs, write_pack
-from arc_lab.pretraining.rearc.command import (
-    Answered,
-    KnownPairs,
-    PackSettings,
-    _named_apart,
-    _without_repeats,
-    build,
-    dataset_pairs,
-    evaluation_pairs,
-    main,
-    task_groups,
-    training_tasks,
-)
+from arc_lab.pretraining.rearc.build import build
+from arc_lab.pretraining.rearc.command import main
+from arc_lab.pretraining.rearc.generate import Answered
 from arc_lab.pretraining.rearc.generators import Generators, as_grid, attempt, package_folder, source_mark
+from arc_lab.pretraining.rearc.groups import named_apart, task_groups, without_repeats
+from arc_lab.pretraining.rearc.known_pairs import KnownPairs, dataset_pairs, evaluation_pairs, training_tasks
+from arc_lab.pretraining.rearc.settings import PackSettings
 from arc_ttt.errors import InputError, SettingsError
-from arc_ttt.formats.format import CompactFormat
+from arc_ttt.formats.compact import CompactFormat
 from arc_ttt.tasks.grids import freeze, same_grid
 from arc_ttt.tasks.views import dihedral
+from support.generators import WHEEL, needs_generators
 
 ROOT = Path(__file__).resolve().parents[3]
-WHEEL = os.environ.get("REASONING_GYM", "installed")
-HAVE_GENERATORS = WHEEL != "installed" or importlib.util.find_spec("reasoning_gym") is not None
-needs_generators = pytest.mark.skipif(
-    not HAVE_GENERATORS, reason="needs reasoning-gym: pip install --no-deps reasoning-gym==0.1.25"
-)
 
 
 def some_pair(seed: int) -> Pair:
@@ -260,7 +248,7 @@ def test_groups_of_one_rule_are_held_out_if_one_of_them_is() -> None:
     (train, first), (held, second) = some_groups()
     groups = [(train, first), ({**held, "name": train["name"]}, [*second, first[2]])]
     for order in (groups, groups[::-1]):
-        ((entry, pairs),), repeated = _without_repeats(_named_apart(order))
+        ((entry, pairs),), repeated = without_repeats(named_apart(order))
         assert entry["split"] == "held-out"
         assert sorted(pairs) == sorted(first + second)
         assert repeated == 1
@@ -287,7 +275,7 @@ def test_tasks_of_one_name_are_joined_only_where_they_share_a_pair(tmp_path: Pat
     groups = list(task_groups(training_tasks(), settings, evaluation)[0])
     for folder in folders:
         groups += task_groups(load_dataset(folder), settings, evaluation)[0]
-    kept, repeated = _without_repeats(_named_apart(groups))
+    kept, repeated = without_repeats(named_apart(groups))
     found = {entry["name"].removeprefix(f"tasks/{known.task_id}"): pairs for entry, pairs in kept}
     assert len({entry["name"] for entry, _ in kept}) == len(kept)
     assert set(map(pair_bytes, own)) | {pair_bytes(some_pair(3))} <= set(found[""])

@@ -14,45 +14,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_bootstrap import make_wheel
-from test_kaggle import LLAMA_1B
 
 from arc_lab.publish import bundle as bundles
 from arc_lab.publish.bundle import METADATA, Build, build_bundle, build_wheel, current_build, outdated
+from arc_lab.publish.kaggle_image import CLASHES, WHEELS, read_image
+from arc_lab.publish.kernel_file import read_settings
 from arc_lab.publish.metadata import dataset_problems, model_path_problem, source_of
 from arc_lab.publish.preflight import command as preflight
-from arc_lab.publish.preflight.command import (
-    FAIL,
-    OK,
-    SKIPPED,
-    WARN,
-    Plan,
-    check_bundle,
-    check_memory,
-    check_model,
-    check_settings,
-    check_sources,
-    check_wheels,
-    findings,
-)
-from arc_lab.publish.rehearse import Rehearsal, read_settings
-from arc_lab.publish.wheels import (
-    CLASHES,
-    NEVER,
-    WHEELS,
-    Wheel,
-    conflicts,
-    fetch,
-    members,
-    read_image,
-    read_lock,
-    state,
-)
-from arc_ttt.bootstrap.mounts import MANIFEST, choose_wheels, find_mounts, misfit
+from arc_lab.publish.preflight import imports, trial_run
+from arc_lab.publish.preflight.bundle import check_bundle, check_wheels
+from arc_lab.publish.preflight.checkup import Plan
+from arc_lab.publish.preflight.command import findings
+from arc_lab.publish.preflight.findings import FAIL, OK, SKIPPED, WARN
+from arc_lab.publish.preflight.metadata import check_settings, check_sources
+from arc_lab.publish.preflight.model import check_memory, check_model
+from arc_lab.publish.stage import Rehearsal
+from arc_lab.publish.wheels import NEVER, Wheel, conflicts, fetch, members, read_lock, state
+from arc_ttt.bootstrap.mounts import MANIFEST, find_mounts
+from arc_ttt.bootstrap.packages import choose_wheels
+from arc_ttt.bootstrap.wheels import misfit
 from arc_ttt.checkpoints.folders import EMBEDDED
 from arc_ttt.errors import InputError
 from arc_ttt.run.journal import Journal
 from arc_ttt.settings import Settings
+from support.llamas import LLAMA_1B
+from support.wheels import make_wheel
 
 ROOT = Path(__file__).resolve().parents[3]
 IMAGE = read_image()
@@ -175,7 +161,7 @@ def change_inside(wheel: Path) -> None:
         files = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(wheel, "w") as archive:
         for name, body in files.items():
-            changed = name == "arc_ttt/kaggle.py" or name.endswith("/RECORD")
+            changed = name == "arc_ttt/kaggle/run.py" or name.endswith("/RECORD")
             archive.writestr(name, body + b"# changed\n" if changed else body)
 
 
@@ -184,7 +170,7 @@ def test_a_bundle_is_known_to_hold_other_code_although_its_stamp_is_the_same(pla
     (wheel,) = plan.bundle.glob("arc_ttt-*.whl")
     content = wheel.read_bytes()
     change_inside(wheel)
-    assert "not made from the sources here: arc_ttt/kaggle.py differs" in outdated(plan.bundle)
+    assert "not made from the sources here: arc_ttt/kaggle/run.py differs" in outdated(plan.bundle)
     wheel.write_bytes(content[:-1000])
     assert "is damaged" in outdated(plan.bundle)
     wheel.write_bytes(content)
@@ -261,11 +247,11 @@ def plan(tmp_path: Path, built: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     body |= {"id": "somebody/arc-ttt-kernel", "title": "ARC TTT kernel", "dataset_sources": [DATASET]}
     (kernel / "kernel-metadata.json").write_text(json.dumps(body | {"model_sources": [], "kernel_sources": []}))
     shutil.copytree(built, tmp_path / "bundle")
-    monkeypatch.setattr(preflight, "read_lock", lambda: [wheel_row(built / FOO)])
+    monkeypatch.setattr("arc_lab.publish.preflight.bundle.read_lock", lambda: [wheel_row(built / FOO)])
     return Plan(kernel, tmp_path / "bundle", IMAGE, "base", None, True)
 
 
-DEAR = (preflight.check_forecast, preflight.check_imports, preflight.check_run)
+DEAR = (trial_run.check_forecast, imports.check_imports, trial_run.check_run)
 CHEAP = tuple(check for check in preflight.CHECKS if check not in DEAR)
 
 
@@ -403,7 +389,7 @@ def test_a_mounted_model_under_the_embedded_preset_is_judged_by_its_size_where_t
 
 
 def test_what_stops_several_checks_is_told_once(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "CHECKS", (*CHEAP, preflight.check_forecast, preflight.check_run))
+    monkeypatch.setattr(preflight, "CHECKS", (*CHEAP, trial_run.check_forecast, trial_run.check_run))
     set_kernel(plan, ttt__rang=3)
     found = [finding for finding in findings(replace(plan, short=False)) if finding.grade != OK]
     assert [finding.grade for finding in found] == [FAIL, *[SKIPPED] * 4]
@@ -412,18 +398,18 @@ def test_what_stops_several_checks_is_told_once(plan: Plan, monkeypatch: pytest.
 
 
 def test_a_bundle_without_the_project_is_told_once(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "CHECKS", (check_bundle, preflight.check_imports))
+    monkeypatch.setattr(preflight, "CHECKS", (check_bundle, imports.check_imports))
     next(plan.bundle.glob("arc_ttt-*.whl")).unlink()
     assert [(finding.grade, finding.subject) for finding in findings(plan)] == [(FAIL, "bundle"), (SKIPPED, "imports")]
 
 
 def test_checks_that_lack_something_say_that_they_were_skipped(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "CHECKS", (check_settings, check_model, check_memory, preflight.check_forecast))
+    monkeypatch.setattr(preflight, "CHECKS", (check_settings, check_model, check_memory, trial_run.check_forecast))
     set_kernel(plan, preset="llama-1b-3b", model__path=MODEL_PATH)
     set_metadata(plan, model_sources=["me/llama/transformers/4bit/1"])
     grades = [(finding.grade, finding.subject) for finding in findings(plan)]
     assert grades == [(OK, "SETTINGS"), *((SKIPPED, name) for name in ("model", "memory", "forecast"))]
-    (short,) = preflight.check_run(plan)
+    (short,) = trial_run.check_run(plan)
     assert str(short) == "skipped  run of 2 tasks: --short was given"
 
 
@@ -537,7 +523,7 @@ def test_another_image_wants_other_wheels_and_the_advice_names_the_commands(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = replace(wheel_row(plan.bundle / FOO), file="foo-1.0-cp313-cp313-any.whl", python=("3.13",))
-    monkeypatch.setattr(preflight, "read_lock", lambda: [row])
+    monkeypatch.setattr("arc_lab.publish.preflight.bundle.read_lock", lambda: [row])
     image = Path("out/setup.json")
     other = replace(plan, image=replace(IMAGE, python="3.13"), set="unsloth", image_file=image)
     (finding,) = check_wheels(other)
@@ -550,8 +536,9 @@ def test_another_image_wants_other_wheels_and_the_advice_names_the_commands(
 def test_a_run_without_the_project_is_no_good_run(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends well and leaves a valid submission, of fillers."""
     next(plan.bundle.glob("arc_ttt-*.whl")).unlink()
-    monkeypatch.setattr(preflight, "clean_interpreter", lambda *_: (Path(sys.executable), []))
-    (finding,) = preflight.check_run(replace(plan, short=False))
+    monkeypatch.setattr("arc_lab.publish.preflight.imports.clean_interpreter", lambda *_: (Path(sys.executable), []))
+    monkeypatch.setattr("arc_lab.publish.preflight.trial_run.clean_interpreter", lambda *_: (Path(sys.executable), []))
+    (finding,) = trial_run.check_run(replace(plan, short=False))
     assert (finding.grade, "FALLBACK: kernel.py: neither src/arc_ttt" in finding.text) == (FAIL, True)
 
 
@@ -570,7 +557,7 @@ def test_a_run_counts_when_the_model_looked_at_both_tasks(
     plan: Plan, monkeypatch: pytest.MonkeyPatch, first_line: str, found: dict[str, int], words: str
 ) -> None:
     play_run(monkeypatch, found, first_line)
-    (finding,) = preflight.check_run(replace(plan, short=False))
+    (finding,) = trial_run.check_run(replace(plan, short=False))
     assert (finding.grade, words in finding.text) == (FAIL if words else OK, True)
 
 
@@ -591,9 +578,10 @@ def play_run(
         return Rehearsal(60.0, 120.0, 0, f"{first_line}\nsubmission.json is valid\n", [])
 
     task = {"train": [{"input": [[1]], "output": [[2]]}] * 2, "test": [{"input": [[1]]}]}
-    monkeypatch.setattr(preflight, "some_tasks", lambda *_: {"t0": task, "t1": task})
-    monkeypatch.setattr(preflight, "perform", perform)
-    monkeypatch.setattr(preflight, "clean_interpreter", lambda *_: (Path(sys.executable), []))
+    monkeypatch.setattr("arc_lab.publish.preflight.trial_run.some_tasks", lambda *_: {"t0": task, "t1": task})
+    monkeypatch.setattr("arc_lab.publish.preflight.trial_run.perform", perform)
+    monkeypatch.setattr("arc_lab.publish.preflight.imports.clean_interpreter", lambda *_: (Path(sys.executable), []))
+    monkeypatch.setattr("arc_lab.publish.preflight.trial_run.clean_interpreter", lambda *_: (Path(sys.executable), []))
     return given
 
 
@@ -607,9 +595,9 @@ def test_a_reserve_that_was_chosen_for_hours_does_not_spoil_the_short_run(
 ) -> None:
     given = play_run(monkeypatch, {"base": 2})
     set_kernel(plan, run__reserve_s=600.0)
-    assert [finding.grade for finding in preflight.check_run(replace(plan, short=False))] == [OK]
+    assert [finding.grade for finding in trial_run.check_run(replace(plan, short=False))] == [OK]
     run = settings_of(given[0][0]).run
-    assert (run.limit_s, run.reserve_s) == (preflight.RUN_LIMIT_S, 0)
+    assert (run.limit_s, run.reserve_s) == (trial_run.RUN_LIMIT_S, 0)
 
 
 @pytest.mark.parametrize(
@@ -633,13 +621,13 @@ def test_the_run_says_which_model_answered_and_takes_the_one_asked_for_where_it_
     if asked:
         set_kernel(plan, model__path=asked, model__backend="unsloth")
     if model == "too large":
-        monkeypatch.setattr(preflight, "MOST_MODEL_BYTES", 1000)
+        monkeypatch.setattr("arc_lab.publish.preflight.trial_run.MOST_MODEL_BYTES", 1000)
     if model == "in the bundle":
         for path in EMBEDDED.iterdir():
             shutil.copyfile(path, plan.bundle / path.name)
     shutil.copytree(EMBEDDED, tmp_path / "my-llama")
     here = tmp_path / "my-llama" if model in ("mounted", "too large") else None
-    (finding,) = preflight.check_run(replace(plan, short=False, model=here))
+    (finding,) = trial_run.check_run(replace(plan, short=False, model=here))
     assert finding.grade == OK
     assert answers in finding.text
     settings, models = given[0]
@@ -663,15 +651,16 @@ def test_the_adapter_is_tried_beside_what_the_image_has_and_peft_refuses(
     def run(words: list[str], limit_s: float) -> str:
         programs.append(words[-1])
         version = "import importlib.metadata, torchao; assert importlib.metadata.version('torchao') == '0.10.0'"
-        return (program_failure([*words[:-1], version], limit_s) or failure) if words[-1] == preflight.ATTACH else ""
+        return (program_failure([*words[:-1], version], limit_s) or failure) if words[-1] == imports.ATTACH else ""
 
-    program_failure = preflight._failure
-    monkeypatch.setattr(preflight, "clean_interpreter", empty_interpreter)
-    monkeypatch.setattr(preflight, "offline", list)
-    monkeypatch.setattr(preflight, "_failure", run)
-    works, image = preflight.check_imports(plan)
+    program_failure = imports._failure
+    monkeypatch.setattr("arc_lab.publish.preflight.imports.clean_interpreter", empty_interpreter)
+    monkeypatch.setattr("arc_lab.publish.preflight.trial_run.clean_interpreter", empty_interpreter)
+    monkeypatch.setattr("arc_lab.publish.preflight.imports.offline", list)
+    monkeypatch.setattr("arc_lab.publish.preflight.imports._failure", run)
+    works, image = imports.check_imports(plan)
     assert (works.grade, "WITH a network" in works.text) == (WARN, True)
-    assert programs[1:] == [preflight.IMPORTS, preflight.ATTACH]
+    assert programs[1:] == [imports.IMPORTS, imports.ATTACH]
     assert image.grade == (FAIL if failure else OK)
     assert "peft 0.19.1 and torchao 0.10.0" in image.text
     assert failure in image.text
@@ -687,7 +676,7 @@ def test_the_adapter_is_tried_beside_what_the_image_has_and_peft_refuses(
     ],
 )
 def test_a_program_in_the_clean_interpreter_asks_nothing_and_ends(program: str, limit_s: float, words: str) -> None:
-    told = preflight._failure([sys.executable, "-S", "-c", program], limit_s)
+    told = imports._failure([sys.executable, "-S", "-c", program], limit_s)
     assert (words in told, bool(told)) == (True, bool(words))
 
 
@@ -697,7 +686,7 @@ def test_a_stand_in_takes_the_place_of_the_package_that_is_there(tmp_path: Path)
     for name in ("torchao", "torchao-0.99.0.dist-info"):
         (tmp_path / name).mkdir()
         (site / name).symlink_to(tmp_path / name)
-    preflight.stand_in(python, "torchao", "0.10.0")
+    imports.stand_in(python, "torchao", "0.10.0")
     program = "import importlib.metadata, torchao; print(importlib.metadata.version('torchao'))"
     done = subprocess.run([python, "-I", "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "0.10.0\n"

@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 
 import arc_lab.publish.push as push
+from arc_lab.publish import kaggle_cli
+from arc_lab.publish.kaggle_cli import KaggleError, find_cli, run_cli
 from arc_lab.publish.metadata import KINDS, kernel_problems, source_differences
-from arc_lab.publish.push import KaggleError, find_cli, push_dataset, push_kernel, run_cli
+from arc_lab.publish.push import push_dataset, push_kernel
 from arc_lab.publish.submit import submit
 from arc_ttt.bootstrap.mounts import MANIFEST
 from arc_ttt.errors import InputError
@@ -452,8 +454,8 @@ def test_an_upload_has_more_time_than_a_question(bundle: Path, monkeypatch: pyte
     monkeypatch.setattr(push, "dataset_state", lambda *_: next(states))
     monkeypatch.setattr(push, "run_cli", lambda _, *words, limit_s=1.0: limits.update({words[1]: limit_s}))
     push_dataset("kaggle", bundle, "first")
-    assert limits == {"create": push.UPLOAD_LIMIT_S}
-    assert push.UPLOAD_LIMIT_S > 10 * push.ANSWER_LIMIT_S
+    assert limits == {"create": kaggle_cli.UPLOAD_LIMIT_S}
+    assert kaggle_cli.UPLOAD_LIMIT_S > 10 * kaggle_cli.ANSWER_LIMIT_S
 
 
 def change(**values: Any) -> Callable[[dict[str, Any]], None]:

@@ -17,30 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_bootstrap import make_wheel
 
-from arc_lab.publish import rehearse
+from arc_lab.publish import interpreter, rehearse
 from arc_lab.publish.bundle import METADATA, Build, _digest, build_bundle, build_wheel, outdated
-from arc_lab.publish.rehearse import (
-    Rehearsal,
-    Stage,
-    can_isolate,
-    clean_interpreter,
-    judge,
-    kernel_with,
-    main,
-    model_mount,
-    perform,
-    read_settings,
-    ready_bundle,
-    report,
-    set_stage,
-)
-from arc_lab.publish.wheels import WHEELS, Wheel, members, read_image, read_lock, state
+from arc_lab.publish.interpreter import can_isolate, clean_interpreter
+from arc_lab.publish.kaggle_image import WHEELS, read_image
+from arc_lab.publish.kernel_file import kernel_with, read_settings
+from arc_lab.publish.rehearse import main, ready_bundle, report
+from arc_lab.publish.stage import Rehearsal, Stage, judge, model_mount, perform, set_stage
+from arc_lab.publish.wheels import Wheel, members, read_lock, state
 from arc_ttt.bootstrap.mounts import CHALLENGES, find_model, find_mounts
 from arc_ttt.checkpoints.folders import EMBEDDED
 from arc_ttt.errors import InputError
 from arc_ttt.settings import Settings
+from support.wheels import make_wheel
 
 ROOT = Path(__file__).resolve().parents[3]
 PAIR = {"input": [[1, 2], [3, 4]], "output": [[4, 3], [2, 1]]}
@@ -203,8 +193,8 @@ def test_a_probe_for_namespaces_that_fails_or_hangs_means_that_there_are_none(
         assert timeout < 60
         raise fault
 
-    monkeypatch.setattr(rehearse.subprocess, "run", run)
-    assert rehearse.offline() == []
+    monkeypatch.setattr(interpreter.subprocess, "run", run)
+    assert interpreter.offline() == []
     assert not can_isolate()
 
 
@@ -221,7 +211,7 @@ def test_the_notes_tell_the_python_that_runs_in_place_of_the_image_s(
     def create(folder: Path, **_: Any) -> None:
         (folder / "lib" / "python3" / "site-packages").mkdir(parents=True)
 
-    monkeypatch.setattr(rehearse.venv, "create", create)
+    monkeypatch.setattr(interpreter.venv, "create", create)
     own = ".".join(map(str, sys.version_info[:3]))
     _, notes = clean_interpreter(tmp_path / "other", replace(read_image(), python="3.99"))
     assert notes[0] == f"Python {own}, 3.99 in the image"

@@ -18,25 +18,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arc_lab.simulate import command as simulate_module
-from arc_lab.simulate.command import (
-    Outcome,
-    Scenario,
-    loaded_from,
-    made_up_tasks,
-    main,
-    random_runs,
-    random_scenario,
-    simulate,
-    summary_lines,
-)
-from arc_lab.simulate.virtual_fleet import MIXES, Faults, VirtualFleet
+from arc_lab.simulate import simulation
+from arc_lab.simulate.command import main
+from arc_lab.simulate.faults import MIXES, Faults
+from arc_lab.simulate.scenarios import Scenario, loaded_from, made_up_tasks, random_scenario
+from arc_lab.simulate.simulation import Outcome, random_runs, simulate
+from arc_lab.simulate.tables import summary_lines
+from arc_lab.simulate.virtual_fleet import VirtualFleet
 from arc_ttt import settings as settings_module
+from arc_ttt.checkpoints.shape import Model
 from arc_ttt.deadline import KILL_S, TURN_S, WRITE_S, VirtualClock, least_reserve
-from arc_ttt.fleet.fleet import PATIENCE, Death, Message
-from arc_ttt.run.coordinator import POLL_S, SUPERSEDED, Coordinator
+from arc_ttt.fleet.patience import PATIENCE
+from arc_ttt.fleet.workers import Death, Message
+from arc_ttt.run.board import SUPERSEDED
+from arc_ttt.run.coordinator import POLL_S, Coordinator
 from arc_ttt.run.report import ACCOUNTS, Ledger
-from arc_ttt.schedule.cost import CostModel, Model
+from arc_ttt.schedule.cost import CostModel
 from arc_ttt.settings import RunSettings, Settings
 
 RUNS = 500
@@ -366,7 +363,7 @@ def test_the_command_sweeps_and_runs_at_random(capsys: pytest.CaptureFixture[str
 def test_the_command_fails_when_a_run_misses(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(simulate_module, "Coordinator", WaitsForJobs)
+    monkeypatch.setattr(simulation, "Coordinator", WaitsForJobs)
     monkeypatch.setattr(Outcome, "missed", True)
     assert main(["--runs", "2"]) == 1
     assert "seeds that missed: [0, 1]" in capsys.readouterr().out

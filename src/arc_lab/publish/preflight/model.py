@@ -1,0 +1,105 @@
+"""Checks of the model's weights, tokenizer and memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from arc_lab.publish.preflight.checkup import Plan, chosen_settings, machine, model_here
+from arc_lab.publish.preflight.findings import FAIL, OK, WARN, Finding
+from arc_ttt.checkpoints.folders import read_config
+from arc_ttt.checkpoints.memory_formulas import L4, T4
+from arc_ttt.checkpoints.memory_plan import SMALL_PARAMETERS
+from arc_ttt.checkpoints.memory_plan import plan as memory_plan
+from arc_ttt.checkpoints.shape import Shape, parameter_count
+from arc_ttt.errors import ModelError
+from arc_ttt.presets import LINEAR_LAYERS
+from arc_ttt.tasks.grids import Example, freeze
+
+MEMORY = {"t4": T4, "l4": L4}
+
+
+def check_model(plan: Plan) -> Iterator[Finding]:
+    settings, folder = chosen_settings(plan), model_here(plan)
+    config = read_config(folder)
+    count = parameter_count(config)
+    problems = [*weight_problems(folder, Shape.of(config)), *format_problems(settings.model.format, folder, config)]
+    yield from (Finding(FAIL, "model", f"{folder}: {text}") for text in problems)
+    if not problems:
+        text = f"{folder.name}: {count / 1e6:.0f}M weights, all there; format {settings.model.format} can be written"
+        yield Finding(OK, "model", text)
+
+
+def weight_problems(folder: Path, shape: Shape) -> list[str]:
+    """What is wrong with a checkpoint's weight files, by their headers: damaged, cut short, not all that the config
+    asks for, or of other sizes."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return ["no safetensors file; other weights are not read"]
+    held: dict[str, int] = {}
+    for file in files:
+        try:
+            with safe_open(file, "np") as opened:
+                for name in opened.keys():  # noqa: SIM118 - it is no dictionary
+                    part = opened.get_slice(name)
+                    held[name] = math.prod(part.get_shape()) * (2 if part.get_dtype() == "U8" else 1)  # 4 bits each
+        except (SafetensorError, OSError) as error:
+            return [f"{file.name} is damaged or cut short: {error}"]
+    wanted = {"model.embed_tokens.weight": shape.vocabulary * shape.hidden, "model.norm.weight": shape.hidden}
+    if not shape.tied:
+        wanted["lm_head.weight"] = shape.vocabulary * shape.hidden
+    for layer in range(shape.layers):
+        for name in LINEAR_LAYERS:
+            part_of = "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+            wanted[f"model.layers.{layer}.{part_of}.{name}.weight"] = math.prod(shape.linear(name))
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            wanted[f"model.layers.{layer}.{name}.weight"] = shape.hidden
+    found = []
+    if missing := [name for name in wanted if name not in held]:
+        found.append(f"{len(missing)} weights are missing, the first is {missing[0]}")
+    if other := [name for name, size in wanted.items() if held.get(name, size) != size]:
+        found.append(f"{other[0]} has {held[other[0]]} numbers, config.json asks for {wanted[other[0]]}")
+    return found
+
+
+def format_problems(name: str, folder: Path, config: dict[str, Any]) -> list[str]:
+    """What keeps a checkpoint's tokenizer from writing a task in a format."""
+    from arc_ttt.model.tokenizer import format_of
+
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}  # what transformers takes for Llama
+    try:
+        form = format_of(name, folder, SimpleNamespace(**{**tokens, **config}))
+    except ModelError as error:
+        return [str(error).removeprefix(f"{folder}: ")]
+    grid = freeze(np.arange(10).reshape(2, 5))
+    largest = int(form.encode([Example(grid, grid)], grid, grid).ids.max())
+    if largest >= config["vocab_size"]:
+        return [f"the tokenizer writes token {largest}, the model has {config['vocab_size']}"]
+    return []
+
+
+def check_memory(plan: Plan) -> Iterator[Finding]:
+    """What of the model fits each kind of GPU. Only that of kernel-metadata.json must hold it."""
+    settings, config = chosen_settings(plan), read_config(model_here(plan))
+    model, ttt = settings.model, settings.ttt
+    large = parameter_count(config) >= SMALL_PARAMETERS
+    four_bit = model.quantize == "nf4" and (model.dequantize == "never" or (large and model.dequantize == "auto"))
+    for kind, device in MEMORY.items():
+        found = memory_plan(config, device, ttt, four_bit=four_bit, checkpointing=large, host_copies=large)
+        weights = f"{found.weights / 2**30:.2f} GiB of weights in {4 if four_bit else 16} bits"
+        usable = f"{device.usable / 2**30:.1f} GiB"
+        longest = min(found.tokens, ttt.max_sequence_tokens)
+        if longest:
+            grade = OK if longest == ttt.max_sequence_tokens else WARN
+            text = f"{weights} on {usable}, trains on sequences of up to {longest} of {ttt.max_sequence_tokens} tokens"
+        else:
+            grade = FAIL if kind == machine(plan)[0] else WARN
+            advice = "take 4 bits, a lower ttt.rank or a smaller model"
+            text = f"{weights}, with adapter and optimizer, leave no room to train on {usable}: {advice}"
+        yield Finding(grade, "memory", f"{kind.upper()}: {text}")

@@ -1,0 +1,176 @@
+"""One simulated run, or many random ones."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arc_lab.simulate.faults import Faults
+from arc_lab.simulate.scenarios import Scenario, random_scenario
+from arc_lab.simulate.virtual_files import MemoryJournal, VirtualSubmission
+from arc_lab.simulate.virtual_fleet import VirtualFleet
+from arc_ttt.deadline import Deadline, VirtualClock
+from arc_ttt.fleet.launch import count_searchers, work_until
+from arc_ttt.protocol.jobs import BASE, TTT
+from arc_ttt.run.coordinator import Coordinator
+from arc_ttt.run.findings import Findings, TaskResult
+from arc_ttt.run.report import DECODE, TRAIN, run_report
+from arc_ttt.run.submission import check_submission
+from arc_ttt.schedule.cost import CostModel
+from arc_ttt.schedule.devices import DEVICE_TYPES
+
+POLL_S = 60.0  # nothing happens in virtual time between two events
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a simulated run came to.
+
+    sure: share of tasks with a program that is taken for right; answered, trained: of those with that, or with an
+    answer, or a training, of the model. load: predicted seconds of one full training of every task, over devices x
+    limit. utilisation: device time of jobs that ended by themselves, over the same.
+    """
+
+    load: float
+    seconds: float
+    limit_s: float
+    valid: bool
+    utilisation: float
+    answered: float
+    trained: float
+    sure: float
+    passes: Counter[int]
+    report: dict[str, Any]
+    journal: MemoryJournal
+    unaccounted: float
+
+    @property
+    def missed(self) -> bool:
+        return self.seconds > self.limit_s or not self.valid
+
+
+def simulate(
+    scenario: Scenario, coordinator: type[Coordinator] = Coordinator, workers: type[VirtualFleet] = VirtualFleet
+) -> Outcome:
+    """Run a scenario to its end in virtual time. The same scenario gives the same journal, byte for byte.
+
+    coordinator, workers: other classes to put in their places, to see what would go wrong with them.
+    """
+    rng = random.Random(scenario.seed)
+    settings, limit_s = scenario.settings, scenario.settings.run.limit_s
+    tasks = {task.task_id: task for task in scenario.tasks.tasks}
+    clock = VirtualClock()
+    deadline = Deadline(limit_s, clock)
+    cost = CostModel(settings, scenario.model, scenario.device_type)
+    truth = CostModel(settings, scenario.model, scenario.device_type)
+    load = sum(cost.predict(task, TTT) for task in tasks.values()) / (scenario.devices * limit_s)
+    if scenario.load and load:
+        cost.rescale(scenario.load / load)
+        truth.rescale(scenario.load / load)
+    truth.rescale(scenario.prior_error)
+    gpus = 0 if scenario.device_type == "cpu" else scenario.devices
+    searchers = count_searchers(settings, gpus, scenario.cores, scenario.devices)
+    fleet = workers(
+        scenario.devices,
+        tasks,
+        truth,
+        clock,
+        scenario.faults,
+        rng,
+        limit_s=limit_s,
+        load_s=scenario.load_s or DEVICE_TYPES[scenario.device_type].load_s,
+        cuts=scenario.cuts,
+        searchers=searchers,
+        sure=scenario.sure,
+    )
+    fleet.greet({"deadline": work_until(settings, deadline).at_s})
+    submission = VirtualSubmission(scenario.tasks, clock, scenario.faults, rng, limit_s / 60)
+    journal = MemoryJournal(clock)
+    run = coordinator(
+        scenario.tasks,
+        settings,
+        Path("simulated"),
+        start_s=0.0,
+        fleet=fleet,
+        deadline=deadline,
+        submission=submission,
+        journal=journal,
+        cost=cost,
+        poll_s=POLL_S,
+        device=scenario.device_type,
+        program_slots=fleet.slots[scenario.devices :],
+        cores=0 if gpus else scenario.devices,
+    )
+    result = run.run()
+    if run.signals:  # meant for the person's command, not for the simulated run
+        raise KeyboardInterrupt
+    return _outcome(scenario, scenario.load or load, run, fleet, submission, journal, run_report(result))
+
+
+def _outcome(
+    scenario: Scenario,
+    load: float,
+    run: Coordinator,
+    fleet: VirtualFleet,
+    submission: VirtualSubmission,
+    journal: MemoryJournal,
+    report: dict[str, Any],
+) -> Outcome:
+    valid = True
+    try:
+        check_submission(submission.document(), scenario.tasks.test_counts)
+    except ValueError:
+        valid = False
+    found = {
+        kind: {i for (k, i), result in run.findings.results.items() if k == kind and result.passes}
+        for kind in (BASE, TTT)
+    }
+    sure = {i for i in run.findings.tasks if run.findings.sure(i)}
+    count = max(1, len(scenario.tasks.tasks))
+    whole_s = scenario.devices * run.result.limit_s
+    accounts = run.ledger.seconds
+    by_fleet = [device.kept_s + device.killed_s + device.loaded_s for device in fleet.devices]
+    by_ledger = [
+        sum(parts[name] for name in ("train", "decode", "compile", "killed", "load")) for parts in accounts.values()
+    ]
+    open_s = sum(
+        run.result.seconds - device.begun_s
+        for device in fleet.devices
+        if device.working or (device.alive and not device.ready)
+    )
+    total = sum(sum(parts.values()) for parts in accounts.values())
+    off = abs(total - max(whole_s, scenario.devices * run.result.seconds))
+    off += max(0.0, abs(sum(by_fleet) - sum(by_ledger)) - max(0.0, open_s))
+    return Outcome(
+        load=load,
+        seconds=run.result.seconds,
+        limit_s=run.result.limit_s,
+        valid=valid,
+        utilisation=sum(parts[TRAIN] + parts[DECODE] for parts in accounts.values()) / whole_s,
+        answered=len(found[BASE] | found[TTT] | sure) / count,
+        trained=len(found[TTT] | sure) / count,
+        sure=len(sure) / count,
+        passes=Counter(_trainings(run.findings, i) for i in run.findings.tasks),
+        report=report,
+        journal=journal,
+        unaccounted=off / whole_s,
+    )
+
+
+def _trainings(findings: Findings, task_id: str) -> int:
+    """Trainings of a task that answered."""
+    passes = findings.results.get((TTT, task_id), TaskResult()).passes
+    return max((len(found) for found in passes.values()), default=0)
+
+
+def random_runs(seeds: Iterable[int], faults: Faults | None = None, most_tasks: int = 400) -> list[Outcome]:
+    """Runs of random scenarios, without their journals: many would fill the memory."""
+    outcomes = []
+    for seed in seeds:
+        outcomes.append(simulate(random_scenario(seed, faults, most_tasks=most_tasks)))
+        outcomes[-1].journal.events.clear()
+    return outcomes
