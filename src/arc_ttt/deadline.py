@@ -57,6 +57,11 @@ class VirtualClock:
 REAL_CLOCK = MonotonicClock()
 
 
+def wall_date() -> str:
+    """The date and time now in UTC, for a report; no decision depends on it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def cpu_seconds() -> float:
     """CPU seconds (user + system) that this process has used."""
     return time.process_time()
@@ -66,7 +71,8 @@ def cpu_seconds() -> float:
 class Deadline:
     """A moment on `clock` by which work must have ended.
 
-    Hand on the Deadline, never the seconds left: seconds grow stale in a queue. `minus(reserve_s)` gives an earlier
+    Hand on the Deadline, never the seconds left: seconds grow stale in a queue. Only a message to another process
+    holds seconds, counted when it is sent and when it is read. `minus(reserve_s)` gives an earlier
     one to the level below, so that the level above can still write when the one below is late.
     """
 
@@ -111,7 +117,45 @@ def least_reserve(limit_s: float) -> float:
     return TURN_S * short + min(WRITE_S, limit_s / 60) + KILL_S * short + CLOCK_ERROR_S
 
 
-CONTAINER_OLDEST_S = 3600.0  # an older first process did not start for this run
+HEAD_START_S = 2.0
+"""Seconds by which workers stop before the coordinator does, so that what a cut job found still arrives."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunDeadlines:
+    """The ends of a run, one behind the other, each for the case that the one before it fails.
+
+        work      workers end their jobs by themselves; no job is started any more    stop - min(2 s, reserve / 2)
+        stop      the coordinator writes, kills its workers and ends                  limit - reserve
+        dead-man  another process kills the coordinator (`run.deadman`)               limit - reserve / 2
+        limit     what the user asked for; on Kaggle half an hour before its own      start + run.limit_s
+        guard     kernel.py kills the run and leaves the file (`bootstrap.guard`)     limit
+
+    Args:
+        limit: the end of the run.
+        reserve_s: seconds before it at which the coordinator stops.
+    """
+
+    limit: Deadline
+    reserve_s: float
+
+    @property
+    def stop(self) -> Deadline:
+        return self.limit.minus(self.reserve_s)
+
+    @property
+    def work(self) -> Deadline:
+        return self.stop.minus(min(HEAD_START_S, self.reserve_s / 2))
+
+    @property
+    def deadman(self) -> Deadline:
+        """A run that was started late keeps half of its reserve, so that it may still write."""
+        half_s = self.reserve_s / 2
+        return Deadline(max(self.limit.at_s - half_s, self.limit.clock.now() + half_s), self.limit.clock)
+
+
+CONTAINER_MAX_AGE_S = 3600.0
+"""A container older than this was not started for this run."""
 
 
 def run_start(seen_s: float, *, container: bool = False) -> float:
@@ -126,7 +170,7 @@ def run_start(seen_s: float, *, container: bool = False) -> float:
     starts = [seen_s]
     if container or resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss == 0:
         starts.append(_started_s("self"))
-    if container and seen_s - _started_s("1") < CONTAINER_OLDEST_S:
+    if container and seen_s - _started_s("1") < CONTAINER_MAX_AGE_S:
         starts.append(_started_s("1"))
     return min(starts)
 

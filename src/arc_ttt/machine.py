@@ -15,7 +15,7 @@ _CGROUP_FILES = (  # limit, used, statistics and the name of the page cache in t
 UNLIMITED = 1 << 60  # version 1 of cgroups writes a number near 2**63 for no limit
 
 
-def free_memory(proc: Path = PROC, cgroup: Path = CGROUP) -> int | None:
+def available_memory(proc: Path = PROC, cgroup: Path = CGROUP) -> int | None:
     """Bytes that processes may still take before the kernel kills one; None where nothing tells.
 
     The least of what the machine has available and what the container's limit leaves, page cache that can be dropped

@@ -21,6 +21,7 @@ from arc_ttt.errors import InputError, SettingsError, TaskFileError
 from arc_ttt.machine import count_gpus
 from arc_ttt.protocol.jobs import TTT
 from arc_ttt.run.report import Status
+from arc_ttt.run.spec import Started
 from arc_ttt.run.start import start_run
 from arc_ttt.schedule.shapes import work
 from arc_ttt.settings import TRANSDUCTIVE, Settings, parse_overrides
@@ -112,7 +113,7 @@ def main(argv: Sequence[str], start_s: float, signals: list[int] | None = None) 
     settings = _with_time_to_report(settings, start_s)
     signals = signals if signals is not None else []
     with _progress() as show, lock:
-        result = start_run(loaded, settings, out, start_s=start_s, on_status=show, signals=signals)
+        result = start_run(loaded, settings, out, Started(start_s, signals), on_status=show)
     report = make_report(dataset, settings, result, read_submission(out / "submission.json"))
     write_atomically(out / "report.json", json.dumps(report, indent=1) + "\n")
     print_report(report, result, settings, out)

@@ -24,6 +24,7 @@ from arc_lab.data.datasets import Dataset, load_dataset
 from arc_lab.evaluate.scores import Paired, Summary, TaskScore, score_task, summarize
 from arc_ttt.errors import InputError, SettingsError
 from arc_ttt.protocol.jobs import BASE, TTT
+from arc_ttt.protocol.messages import Found
 from arc_ttt.run.findings import Findings, PassResult, TaskResult, rank_passes_of
 from arc_ttt.run.journal import read_journal
 from arc_ttt.run.recovery import past_lines
@@ -60,9 +61,9 @@ def load_findings(run: Path, dataset: Dataset) -> Findings:
     except OSError as error:
         raise SettingsError(f"{journal}: {error.strerror}; give the folder of a run") from error
     known = 0
-    for job, body in past_lines(events):
-        if job.task_id in findings.tasks and body["type"] == "candidates":
-            findings.take(job.kind, job.task_id, job.number, job.share, body)
+    for job, line in past_lines(events):
+        if job.task_id in findings.tasks and isinstance(line, Found):
+            findings.take(job, line)
             known += 1
     if not known:
         raise SettingsError(f"{journal}: no answers to tasks of {dataset.name}; name the run's tasks by --tasks")

@@ -12,13 +12,14 @@ from typing import Any
 from arc_lab.simulate.faults import Faults
 from arc_lab.simulate.scenarios import Scenario, random_scenario
 from arc_lab.simulate.virtual_files import MemoryJournal, VirtualSubmission
-from arc_lab.simulate.virtual_fleet import VirtualFleet
+from arc_lab.simulate.virtual_fleet import VirtualFleet, VirtualMachine
 from arc_ttt.deadline import Deadline, VirtualClock
-from arc_ttt.fleet.launch import count_searchers, work_until
+from arc_ttt.fleet.launch import count_searchers, make_hello
 from arc_ttt.protocol.jobs import BASE, TTT
 from arc_ttt.run.coordinator import Coordinator
 from arc_ttt.run.findings import Findings, TaskResult
 from arc_ttt.run.report import DECODE, TRAIN, run_report
+from arc_ttt.run.spec import RunSpec
 from arc_ttt.run.submission import check_submission
 from arc_ttt.schedule.cost import CostModel
 from arc_ttt.schedule.devices import DEVICE_TYPES
@@ -64,7 +65,6 @@ def simulate(
     settings, limit_s = scenario.settings, scenario.settings.run.limit_s
     tasks = {task.task_id: task for task in scenario.tasks.tasks}
     clock = VirtualClock()
-    deadline = Deadline(limit_s, clock)
     cost = CostModel(settings, scenario.model, scenario.device_type)
     truth = CostModel(settings, scenario.model, scenario.device_type)
     load = sum(cost.predict(task, TTT) for task in tasks.values()) / (scenario.devices * limit_s)
@@ -73,38 +73,30 @@ def simulate(
         truth.rescale(scenario.load / load)
     truth.rescale(scenario.prior_error)
     gpus = 0 if scenario.device_type == "cpu" else scenario.devices
-    searchers = count_searchers(settings, gpus, scenario.cores, scenario.devices)
-    fleet = workers(
-        scenario.devices,
-        tasks,
-        truth,
-        clock,
-        scenario.faults,
-        rng,
+    machine = VirtualMachine(
+        devices=scenario.devices,
         limit_s=limit_s,
+        searchers=count_searchers(settings, gpus, scenario.cores, scenario.devices),
         load_s=scenario.load_s or DEVICE_TYPES[scenario.device_type].load_s,
         cuts=scenario.cuts,
-        searchers=searchers,
         sure=scenario.sure,
     )
-    fleet.greet({"deadline": work_until(settings, deadline).at_s})
+    fleet = workers(machine, tasks, truth, clock, scenario.faults, rng)
     submission = VirtualSubmission(scenario.tasks, clock, scenario.faults, rng, limit_s / 60)
     journal = MemoryJournal(clock)
-    run = coordinator(
+    spec = RunSpec(
         scenario.tasks,
         settings,
         Path("simulated"),
-        start_s=0.0,
-        fleet=fleet,
-        deadline=deadline,
-        submission=submission,
-        journal=journal,
-        cost=cost,
-        poll_s=POLL_S,
-        device=scenario.device_type,
-        program_slots=fleet.slots[scenario.devices :],
+        0.0,
+        Deadline(limit_s, clock),
+        searchers=fleet.slots[scenario.devices :],
         cores=0 if gpus else scenario.devices,
+        device=scenario.device_type,
+        poll_s=POLL_S,
     )
+    fleet.set_hello(make_hello(settings, spec.deadlines.work))
+    run = coordinator(spec, fleet, submission=submission, journal=journal, cost=cost)
     result = run.run()
     if run.signals:  # meant for the person's command, not for the simulated run
         raise KeyboardInterrupt
@@ -126,13 +118,13 @@ def _outcome(
     except ValueError:
         valid = False
     found = {
-        kind: {i for (k, i), result in run.findings.results.items() if k == kind and result.passes}
+        kind: {i for (k, i), result in run.state.findings.results.items() if k == kind and result.passes}
         for kind in (BASE, TTT)
     }
-    sure = {i for i in run.findings.tasks if run.findings.sure(i)}
+    sure = {i for i in run.state.findings.tasks if run.state.findings.sure(i)}
     count = max(1, len(scenario.tasks.tasks))
     whole_s = scenario.devices * run.result.limit_s
-    accounts = run.ledger.seconds
+    accounts = run.result.ledger.seconds
     by_fleet = [device.kept_s + device.killed_s + device.loaded_s for device in fleet.devices]
     by_ledger = [
         sum(parts[name] for name in ("train", "decode", "compile", "killed", "load")) for parts in accounts.values()
@@ -154,7 +146,7 @@ def _outcome(
         answered=len(found[BASE] | found[TTT] | sure) / count,
         trained=len(found[TTT] | sure) / count,
         sure=len(sure) / count,
-        passes=Counter(_trainings(run.findings, i) for i in run.findings.tasks),
+        passes=Counter(_trainings(run.state.findings, i) for i in run.state.findings.tasks),
         report=report,
         journal=journal,
         unaccounted=off / whole_s,

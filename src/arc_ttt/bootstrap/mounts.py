@@ -13,7 +13,6 @@ from arc_ttt.bootstrap.wheels import normalized_name
 CHALLENGES = "arc-agi_test_challenges.json"
 SAMPLE = "sample_submission.json"
 MANIFEST = "arc_ttt_manifest.json"
-NO_UNSLOTH = "transformers instead of unsloth"  # how a line says so, wherever it was found out
 
 
 @dataclass(slots=True)

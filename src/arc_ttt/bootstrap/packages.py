@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from arc_ttt.bootstrap.mounts import NO_UNSLOTH, Mounts
+from arc_ttt.bootstrap.mounts import Mounts
 from arc_ttt.bootstrap.wheels import _version, damage, distribution, misfit
 
 PROJECT = "arc-ttt"
 BASE = frozenset({"bitsandbytes"})
 """Distributions of the base set; every other wheel but the project's own belongs to the set of unsloth."""
-NO_4_BIT = "no 4-bit weights"
+BITSANDBYTES, UNSLOTH = "bitsandbytes", "unsloth"
 LEAST_PROBE_S = 60.0  # with less time than this, an import is not tried out before it is needed
 MOST_PROBE_S = 300.0
 PROBES = {
@@ -60,14 +60,17 @@ def choose_wheels(mounts: Mounts) -> tuple[dict[str, Path], dict[str, str]]:
 class Packages:
     """What can be imported after the installation.
 
-    four_bit: bitsandbytes works, or was not tried out for lack of time. unsloth: likewise, where it was asked for.
-    notes: a line for each thing done. fallbacks: those of them that tell of something less than was asked for.
+    Args:
+        four_bit: bitsandbytes works, or was not tried out for lack of time.
+        unsloth: unsloth was asked for and works, or was not tried out for lack of time.
+        notes: a line for each thing done.
+        fallbacks: by package that cannot be used, a line that says what runs instead and why.
     """
 
     four_bit: bool = True
     unsloth: bool = False
     notes: list[str] = field(default_factory=list)
-    fallbacks: list[str] = field(default_factory=list)
+    fallbacks: dict[str, str] = field(default_factory=dict)
 
 
 def prepare_packages(mounts: Mounts, scratch: Path, *, unsloth: bool, seconds: float) -> Packages:
@@ -90,7 +93,7 @@ def prepare_packages(mounts: Mounts, scratch: Path, *, unsloth: bool, seconds: f
     if why:
         result.four_bit = False
         _go_back(*before)  # what does not work must not be found by those who would use it
-        result.fallbacks.append(f"{NO_4_BIT}: {why}")
+        result.fallbacks[BITSANDBYTES] = f"no 4-bit weights: {why}"
     if unsloth:
         others = frozenset({*wheels, *mounts.unpacked}) - BASE - {PROJECT}
         before = list(sys.path), os.environ.get("PYTHONPATH")
@@ -103,7 +106,7 @@ def prepare_packages(mounts: Mounts, scratch: Path, *, unsloth: bool, seconds: f
         result.unsloth = not why
         if why:
             _go_back(*before)
-            result.fallbacks.append(f"{NO_UNSLOTH}: {why}")
+            result.fallbacks[UNSLOTH] = f"transformers instead of unsloth: {why}"
     return result
 
 

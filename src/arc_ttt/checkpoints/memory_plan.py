@@ -23,13 +23,13 @@ from arc_ttt.checkpoints.memory_formulas import (
     weight_bytes,
 )
 from arc_ttt.checkpoints.shape import Shape
+from arc_ttt.protocol.messages import Note
 from arc_ttt.settings import Settings, TttSettings
 
 MOST_FUSED = 0.25  # of the usable memory, that the decoder's copy of plain layers may take
 SCORING_PIECE = 1 << 25  # and in scoring
 ROOM = 32  # places behind a prompt in its cache
 SMALL_PARAMETERS = 200_000_000  # models below it keep activations and are never held in 4 bits
-NO_TRAINING = "the base model answers alone"  # how a note says that nothing is trained
 SHORTEST = 256  # tokens; a device that cannot train on so many cannot train
 
 
@@ -100,7 +100,7 @@ def plan(
     return MemoryPlan(shape, device, weights, adapter, optimizer, fused, fits if fits >= SHORTEST else 0)
 
 
-def fitted(settings: Settings, found: MemoryPlan) -> tuple[Settings, list[str]]:
+def fitted(settings: Settings, found: MemoryPlan) -> tuple[Settings, list[Note]]:
     """Settings that fit, and a line for each that had to change.
 
     Micro-batches never change results, so those are cut in silence, and 0 takes what fits. Shorter training sequences
@@ -111,11 +111,12 @@ def fitted(settings: Settings, found: MemoryPlan) -> tuple[Settings, list[str]]:
         return settings, []
     if tokens == 0:
         need = (found.weights + found.adapter + found.optimizer) / 1024**3
-        note = f"memory: {need:.1f} GiB before any activation; {NO_TRAINING}"
+        note = Note(f"memory: {need:.1f} GiB before any activation; the base model answers alone", less=True)
         return replace(settings, ttt=replace(ttt, scope="none")), [note]
     notes = []
     longest = min(ttt.max_sequence_tokens, tokens)
     if longest < ttt.max_sequence_tokens:
-        notes.append(f"memory: training sequences of at most {longest} tokens instead of {ttt.max_sequence_tokens}")
+        shorter = f"memory: training sequences of at most {longest} tokens instead of {ttt.max_sequence_tokens}"
+        notes.append(Note(shorter))
     at_once = min(tokens, ttt.micro_batch_tokens or tokens)
     return replace(settings, ttt=replace(ttt, max_sequence_tokens=longest, micro_batch_tokens=at_once)), notes

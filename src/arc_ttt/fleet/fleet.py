@@ -1,17 +1,16 @@
-"""Mechanism: start, feed, watch and kill worker processes.
+"""Worker processes: start, feed, watch and kill them.
 
-One plain subprocess a device, in its own process group, with a private pair of pipes that carry JSON lines. Nothing
-here ever blocks: reads and writes are non-blocking and bounded, and no kill waits for a death. A slot goes through
+Each slot has one plain subprocess in its own process group, with a private pair of pipes that carry JSON lines.
+Nothing here ever blocks: reads and writes are bounded, and no kill waits for a death. A slot goes through
 
     (start) -> starting -> idle <-> busy -> cancelling -> ending -> gone -> (start again, later each time) or retired
 
-where ending means SIGTERM was sent and SIGKILL comes next.
+where "ending" means that SIGTERM was sent and SIGKILL comes next.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import selectors
 import signal
@@ -22,15 +21,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from arc_ttt.deadline import REAL_CLOCK, Clock
-from arc_ttt.fleet.patience import PATIENCE, Patience
-from arc_ttt.fleet.pipes import FLOOD_BYTES, FLOOD_LINES, FLOOD_S, MAX_LINE_BYTES, READS_A_POLL, parse_line
-from arc_ttt.fleet.workers import Death, Message
-from arc_ttt.protocol.messages import EXIT_MEANS, PARENT, READ_BYTES, REFUSED, STUCK
+from arc_ttt.fleet.patience import PATIENCE, Patience, Record
+from arc_ttt.fleet.pipes import WorkerPipe
+from arc_ttt.fleet.workers import Death, Event, Message
+from arc_ttt.protocol.jobs import CallBack, DeathKind
+from arc_ttt.protocol.messages import EXIT_DEVICE_LOST, EXIT_FATAL, Done, FromWorker, Progress, Ready, read_message
+from arc_ttt.protocol.orders import PARENT, Cancel, Hello, Order
 
-LOG_BYTES, LOG_EVERY_S = 8 * 1024 * 1024, 1.0  # a longer log is emptied; how often that is looked at
+LOG_BYTES = 8 * 1024 * 1024
+"""A worker's log is emptied when it is longer than this."""
+LOG_EVERY_S = 1.0
+"""How often the length of the logs is looked at."""
+
+_EXITS = {EXIT_DEVICE_LOST: DeathKind.DEVICE_LOST, EXIT_FATAL: DeathKind.MODEL_REFUSED}
+_EXIT_MEANS = {EXIT_DEVICE_LOST: "device lost", EXIT_FATAL: "could not load"}
 
 
 class _State(Enum):
@@ -41,31 +48,53 @@ class _State(Enum):
     ENDING = "ending"
 
 
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Why a worker is being ended."""
+
+    kind: DeathKind
+    cause: str
+
+
 @dataclass(slots=True)
 class _Worker:
     process: subprocess.Popen[bytes]
+    pipe: WorkerPipe
     heard_s: float
     state: _State = _State.STARTING
-    until_s: float = float("inf")  # when the next step of its end is due
-    cause: str = ""  # why it is being ended
-    job: Any = None  # the number of its last one
-    phase: str = ""  # of its job, as it last said
-    gaps_s: dict[str, deque[float]] = field(default_factory=dict)  # of silence, by the phase that was under way
-    incoming: bytearray = field(default_factory=bytearray)
-    outgoing: bytearray = field(default_factory=bytearray)
-    counted_s: float = 0.0
-    counted_bytes: int = 0
-    counted_lines: int = 0
-    open: bool = True  # its output has not ended
+    until_s: float = float("inf")
+    """When the next step of its end is due."""
+    end: _End | None = None
+    job: int | None = None
+    """The number of its last job."""
+    phase: str = ""
+    """The phase of that job, as the worker last said."""
+    gaps_s: dict[str, deque[float]] = field(default_factory=dict)
+    """Seconds of its last silences, by the phase that was under way."""
+
+    def follow(self, message: FromWorker, now_s: float) -> None:
+        """Change the state by what the worker says."""
+        if isinstance(message, Ready) and self.state is _State.STARTING:
+            self.state = _State.IDLE
+        elif isinstance(message, Done) and self.state in (_State.BUSY, _State.CANCELLING):
+            if message.job in (None, self.job):  # another number is that of a job that ended long ago
+                self.state, self.until_s, self.end = _State.IDLE, float("inf"), None
+        elif isinstance(message, Progress):
+            self.gaps_s.setdefault(self.phase, deque(maxlen=50)).append(now_s - self.heard_s)
+            self.phase, self.heard_s = message.phase, now_s
+
+    def usual_gap_s(self) -> float | None:
+        """The median of its silences in the phase that is under way; None before the first."""
+        gaps_s = self.gaps_s.get(self.phase)
+        return statistics.median(gaps_s) if gaps_s else None
 
 
 @dataclass(slots=True)
 class _Slot:
-    deaths_s: deque[float] = field(default_factory=deque)
-    retired: bool = False
-    proved: bool = False  # a worker of it has finished a job since it last rested
+    record: Record
     not_before_s: float = float("-inf")
-    leaving: subprocess.Popen[bytes] | None = None  # killed, and not yet gone
+    leaving: subprocess.Popen[bytes] | None = None
+    """A process that was killed and has not gone away yet."""
     leaving_since_s: float = 0.0
     slow_loads: int = 0
 
@@ -73,24 +102,27 @@ class _Slot:
 class Fleet:
     """A fixed number of slots, each with at most one live worker process.
 
-    commands: the command line of each slot. hello: the first line sent to each worker. environments: what each slot
-    adds to the environment. log: a folder for what workers print (they speak on a pipe of their own).
+    Args:
+        commands: the command line of each slot.
+        hello: the first line sent to each worker.
+        environments: what each slot adds to the environment.
+        log: a folder for what workers print; they speak on a pipe of their own.
     """
 
     def __init__(
         self,
         commands: Sequence[Sequence[str]],
-        hello: Mapping[str, Any],
+        hello: Hello,
         environments: Sequence[Mapping[str, str]],
         log: Path,
         clock: Clock = REAL_CLOCK,
         patience: Patience = PATIENCE,
     ) -> None:
         self._commands, self._environments = commands, environments
-        self._hello, self._log, self._clock, self.patience = dict(hello), log, clock, patience
+        self._hello, self._log, self._clock, self.patience = hello, log, clock, patience
         self._workers: dict[int, _Worker] = {}
-        self._slots = [_Slot() for _ in commands]
-        self._unreported: list[Message | Death] = []
+        self._slots = [_Slot(Record(patience)) for _ in commands]
+        self._unreported: list[Event] = []
         self._selector = selectors.DefaultSelector()
         self._logs_looked_at_s = clock.now()
 
@@ -98,8 +130,8 @@ class Fleet:
 
     @property
     def slots(self) -> list[int]:
-        """Slots that have, or may get again, a worker."""
-        return [number for number, slot in enumerate(self._slots) if number in self._workers or not slot.retired]
+        """Slots that have a worker, or may get one again."""
+        return [number for number, slot in enumerate(self._slots) if number in self._workers or not slot.record.retired]
 
     def ready(self, slot: int) -> bool:
         """Whether the worker of a slot can take a job, or is on one that it may finish."""
@@ -112,71 +144,59 @@ class Fleet:
         """The process of a slot that is alive."""
         return self._workers[slot].process.pid
 
-    def greet(self, hello: Mapping[str, Any]) -> None:
+    def set_hello(self, hello: Hello) -> None:
         """Send `hello` as the first line to workers that are started from now on."""
-        self._hello = dict(hello)
+        self._hello = hello
 
-    def forgive(self, slot: int) -> None:
-        """Forget earlier deaths in this slot: its worker has finished a job, or what they came from is gone."""
-        state = self._slots[slot]
-        state.deaths_s.clear()
-        state.retired = False
+    def clear_deaths(self, slot: int) -> None:
+        """Forget earlier deaths in a slot: its worker has finished a job, or what they came from is gone."""
+        self._slots[slot].record.clear()
 
     def retire(self, slot: int) -> None:
         """Never start a worker in this slot again."""
-        self._slots[slot].retired = True
+        self._slots[slot].record.retired = True
 
     def start(self, slot: int) -> bool:
         """Start the worker of a slot. False if it is too early after a death, if the last one is not gone yet, if the
         system refuses, or if the slot is retired."""
         state, now = self._slots[slot], self._clock.now()
-        if state.retired or state.leaving is not None or now < state.not_before_s:
+        if state.record.retired or state.leaving is not None or now < state.not_before_s:
             return False
         try:
             process = self._spawn(slot)
         except OSError as error:
-            self._count_death(slot)
-            state.not_before_s = max(state.not_before_s, now + self.patience.refused_s)
-            self._unreported.append(Death(slot, f"{REFUSED}: {error.strerror or error}", final=state.retired))
+            wait_s = max(state.record.count(now), self.patience.refused_s)
+            state.not_before_s = now + wait_s
+            cause = f"{DeathKind.NOT_STARTED}: {error.strerror or error}"
+            self._unreported.append(Death(slot, DeathKind.NOT_STARTED, cause, final=state.record.retired))
             return False
-        assert process.stdin is not None
-        assert process.stdout is not None
-        os.set_blocking(process.stdin.fileno(), False)
-        os.set_blocking(process.stdout.fileno(), False)
-        self._workers[slot] = _Worker(process, now, counted_s=now)
-        self._selector.register(process.stdout, selectors.EVENT_READ, slot)
-        self.send(slot, self._hello)
+        worker = self._workers[slot] = _Worker(process, WorkerPipe(process, now), now)
+        self._selector.register(worker.pipe.stdout, selectors.EVENT_READ, slot)
+        worker.pipe.send(self._hello.to_json())
         return True
 
-    def send(self, slot: int, body: Mapping[str, Any]) -> None:
-        """Queue one line for a worker; it goes out as far as the pipe takes it, the rest at later polls.
-
-        From a line of type "job" until the worker's "done" it must not be silent for longer than `patience` says.
-        """
+    def send(self, slot: int, order: Order) -> None:
+        """Give the worker a job. Until its end it must not be silent for longer than `patience` says."""
         worker = self._workers[slot]
-        if body.get("type") == "job":
-            worker.state, worker.heard_s, worker.phase = _State.BUSY, self._clock.now(), ""
-            worker.job = body.get("id")
-        worker.outgoing += json.dumps(dict(body)).encode() + b"\n"
-        self._flush(slot)
+        worker.state, worker.heard_s, worker.phase, worker.job = _State.BUSY, self._clock.now(), "", order.id
+        worker.pipe.send(order.to_json())
 
-    def cancel(self, slot: int, cause: str) -> None:
+    def cancel(self, slot: int, cause: CallBack) -> None:
         """Ask the worker to end its job, which leaves it alive; after `cancel_s` SIGTERM, after `term_s` SIGKILL."""
         worker = self._workers.get(slot)  # it may have died in the poll whose events are being handled
         if worker is not None and worker.state is _State.BUSY:
-            self.send(slot, {"type": "cancel"})
-            worker.state, worker.cause = _State.CANCELLING, cause
-            gaps_s = worker.gaps_s.get(worker.phase)
-            listens_s = max(self.patience.cancel_s, 2 * statistics.median(gaps_s) if gaps_s else 0.0)
+            worker.pipe.send(Cancel().to_json())
+            worker.state, worker.end = _State.CANCELLING, _End(DeathKind.CALLED_BACK, cause)
+            listens_s = max(self.patience.cancel_s, 2 * (worker.usual_gap_s() or 0.0))
             worker.until_s = self._clock.now() + listens_s
 
-    def kill(self, slot: int, cause: str) -> Death:
+    def kill(self, slot: int, kind: DeathKind) -> Death:
         """Kill the worker of a slot now. It does not count as one of its deaths, for it is not its fault."""
-        return self._bury(slot, cause, counts=False)
+        return self._bury(slot, _End(kind, str(kind)), counts=False)
 
-    def poll(self, timeout_s: float) -> list[Message | Death]:
+    def poll(self, timeout_s: float) -> list[Event]:
         """What happened, waiting at most `timeout_s` for something to happen."""
-        self._let_go()
+        self._forget_gone()
         self._cap_logs()
         events, self._unreported = self._unreported, []
         if not self._workers:
@@ -184,7 +204,7 @@ class Fleet:
             return events
         for slot, selected in self._select(timeout_s):
             if selected & selectors.EVENT_WRITE:
-                self._flush(slot)
+                self._workers[slot].pipe.flush()
             if selected & selectors.EVENT_READ:
                 events += self._read(slot)
         for slot in list(self._workers):
@@ -194,11 +214,11 @@ class Fleet:
     def stop(self) -> None:
         """Kill all workers and everything they started. Waits a moment for all of them together, never longer."""
         for slot in list(self._workers):
-            self._bury(slot, "stopped")
+            self._bury(slot, _End(DeathKind.STOPPED, str(DeathKind.STOPPED)))
         until_s = self._clock.now() + self.patience.stop_s
         while any(slot.leaving is not None for slot in self._slots) and self._clock.now() < until_s:
             self._clock.sleep(0.01)
-            self._let_go()
+            self._forget_gone()
         self._selector.close()
 
     # How it is done
@@ -236,96 +256,54 @@ class Fleet:
 
     def _select(self, timeout_s: float) -> list[tuple[int, int]]:
         """Slots whose pipes are ready, and for what."""
-        full = [(slot, worker.process.stdin) for slot, worker in self._workers.items() if worker.outgoing]
-        for slot, pipe in full:
-            self._selector.register(pipe, selectors.EVENT_WRITE, slot)  # type: ignore[arg-type]
+        full = [(slot, worker.pipe.stdin) for slot, worker in self._workers.items() if worker.pipe.has_outgoing]
+        for slot, stdin in full:
+            self._selector.register(stdin, selectors.EVENT_WRITE, slot)
         selected = self._selector.select(timeout_s)
-        for _, pipe in full:
-            self._selector.unregister(pipe)  # type: ignore[arg-type]
+        for _, stdin in full:
+            self._selector.unregister(stdin)
         ready: dict[int, int] = {}
         for found, mask in selected:
             ready[found.data] = ready.get(found.data, 0) | mask
         return list(ready.items())
 
-    def _flush(self, slot: int) -> None:
-        worker = self._workers[slot]
-        assert worker.process.stdin is not None
-        try:
-            while worker.outgoing:
-                sent = os.write(worker.process.stdin.fileno(), worker.outgoing[:READ_BYTES])
-                del worker.outgoing[:sent]
-        except BlockingIOError:
-            pass
-        except OSError:  # it has ended, or reads no more: its death or its silence will tell
-            worker.outgoing.clear()
-
-    def _read(self, slot: int) -> list[Message | Death]:
+    def _read(self, slot: int) -> list[Event]:
         """Take what a worker has said, a bounded amount at a time."""
-        worker = self._workers[slot]
-        assert worker.process.stdout is not None
-        events: list[Message | Death] = []
-        for _ in range(READS_A_POLL):
-            try:
-                piece = os.read(worker.process.stdout.fileno(), READ_BYTES)
-            except BlockingIOError:
-                break
-            if not piece:
-                self._selector.unregister(worker.process.stdout)
-                worker.open, worker.until_s = False, self._clock.now() + self.patience.close_s
-                break
-            worker.counted_bytes += len(piece)
-            *lines, rest = piece.split(b"\n")
-            for line in lines:
-                body = parse_line(bytes(worker.incoming) + line)
-                worker.incoming.clear()
-                if body is None:
-                    return [*events, self._bury(slot, "a line that is no message")]
-                worker.counted_lines += 1
-                if worker.counted_lines > FLOOD_LINES:
-                    return [*events, self._bury(slot, "a flood of output")]
-                self._note(worker, body)
-                self._slots[slot].proved |= body["type"] == "done"
-                events.append(Message(slot, body))
-            worker.incoming += rest
-            if len(worker.incoming) > MAX_LINE_BYTES:
-                return [*events, self._bury(slot, "a line without end")]
+        worker, now = self._workers[slot], self._clock.now()
+        lines, problem = worker.pipe.read()
+        events: list[Event] = []
+        for line in lines:
+            message = read_message(line)
+            worker.follow(message, now)
+            self._slots[slot].record.proved |= isinstance(message, Done)
+            events.append(Message(slot, message))
+        if problem:
+            return [*events, self._bury(slot, _End(DeathKind.UNREADABLE, problem))]
+        if not worker.pipe.open:
+            self._selector.unregister(worker.pipe.stdout)
+            worker.until_s = now + self.patience.close_s
         worker.heard_s = self._clock.now()
         return events
 
-    def _note(self, worker: _Worker, body: Mapping[str, Any]) -> None:
-        """Follow the state of a worker by what it says."""
-        if body["type"] == "ready" and worker.state is _State.STARTING:
-            worker.state = _State.IDLE
-        elif body["type"] == "done" and worker.state in (_State.BUSY, _State.CANCELLING):
-            if body.get("job", worker.job) != worker.job:
-                return  # a late one
-            worker.state, worker.until_s, worker.cause = _State.IDLE, float("inf"), ""
-        elif body["type"] == "progress":
-            now = self._clock.now()
-            worker.gaps_s.setdefault(worker.phase, deque(maxlen=50)).append(now - worker.heard_s)
-            worker.phase, worker.heard_s = str(body.get("phase", ""))[:20], now
-
-    def _watch(self, slot: int) -> list[Message | Death]:
+    def _watch(self, slot: int) -> list[Event]:
         """See whether a worker has ended, floods, is silent for too long, or is due for the next step of its end."""
         worker, now = self._workers[slot], self._clock.now()
         if _has_ended(worker.process):
-            events = self._read(slot) if worker.open else []  # a child of its own may hold its pipe open
-            return [*events, self._bury(slot, worker.cause)] if slot in self._workers else events
-        if now - worker.counted_s > FLOOD_S:
-            worker.counted_s, worker.counted_bytes, worker.counted_lines = now, 0, 0
-        if worker.counted_bytes > FLOOD_BYTES:
-            return [self._bury(slot, "a flood of output")]
+            events = self._read(slot) if worker.pipe.open else []  # a child of its own may hold its pipe open
+            return [*events, self._bury(slot, worker.end)] if slot in self._workers else events
+        if worker.pipe.floods(now):
+            return [self._bury(slot, _End(DeathKind.UNREADABLE, "a flood of output"))]
         if now >= worker.until_s:
-            if not worker.open:
-                return [self._bury(slot, worker.cause or "closed its output")]
+            if not worker.pipe.open:
+                return [self._bury(slot, worker.end or _End(DeathKind.UNREADABLE, "closed its output"))]
             if worker.state is _State.ENDING:
-                return [self._bury(slot, worker.cause)]
-            self._terminate(worker, worker.cause, self.patience.term_s)
+                return [self._bury(slot, worker.end)]
+            self._terminate(worker, self.patience.term_s)
         elif worker.state in (_State.STARTING, _State.BUSY) and now - worker.heard_s > self._allowed_s(slot):
             place = f" in {worker.phase}" if worker.phase else ""
-            cause = f"silent for {self._allowed_s(slot):.0f} s{place}"
+            worker.end = _End(DeathKind.SILENT, f"silent for {self._allowed_s(slot):.0f} s{place}")
             self._slots[slot].slow_loads += worker.state is _State.STARTING
-            self._terminate(worker, cause, self.patience.hang_s)
+            self._terminate(worker, self.patience.hang_s)
         return []
 
     def _allowed_s(self, slot: int) -> float:
@@ -333,59 +311,44 @@ class Fleet:
         worker = self._workers[slot]
         if worker.state is _State.STARTING:
             return self.patience.loading_s(self._slots[slot].slow_loads)
-        gaps_s = worker.gaps_s.get(worker.phase)
-        if not gaps_s:
+        usual_s = worker.usual_gap_s()
+        if usual_s is None:
             return self.patience.first_s
         floor_s = self.patience.step_s if worker.phase == "train" else self.patience.round_s
-        return max(floor_s, self.patience.times * statistics.median(gaps_s))
+        return max(floor_s, self.patience.times * usual_s)
 
-    def _terminate(self, worker: _Worker, cause: str, grace_s: float) -> None:
+    def _terminate(self, worker: _Worker, grace_s: float) -> None:
         _kill_group(worker.process, signal.SIGTERM)
-        worker.state, worker.cause, worker.until_s = _State.ENDING, cause, self._clock.now() + grace_s
+        worker.state, worker.until_s = _State.ENDING, self._clock.now() + grace_s
 
-    def _bury(self, slot: int, cause: str, *, counts: bool = True) -> Death:
-        """Kill what is left of a worker and its process group, and forget it without waiting for its end."""
-        worker = self._workers.pop(slot)
-        process = worker.process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        if worker.open:
-            self._selector.unregister(process.stdout)
-        _kill_group(process, signal.SIGKILL)
-        code = process.poll()
+    def _bury(self, slot: int, end: _End | None, *, counts: bool = True) -> Death:
+        """Kill what is left of a worker and its process group, and forget it without waiting for its end.
+
+        end: why it is ended; None if it has ended by itself.
+        """
+        worker, state, now = self._workers.pop(slot), self._slots[slot], self._clock.now()
+        if worker.pipe.open:
+            self._selector.unregister(worker.pipe.stdout)
+        _kill_group(worker.process, signal.SIGKILL)
+        code = worker.process.poll()
         if code is None:
-            self._slots[slot].leaving, self._slots[slot].leaving_since_s = process, self._clock.now()
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-        process.stdout.close()
+            state.leaving, state.leaving_since_s = worker.process, now
+        worker.pipe.close()
         if counts:
-            self._count_death(slot)
-        return Death(slot, cause or _describe(code), final=self._slots[slot].retired)
+            state.not_before_s = now + state.record.count(now)
+        end = end or _end_of(code)
+        return Death(slot, end.kind, end.cause, final=state.record.retired)
 
-    def _count_death(self, slot: int) -> None:
-        state, now = self._slots[slot], self._clock.now()
-        while state.deaths_s and now - state.deaths_s[0] > self.patience.window_s:
-            state.deaths_s.popleft()
-        state.deaths_s.append(now)
-        state.not_before_s = now + self.patience.backoff_s * 2 ** (len(state.deaths_s) - 1)
-        if len(state.deaths_s) < self.patience.deaths:
-            return
-        if state.proved:
-            state.deaths_s.clear()
-            state.proved = False
-            state.not_before_s = now + self.patience.window_s
-        else:
-            state.retired = True
-
-    def _let_go(self) -> None:
+    def _forget_gone(self) -> None:
         """Forget killed processes that are gone, and give up the slots of those that do not go."""
         for slot, state in enumerate(self._slots):
             if state.leaving is not None:
                 if state.leaving.poll() is not None:
                     state.leaving = None
-                elif self._clock.now() - state.leaving_since_s > self.patience.gone_s and not state.retired:
-                    state.retired = True
-                    self._unreported.append(Death(slot, STUCK, final=True))
+                elif self._clock.now() - state.leaving_since_s > self.patience.gone_s and not state.record.retired:
+                    state.record.retired = True
+                    cause = "its process does not go away"
+                    self._unreported.append(Death(slot, DeathKind.STUCK, cause, final=True))
 
 
 def _kill_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
@@ -400,9 +363,10 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
     return True
 
 
-def _describe(code: int | None) -> str:
-    """How a process ended, in words."""
+def _end_of(code: int | None) -> _End:
+    """What a process died of that ended by itself."""
     if code is not None and code < 0:
-        return f"signal {-code}"
-    meaning = EXIT_MEANS.get(code, "") if code is not None else ""
-    return f"exit code {code}" + (f": {meaning}" if meaning else "")
+        return _End(DeathKind.CRASHED, f"signal {-code}")
+    meaning = _EXIT_MEANS.get(code, "") if code is not None else ""
+    kind = _EXITS.get(code, DeathKind.CRASHED) if code is not None else DeathKind.CRASHED
+    return _End(kind, f"exit code {code}" + (f": {meaning}" if meaning else ""))

@@ -5,38 +5,29 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from arc_ttt.deadline import Deadline
 from arc_ttt.fleet.fleet import Fleet
 from arc_ttt.fleet.twin import Twin
 from arc_ttt.machine import count_gpus
+from arc_ttt.protocol.orders import Hello
 from arc_ttt.settings import Settings
 
-HEAD_START_S = 2.0  # workers stop before the coordinator does, so that what a cut job found still arrives
 MOST_PROGRAMS = 8
 CALIBRATE_FROM_S = 3600.0  # a shorter run has no minutes for it
 
 
-def work_until(settings: Settings, deadline: Deadline) -> Deadline:
-    """When workers stop by themselves: a moment before the coordinator does, which is the reserve before the limit."""
-    return deadline.minus(settings.run.reserve + min(HEAD_START_S, settings.run.reserve / 2))
+def make_hello(settings: Settings, deadline: Deadline, *, calibrate: bool = True, generation: int = 0) -> Hello:
+    """The first line to a worker.
 
-
-def make_hello(
-    settings: Settings, deadline: Deadline, *, calibrate: bool = True, generation: int = 0
-) -> dict[str, Any]:
-    """The first line to a worker. calibrate: whether it is to try out training steps first, where the run is long.
-    generation: how often the run has gone over to another model before."""
-    gpu = 0 if count_gpus() else None
-    return {
-        "type": "hello",
-        "settings": settings.to_json(),
-        "deadline": work_until(settings, deadline).at_s,
-        "gpu": gpu,
-        "calibrate": calibrate and settings.run.limit_s >= CALIBRATE_FROM_S,
-        "generation": generation,
-    }
+    Args:
+        settings: of the run.
+        deadline: when workers stop by themselves.
+        calibrate: whether it is to try out training steps first, where the run is long.
+        generation: how many models the run has given up before.
+    """
+    calibrates = calibrate and settings.run.limit_s >= CALIBRATE_FROM_S
+    return Hello(settings.to_json(), deadline, 0 if count_gpus() else None, calibrates, generation)
 
 
 def count_searchers(settings: Settings, gpus: int, cores: int, workers: int) -> int:

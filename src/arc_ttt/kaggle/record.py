@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from arc_ttt.atomic import write_atomically
+from arc_ttt.run.provenance import build_stamp
 from arc_ttt.settings import Settings
 
 RECORD = "setup.json"
@@ -48,12 +49,3 @@ class Setup:
                 "packages": {name: version for name, version in names if name},
             }
             write_atomically(path, json.dumps(record, indent=1) + "\n")
-
-
-def build_stamp() -> dict[str, str]:
-    """Version and commit that the project's wheel was built from; empty in a source tree."""
-    try:
-        stamp = json.loads((Path(__file__).parents[1] / "build.json").read_text(encoding="utf-8"))
-        return {str(name): str(value) for name, value in stamp.items()}
-    except (OSError, ValueError, AttributeError):
-        return {}

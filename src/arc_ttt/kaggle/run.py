@@ -12,13 +12,12 @@ from typing import Any
 
 from arc_ttt.atomic import write_atomically
 from arc_ttt.bootstrap.environment import is_rerun, scratch_folder, set_environment, starts
-from arc_ttt.bootstrap.mounts import NO_UNSLOTH, find_mounts
-from arc_ttt.bootstrap.packages import NO_4_BIT, prepare_packages
-from arc_ttt.checkpoints.memory_plan import NO_TRAINING
+from arc_ttt.bootstrap.mounts import find_mounts
+from arc_ttt.bootstrap.packages import BITSANDBYTES, prepare_packages
 from arc_ttt.deadline import REAL_CLOCK
 from arc_ttt.errors import SubmissionError
 from arc_ttt.kaggle.first_answers import load_mounted, write_first
-from arc_ttt.kaggle.record import RECORD, Setup, build_stamp
+from arc_ttt.kaggle.record import RECORD, Setup
 from arc_ttt.kaggle.usable_settings import (
     belongs_to_run,
     chosen_settings,
@@ -28,8 +27,10 @@ from arc_ttt.kaggle.usable_settings import (
     usable_settings,
 )
 from arc_ttt.protocol.jobs import TTT
+from arc_ttt.run.provenance import build_stamp, provenance
 from arc_ttt.run.report import RunResult, Status, report_lines, run_report
 from arc_ttt.run.signals import on_signals
+from arc_ttt.run.spec import Started
 from arc_ttt.run.start import start_run
 from arc_ttt.run.submission import check_submission
 from arc_ttt.schedule.shapes import work
@@ -39,7 +40,6 @@ from arc_ttt.tasks.grids import LoadedTasks
 LONG_S = 600.0  # a run of this length has time to train something
 COMMIT_PASSES = 2  # trainings of a task in the public commit run, to save quota
 START_AGAIN = 75  # the exit status for a failure that may pass
-LESS = (NO_UNSLOTH, NO_TRAINING)  # in a note of a worker: it had to do with less than was asked for
 PACKAGES_SHARE = 0.2  # of the limit, at most MOST_PACKAGES_S: for installing and trying out packages
 MOST_PACKAGES_S = 1200.0
 
@@ -117,8 +117,8 @@ def _kaggle_run(
         packages = prepare_packages(mounts, scratch, unsloth=unsloth, seconds=seconds)
     for line in (*mounts.problems, *packages.notes):
         setup.note(line)
-    for line in packages.fallbacks:
-        (setup.note if line.startswith(NO_4_BIT) and is_embedded(settings) else setup.fall_back)(line)
+    for package, line in packages.fallbacks.items():
+        (setup.note if package == BITSANDBYTES and is_embedded(settings) else setup.fall_back)(line)
     embedded = Settings.of(embedded_preset()).override(
         (name, value) for name, value in chosen.items() if belongs_to_run(name)
     )
@@ -155,14 +155,14 @@ def _kaggle_run(
         loaded,
         settings,
         out,
-        start_s=start_s,
+        Started(start_s, signals, again=starts() > 1),
         on_status=show,
         fallback=embedded,
-        signals=signals,
-        adopt=starts() > 1,
     )
     adapted = sum(1 for kind, _ in result.results if kind == TTT)
     report = run_report(result)
+    report["run"] = provenance(settings.run.seed, result.devices)
+    report["by_task"] = result.by_task(trains=settings.ttt.scope != "none")
     print("\n".join([f"{adapted} tasks adapted", *report_lines(report)]), flush=True)
     with contextlib.suppress(OSError):
         write_atomically(out / "report.json", json.dumps(report, indent=1) + "\n")
@@ -187,7 +187,7 @@ def _look_back(out: Path, asked: Mapping[str, int], result: RunResult, settings:
     if result.lost_devices:
         setup.fall_back(f"device {', '.join(map(str, result.lost_devices))} was given up; logs/ says why")
     for note in result.notes:
-        (setup.fall_back if any(less in note for less in LESS) else setup.note)(note)
+        (setup.fall_back if note.less else setup.note)(note.text)
     if not asked:
         return
     try:

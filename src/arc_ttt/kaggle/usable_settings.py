@@ -12,7 +12,7 @@ from arc_ttt.checkpoints.shape import parameter_count
 from arc_ttt.deadline import format_duration
 from arc_ttt.errors import ModelError, SettingsError
 from arc_ttt.kaggle.record import Setup
-from arc_ttt.machine import count_gpus, free_memory, gpu_memory_bytes
+from arc_ttt.machine import available_memory, count_gpus, gpu_memory_bytes
 from arc_ttt.settings import Settings
 
 PRESETS = {"architects": "llama-1b-3b", "marc": "llama-8b", "barc": "llama-8b"}  # of a format, by its first model
@@ -93,7 +93,7 @@ def usable_settings(
 def _check_memory(config: dict[str, Any], settings: Settings) -> None:
     """Raises ModelError if the weights do not fit without 4 bits: on a GPU in 16, else for each process in 32."""
     on_gpu = gpu_memory_bytes() if count_gpus() else 0
-    held = on_gpu or (free_memory() or 0) // (settings.run.workers or 2)
+    held = on_gpu or (available_memory() or 0) // (settings.run.workers or 2)
     needed = parameter_count(config) * (2 if on_gpu else 4) * HEADROOM
     if held and needed > held:
         raise ModelError(f"without 4-bit weights the model needs {needed / 2**30:.1f} GiB of {held / 2**30:.1f}")

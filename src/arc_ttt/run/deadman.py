@@ -17,25 +17,29 @@ import subprocess
 import sys
 from pathlib import Path
 
-from arc_ttt.deadline import REAL_CLOCK, Deadline
+from arc_ttt.deadline import REAL_CLOCK, RunDeadlines
 
 PROC = Path("/proc")
 LOOK_EVERY_S = 1.0
-EARLY_S = 60.0  # from so long before the coordinator should stop ...
-SILENCE_S = 120.0  # ... silence for so long is taken for its end
-BEAT, BYE = b".", b"!"
+EARLY_S = 60.0
+"""Silence counts from this many seconds before the coordinator should stop."""
+SILENCE_S = 120.0
+"""Silence of this many seconds is taken for the coordinator's end."""
+BEAT = b"."
+"""A heartbeat: the coordinator's loop has come round."""
+BYE = b"!"
+"""The run has ended by itself."""
 
 
 class Deadman:
     """The coordinator's side: starts the process, and tells it that all is well.
 
-    at: the end of the run's limit. reserve_s: seconds before it at which the coordinator ends by itself. watch: False
-    where nobody is to watch.
+    Args:
+        deadlines: the ends of the run.
+        watch: False where nobody is to watch.
     """
 
-    def __init__(self, at: Deadline, reserve_s: float, *, watch: bool = True) -> None:
-        stop_at = at.minus(reserve_s)
-        kill_at = Deadline(max(at.at_s - reserve_s / 2, REAL_CLOCK.now() + reserve_s / 2))  # a late run may still write
+    def __init__(self, deadlines: RunDeadlines, *, watch: bool = True) -> None:
         source = str(Path(__file__).resolve().parents[2])
         command = [sys.executable, "-S", "-m", "arc_ttt.run.deadman", str(os.getpid())]
         self._process: subprocess.Popen[bytes] | None = None
@@ -43,7 +47,7 @@ class Deadman:
             return
         with contextlib.suppress(OSError):  # without it the first line of defence stands alone
             self._process = subprocess.Popen(
-                [*command, str(kill_at.at_s), str(stop_at.at_s)],
+                [*command, str(deadlines.deadman.at_s), str(deadlines.stop.at_s)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -1,7 +1,6 @@
 """What a run has found so far, and the attempts that follow from it.
 
-A worker's message is checked here before anything else sees it; a malformed one changes nothing. All of it is a
-function of the messages alone, so that a journal of them gives the same findings again.
+All of it is a function of the workers' messages alone, so that a journal of them gives the same findings again.
 """
 
 from __future__ import annotations
@@ -9,11 +8,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from arc_ttt.errors import ArcError
-from arc_ttt.protocol.jobs import BASE, SYNTHESIS, TTT
-from arc_ttt.protocol.messages import finite, parse_candidate, parse_program, parse_scored
+from arc_ttt.protocol.jobs import BASE, SYNTHESIS, TTT, Job
+from arc_ttt.protocol.messages import Found, Programs
 from arc_ttt.settings import Settings
 from arc_ttt.tasks.grids import Grid, LoadedTasks, Task, grid_bytes
 from arc_ttt.votes.attempts import attempts, fallback_grids, merge
@@ -23,9 +20,14 @@ from arc_ttt.votes.rules import pass_shares, rank, rank_passes
 
 @dataclass
 class PassResult:
-    """Answers of one pass over a task to one test input. weight: its say beside other passes, the share of a full
-    training that it had. failed: the base model answered in place of a trained one. shares: how it shares its weight
-    out among the grids it scored."""
+    """Answers of one pass over a task to one test input.
+
+    Args:
+        weight: its say beside other passes: the share of a full training that it had.
+        candidates: the grids that it wrote.
+        scored: the grids that it scored.
+        failed: the base model answered in place of a trained one.
+    """
 
     weight: float
     candidates: list[Candidate]
@@ -34,6 +36,7 @@ class PassResult:
 
     @functools.cached_property
     def shares(self) -> dict[bytes, float]:
+        """How it shares its weight out among the grids that it scored."""
         return pass_shares(self.scored, self.weight)
 
 
@@ -47,6 +50,8 @@ class TaskResult:
     outcome: str = ""
     reason: str = ""
     seconds: float = 0.0
+    steps: int = 0
+    out_of_memory: bool = False
     ranked: dict[int, list[Grid]] = field(default_factory=dict)  # by test input, programs included; until it changes
 
     @property
@@ -130,29 +135,25 @@ class Findings:
         """The result of a stage, made when it is asked for the first time."""
         return self.results.setdefault((kind, task_id), TaskResult())
 
-    def take(self, kind: str, task_id: str, number: int, share: float, body: Mapping[str, Any]) -> str:
-        """Take in a line "candidates" or "programs" of a pass that was to have `share` of a full training. Returns what
-        was dropped as malformed, or nothing."""
-        index = body.get("test_index")
-        if type(index) is not int or not 0 <= index < len(self.tasks[task_id].tests):
+    def take(self, job: Job, message: Found | Programs) -> str:
+        """Take in what a pass over a task has found for a test input. Returns why it was dropped, or nothing."""
+        index, task_id = message.test_index, job.task_id
+        if index >= len(self.tasks[task_id].tests):
             return "no such test input"
-        result = self.of(kind, task_id)
-        where = f"{kind} of {task_id}"
-        try:
-            if body["type"] == "programs":
-                fresh = [parse_program(row, index, where, task_id) for row in body["programs"]]
-                known = [p for p in result.programs if p.test_index == index]
-                if fresh:
-                    others = [p for p in result.programs if p.test_index != index]
-                    result.programs = others + (_best_of(known, fresh) if body.get("cut") else fresh)
-                return ""
-            candidates = [parse_candidate(row, kind, index, where, task_id) for row in body["candidates"]]
-            scored = [parse_scored(row, kind, index, where, task_id) for row in body["scored"]]
-            weight = share * min(1.0, max(LEAST_TRAINED, finite(body.get("trained", 1.0))))
-        except (ArcError, KeyError, TypeError, ValueError, OverflowError) as error:
-            return f"malformed candidate: {error}"
+        result = self.of(job.kind, task_id)
+        if isinstance(message, Programs):
+            known = [p for p in result.programs if p.test_index == index]
+            fresh = list(message.programs)
+            if fresh:
+                others = [p for p in result.programs if p.test_index != index]
+                result.programs = others + (_best_of(known, fresh) if message.cut else fresh)
+            return ""
+        candidates = [Candidate(task_id, index, c.grid, c.group, c.nll, job.kind, c.view) for c in message.candidates]
+        scored = [ScoredCandidate(task_id, index, s.grid, s.nll_by_view, s.stage or job.kind) for s in message.scored]
+        weight = job.share * min(1.0, max(LEAST_TRAINED, message.trained))
         if candidates or scored:
-            result.put(index, number, PassResult(weight, candidates, scored, failed=weight <= LEAST_TRAINED * share))
+            failed = weight <= LEAST_TRAINED * job.share
+            result.put(index, job.number, PassResult(weight, candidates, scored, failed=failed))
         return ""
 
     def attempts(self, task_id: str, index: int, settings: Settings) -> tuple[Grid, Grid] | None:
@@ -173,11 +174,11 @@ class Findings:
         firsts = {p.test_index: p.sure for p in reversed(self.of(SYNTHESIS, task_id).programs)}
         return all(firsts.get(index, False) for index in range(len(self.tasks[task_id].tests)))
 
-    def programs_for(self, task_id: str) -> dict[int, list[list[list[int]]]]:
+    def programs_for(self, task_id: str) -> dict[int, list[Grid]]:
         """By test input, the grids that synthesis has found so far."""
         found = self.results.get((SYNTHESIS, task_id), TaskResult()).programs
         indices = sorted({p.test_index for p in found})
-        return {index: [p.grid.tolist() for p in found if p.test_index == index] for index in indices}
+        return {index: [p.grid for p in found if p.test_index == index] for index in indices}
 
 
 def _best_of(known: list[Program], fresh: list[Program]) -> list[Program]:

@@ -1,24 +1,37 @@
-"""Whether the journal in a run's folder is that of an interrupted run of the same tasks and settings, and what it had
-found. A run that ended by itself, or one with other tasks or settings, is nothing to go on from."""
+"""Go on from the journal that an interrupted run of the same tasks and settings has left in the folder.
+
+A run that ended by itself, or one with other tasks or settings, is nothing to go on from.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from arc_ttt.checkpoints.folders import weights_mark
 from arc_ttt.protocol.jobs import Job
+from arc_ttt.protocol.messages import Done, Found, Programs, Unreadable, read_message
 from arc_ttt.run.journal import read_journal
+from arc_ttt.run.report import StopKind
 from arc_ttt.settings import Settings
 from arc_ttt.tasks.grids import LoadedTasks
 
-ERROR = "error"  # how `stopped_by` begins after an exception in the coordinator
-_OF_THE_MACHINE = ("limit_s", "reserve_s", "workers", "threads", "in_process", "resume")  # settings that may differ
+_OF_THE_MACHINE = ("limit_s", "reserve_s", "workers", "threads", "in_process", "resume")
+"""Settings of `run` that may differ between a run and the one that it goes on from."""
+_INTERRUPTED = (StopKind.SIGNAL, StopKind.ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class PastDeath:
+    """A worker died under a job. blamed: the job may be why."""
+
+    cause: str
+    blamed: bool
 
 
 def fingerprint(loaded: LoadedTasks, settings: Settings, model: Path | None = None) -> str:
@@ -41,30 +54,38 @@ def fingerprint(loaded: LoadedTasks, settings: Settings, model: Path | None = No
     return digest.hexdigest()[:32]
 
 
-def take_over(journal: Path, mark: str, *, wanted: bool = True) -> list[dict[str, Any]]:
-    """Events of the interrupted run with fingerprint `mark`, to go on from. With none, or if none are wanted, an old
-    journal is put aside as NAME.previous.jsonl."""
+def take_over(journal: Path, run_fingerprint: str, *, wanted: bool = True) -> list[dict[str, Any]]:
+    """Events of the interrupted run with this fingerprint, to go on from.
+
+    With none, or if none are wanted, an old journal is put aside as NAME.previous.jsonl.
+    """
     with contextlib.suppress(OSError):
         events = read_journal(journal)
-        if wanted and _was_interrupted(events, mark):
+        if wanted and _was_interrupted(events, run_fingerprint):
             return events
         journal.replace(journal.with_suffix(".previous.jsonl"))
     return []
 
 
-def _was_interrupted(events: Sequence[Mapping[str, Any]], mark: str) -> bool:
+def _was_interrupted(events: Sequence[Mapping[str, Any]], run_fingerprint: str) -> bool:
     ends = [event for event in events if event.get("event") in ("start", "end")]
     starts = [event for event in ends if event["event"] == "start"]
-    if not starts or starts[-1].get("mark") != mark:
+    if not starts or starts[-1].get("mark") != run_fingerprint:
         return False
-    return ends[-1]["event"] == "start" or str(ends[-1].get("stopped_by", "")).startswith(("signal", ERROR))
+    return ends[-1]["event"] == "start" or StopKind.of_journal(ends[-1]) in _INTERRUPTED
 
 
-def past_lines(events: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """What workers had said, with the jobs they were on: lines "candidates", "programs" and "done", in their order, and
-    "death" where one died under a job."""
-    fields = [field.name for field in dataclasses.fields(Job)]
+def past_lines(
+    events: Sequence[Mapping[str, Any]],
+) -> Iterator[tuple[Job, Found | Programs | Done | PastDeath | Unreadable]]:
+    """What workers had said, with the jobs they were on, in order: what they found, and how their jobs ended."""
     for event in events:
-        if event.get("event") in ("found", "done", "death") and all(name in event for name in fields):
-            job = Job(**{name: event[name] for name in fields})
-            yield job, {**event, "type": event.get("type", event["event"])}
+        job = Job.from_json(event) if event.get("event") in ("found", "done", "death") else None
+        if job is None:
+            continue
+        if event["event"] == "death":
+            yield job, PastDeath(str(event.get("cause")), bool(event.get("blamed")))
+            continue
+        message = read_message({**event, "type": event.get("type", event["event"])})
+        if isinstance(message, Found | Programs | Done | Unreadable):
+            yield job, message

@@ -8,15 +8,52 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
 from arc_ttt.deadline import format_duration
+from arc_ttt.protocol.jobs import BASE, SYNTHESIS, TTT, CallBack, JobKind
+from arc_ttt.protocol.messages import Note
 from arc_ttt.run.findings import Results
+from arc_ttt.run.reasons import reasons
 
-TRAIN, DECODE, LOAD, COMPILE, KILLED, IDLE, RESERVE = "train", "decode", "load", "compile", "killed", "idle", "reserve"
+TRAIN = "train"
+DECODE = "decode"
+LOAD = "load"
+COMPILE = "compile"
+KILLED = "killed"
+IDLE = "idle"
+RESERVE = "reserve"
 ACCOUNTS = (TRAIN, DECODE, LOAD, COMPILE, KILLED, IDLE, RESERVE)
+"""What the seconds of a device were spent on."""
+
+
+class StopKind(StrEnum):
+    """Why a run ended."""
+
+    DONE = "done"
+    """All jobs are done."""
+    DEADLINE = "deadline"
+    """The limit less the reserve has come."""
+    NOTHING_FITS = "nothing fits"
+    """No job that waits fits the time that is left."""
+    NO_WORKERS = "no workers"
+    """No worker is left for what waits."""
+    SIGNAL = "signal"
+    """SIGTERM or SIGINT came."""
+    ERROR = "error"
+    """The coordinator raised an exception."""
+
+    @classmethod
+    def of_journal(cls, event: Mapping[str, Any]) -> StopKind | None:
+        """The kind that a line "end" of a journal names. Journals of earlier versions name it in words only."""
+        try:
+            return cls(event["stop"])
+        except (KeyError, ValueError):
+            first = str(event.get("stopped_by", "")).partition(" ")[0]
+            return cls(first) if first in (cls.SIGNAL, cls.ERROR) else None
 
 
 class Ledger:
@@ -64,26 +101,63 @@ class RunResult:
     """What a run leaves behind for a report."""
 
     results: Results = field(default_factory=dict)
+    task_ids: tuple[str, ...] = ()
+    """All tasks of the file, unusable ones among them."""
+    problems: dict[str, str] = field(default_factory=dict)
+    """By task id, why a task cannot be used."""
     seconds: float = 0.0
     limit_s: float = 0.0
     reserve_s: float = 0.0
     workers: int = 0
+    stop_kind: StopKind = StopKind.DONE
     stopped_by: str = "all done"
+    """Why the run ended, for people."""
     deaths: list[str] = field(default_factory=list)
-    fatal: str = ""  # why devices did nothing more, from some time on
-    fell_back: str = ""  # why another model than the one asked for was loaded
-    lost_devices: list[int] = field(default_factory=list)  # slots given up for good
-    notes: list[str] = field(default_factory=list)  # what workers did otherwise than asked while they loaded
+    fatal: str = ""
+    """Why devices did nothing more, from some time on."""
+    fell_back: str = ""
+    """Why another model than the one asked for was loaded."""
+    lost_devices: list[int] = field(default_factory=list)
+    """Slots of devices that were given up for good."""
+    devices: dict[int, str] = field(default_factory=dict)
+    """By slot, what its worker said of its device."""
+    notes: list[Note] = field(default_factory=list)
+    """What workers did otherwise than asked while they loaded."""
     train_tokens: int = 0
     train_s: float = 0.0
     write_errors: int = 0
-    resumed: int = 0  # passes of an interrupted run that this one went on from
-    ratios: dict[str, list[float]] = field(default_factory=dict)  # actual by predicted seconds, by kind of job
-    called_back: Counter[str] = field(default_factory=Counter)  # jobs that were asked to end before, by cause
+    resumed: int = 0
+    """Passes of an interrupted run that this one went on from."""
+    ended: Counter[JobKind] = field(default_factory=Counter)
+    """Tasks for which a pass has ended, by kind."""
+    ratios: dict[str, list[float]] = field(default_factory=dict)
+    """Actual by predicted seconds, by kind of job."""
+    called_back: Counter[CallBack] = field(default_factory=Counter)
+    """Jobs that were asked to end before they were done, by cause."""
     cut: list[str] = field(default_factory=list)
     degraded: list[str] = field(default_factory=list)
     quarantined: list[str] = field(default_factory=list)
     ledger: Ledger = field(default_factory=lambda: Ledger((), 0.0))
+
+    def stop(self, kind: StopKind, text: str) -> None:
+        """Note why the run ends."""
+        self.stop_kind, self.stopped_by = kind, text
+
+    def status(self, elapsed_s: float, tasks: int, running: list[str]) -> Status:
+        """This moment of the run."""
+        base, trained, searched = (self.ended[kind] for kind in (BASE, TTT, SYNTHESIS))
+        return Status(elapsed_s, self.limit_s, base, trained, searched, tasks, running)
+
+    def by_task(self, *, trains: bool) -> dict[str, dict[str, str]]:
+        """By task id, what every task got and why. trains: the run trains adapters at all."""
+        return reasons(
+            self.task_ids,
+            self.results,
+            left_alone=set(self.quarantined),
+            trains=trains,
+            problems=self.problems,
+            stopped_by=self.stopped_by,
+        )
 
 
 def run_report(result: RunResult) -> dict[str, Any]:
@@ -97,13 +171,14 @@ def run_report(result: RunResult) -> dict[str, Any]:
         "reserve_s": round(result.reserve_s, 2),
         "slack_s": round(result.limit_s - result.seconds, 2),
         "stopped_by": result.stopped_by,
+        "stop": result.stop_kind,
         "workers": result.workers,
         "device_seconds": accounts,
         "shares": {name: round(seconds / whole, 4) for name, seconds in total.items()},
         "actual_by_predicted": {kind: _quantiles(ratios) for kind, ratios in sorted(result.ratios.items())},
         "restarts": dict(Counter(result.deaths).most_common()),
         "called_back": dict(result.called_back),
-        "notes": result.notes,
+        "notes": [note.text for note in result.notes],
         "cut": sorted(set(result.cut)),
         "degraded": sorted(set(result.degraded)),
         "quarantined": sorted(set(result.quarantined)),

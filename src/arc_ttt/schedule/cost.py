@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,16 +17,40 @@ from numpy.typing import NDArray
 
 from arc_ttt.checkpoints.shape import Model
 from arc_ttt.protocol.jobs import TTT
+from arc_ttt.protocol.messages import Trial
 from arc_ttt.schedule.devices import DEVICE_TYPES
 from arc_ttt.schedule.shapes import JobShape, views_of
 from arc_ttt.settings import Settings
 from arc_ttt.tasks.grids import Task
 
-OVERHEAD_S = 0.2  # of any job: views, prompts, messages
+OVERHEAD_S = 0.2
+"""Seconds of any job for views, prompts and messages."""
 DRIFT_JOBS = 50
-LEAST_STEPS = 3  # of a training that was cut, for its speed to say something
-CAP_TIMES, CAP_LEAST_S = 6.0, 120.0  # a job may take so many times its prediction, and at least so long
-FIRST_CAP_TIMES, FIRST_CAP_LEAST_S = 20.0, 1800.0  # the same for the first three jobs of a device
+"""A device's drift is the median over this many of its last jobs."""
+LEAST_STEPS = 3
+"""A training that was cut says something of a device's speed after this many steps."""
+CAP_TIMES = 6.0
+"""A job is cut after this many times its predicted seconds."""
+CAP_LEAST_S = 120.0
+"""A job is not cut for its predicted time before this many seconds."""
+FIRST_JOBS = 3
+"""The first jobs of a device get more patience, because little is known of it."""
+FIRST_CAP_TIMES = 20.0
+"""CAP_TIMES for the first jobs of a device."""
+FIRST_CAP_LEAST_S = 1800.0
+"""CAP_LEAST_S for the first jobs of a device."""
+PROGRAM_PART = 0.7
+"""Part of its CPU limit that a search is expected to take before any has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Took:
+    """What a job that is over has taken, recordings of steps not counted."""
+
+    seconds: float
+    train_s: float = 0.0
+    train_tokens: float = 0.0
+    steps: float = 0.0
 
 
 def _is_power_of_two(number: int) -> bool:
@@ -115,7 +139,7 @@ class CostModel:
 
     def cap(self, predicted_s: float, device: int) -> float:
         """Seconds after which a job is cut; many more while little is known of the device."""
-        if len(self._ratios.get(device, ())) < 3:
+        if len(self._ratios.get(device, ())) < FIRST_JOBS:
             return max(FIRST_CAP_LEAST_S, FIRST_CAP_TIMES * predicted_s)
         return max(CAP_LEAST_S, CAP_TIMES * predicted_s * self.drift(device))
 
@@ -123,13 +147,13 @@ class CostModel:
         """How much slower than predicted a device is now: the median of its last jobs."""
         return self._drift.get(device, 1.0)
 
-    def observe(self, task: Task, kind: str, device: int, share: float, seen: Mapping[str, float]) -> None:
-        """Learn from a job that ended by itself. seen: seconds, train_s, train_tokens, steps."""
-        training = self._add_training(task, seen)
-        seconds, train_s = max(1e-3, seen["seconds"]), seen.get("train_s", 0.0)
+    def observe(self, task: Task, kind: str, device: int, share: float, took: Took) -> None:
+        """Learn from a job that ended by itself."""
+        training = self._add_training(task, took)
+        seconds = max(1e-3, took.seconds)
         decoding = self._decoding(task, views_of(kind, share, self.settings)) / self._decode_factor
         self.observations += 1
-        self._note(device, _Seen(training, decoding, max(1e-3, seconds - train_s), seconds))
+        self._note(device, _Seen(training, decoding, max(1e-3, seconds - took.train_s), seconds))
 
     def _note(self, device: int, job: _Seen) -> None:
         """Take in a job that is over: find all coefficients anew now and then, else the device's drift alone."""
@@ -144,22 +168,22 @@ class CostModel:
             self._ratios[device].append(job.seconds / self._restated(job))
             self._drift[device] = statistics.median(self._ratios[device])
 
-    def observe_cut(self, task: Task, device: int, seen: Mapping[str, float]) -> None:
+    def observe_cut(self, task: Task, device: int, took: Took) -> None:
         """Learn how fast a device trains from a job that was cut, about whose other seconds nothing is known.
 
         Else a device on which every training is cut, being so much slower than predicted, would never be known. Of a
         job that had hardly begun nothing is learned.
         """
         self.settled = False
-        if seen.get("steps", 0.0) < LEAST_STEPS:
+        if took.steps < LEAST_STEPS:
             return
-        training = self._add_training(task, seen)
+        training = self._add_training(task, took)
         if training[0] > 0:
-            self._note(device, _Seen(training, 0.0, 0.0, max(1e-3, seen["train_s"])))
+            self._note(device, _Seen(training, 0.0, 0.0, max(1e-3, took.train_s)))
 
-    def _add_training(self, task: Task, seen: Mapping[str, float]) -> tuple[float, float, float]:
+    def _add_training(self, task: Task, took: Took) -> tuple[float, float, float]:
         """Take in how long steps took: steps, tokens and tokens times length of a training, zeros if there was none."""
-        steps, tokens, train_s = seen.get("steps", 0.0), seen.get("train_tokens", 0.0), seen.get("train_s", 0.0)
+        steps, tokens, train_s = took.steps, took.train_tokens, took.train_s
         if min(steps, tokens, train_s) <= 0:
             return 0.0, 0.0, 0.0
         sequences = steps * self.settings.ttt.batch_sequences
@@ -170,15 +194,15 @@ class CostModel:
         self.trainings += 1
         return training
 
-    def calibrate(self, rows: Iterable[Mapping[str, float]]) -> None:
-        """Learn from training steps that a device has tried out: length, sequences, seconds, fitted of each."""
-        for row in rows:
-            tokens = row["length"] * row["sequences"]
-            if row["fitted"] and row["seconds"] > 0:
-                self._train.add(1, tokens, tokens * row["length"], row["seconds"])
-                self._fits = max(self._fits, int(row["length"]))
-            elif not row["fitted"]:
-                self._too_long = min(self._too_long, row["length"])
+    def calibrate(self, trials: Iterable[Trial]) -> None:
+        """Learn from training steps that a device has tried out."""
+        for trial in trials:
+            tokens = trial.length * trial.sequences
+            if trial.fitted and trial.seconds > 0:
+                self._train.add(1, tokens, tokens * trial.length, trial.seconds)
+                self._fits = max(self._fits, int(trial.length))
+            elif not trial.fitted:
+                self._too_long = min(self._too_long, trial.length)
         self._train.solve()
         self._shapes.clear()
         self._predicted.clear()
@@ -237,7 +261,7 @@ class CostModel:
     def predict_program(self, number: int) -> float:
         """Mean seconds of a task in pass `number` of synthesis; most of the limit before any has ended."""
         seen = self._programs.get(number)
-        return statistics.fmean(seen) if seen else 0.7 * self.settings.synthesis.cpu_limit_s(number)
+        return statistics.fmean(seen) if seen else PROGRAM_PART * self.settings.synthesis.cpu_limit_s(number)
 
     def observe_program(self, number: int, seconds: float) -> None:
         self._programs.setdefault(number, deque(maxlen=100)).append(seconds)
@@ -245,9 +269,12 @@ class CostModel:
     # Memory
 
     def longest(self) -> int:
-        """Longest training sequence that devices are given: the setting, which each worker's memory plan lowers to what
-        fits its device (`memory.plan`); or halfway between the longest that fitted and the shortest that did not. One
-        task alone that ran out of memory says nothing: the device may have been short of it for another reason."""
+        """The longest training sequence to ask of a device, in tokens.
+
+        It starts as `ttt.max_sequence_tokens`, which a worker's memory plan may lower further. Once a trial step or a
+        second task has run out of memory, it is halfway between the longest length that fitted and the shortest that
+        did not. A single task that ran out is ignored: something else may have held the memory.
+        """
         most = self.settings.ttt.max_sequence_tokens
         second = sorted(self._short.values())[1] if len(self._short) > 1 else math.inf
         too_long = min(self._too_long, second)

@@ -6,20 +6,22 @@ import sys
 import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from arc_ttt.deadline import REAL_CLOCK, Deadline
-from arc_ttt.errors import DeviceLost, device_lost
-from arc_ttt.protocol.jobs import Outcome
-from arc_ttt.protocol.messages import job_grid, job_task
+from arc_ttt.errors import ArcError, DeviceLost, device_lost
+from arc_ttt.protocol.jobs import BASE, Outcome, Progress
+from arc_ttt.protocol.messages import Done, Found, FoundGrid, Ready, ScoredGrid, Trial
+from arc_ttt.protocol.orders import AnswerOrder, Hello, JointOrder, Order
 from arc_ttt.settings import Settings
-from arc_ttt.worker.pulse import Inbox, JobDeadline, Progress, Send
+from arc_ttt.worker.pulse import Inbox, JobDeadline, Send
 from arc_ttt.worker.server import Server
 
 if TYPE_CHECKING:
     from arc_ttt.decode.answerer import Answers
 
-CALIBRATE_S = 120.0  # at most, before the first job
+CALIBRATE_S = 120.0
+"""The most seconds that training steps are tried out before the first job."""
 
 
 class ModelServer(Server):
@@ -30,87 +32,88 @@ class ModelServer(Server):
         DeviceLost: there should be a GPU and there is none.
     """
 
-    def __init__(self, settings: Settings, hello: dict[str, Any], send: Send, inbox: Inbox | None) -> None:
+    def __init__(self, settings: Settings, hello: Hello, send: Send, inbox: Inbox | None) -> None:
         super().__init__(settings, hello, send, inbox)
         import torch
 
         from arc_ttt.model.cuda import pick_device
-        from arc_ttt.worker.calibrate import calibrate
         from arc_ttt.worker.ready import ready_solver
 
         torch.set_num_threads(settings.run.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Else every new tensor is filled with NaN first, which nothing here needs.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        if hello.get("gpu") is not None and torch.version.cuda and not torch.cuda.is_available():
+        if hello.gpu is not None and torch.version.cuda and not torch.cuda.is_available():
             raise DeviceLost("no CUDA device is available")
-        device = pick_device(hello.get("gpu"))
+        device = pick_device(hello.gpu)
         self.solver, notes = ready_solver(settings, device)
         for note in notes:
-            print(note, file=sys.stderr)
+            print(note.text, file=sys.stderr)
         base = self.solver.base
-        dtype = str(base.dtype).removeprefix("torch.")
-        self.about = {"device": str(device), "dtype": dtype, "parameters": base.parameters, "notes": notes}
-        if device.type == "cuda" and hello.get("calibrate") and self.solver.adapter is not None:
-            until = Deadline(min(self.deadline_s, REAL_CLOCK.now() + CALIBRATE_S))
-            ttt, recorded = self.solver.settings.ttt, self.solver.recorded
-            try:
-                self.about["calibration"] = calibrate(base, self.solver.adapter, ttt, until, recorded)
-            except Exception as error:  # only a measurement
-                if device_lost(error):
-                    raise
-                traceback.print_exc()
-                self.solver.adapter.reset()
+        trials = self._calibrate() if device.type == "cuda" and hello.calibrate else ()
+        self.ready = Ready(str(device), str(base.dtype).removeprefix("torch."), base.parameters, notes, trials)
         self._joint_loaded = ""
 
-    def work(self, message: dict[str, Any], deadline: JobDeadline, progress: Progress) -> dict[str, Any]:
-        job = self._joint if message["kind"] == "joint" else self._one
-        return job(message, deadline, progress)
+    def _calibrate(self) -> list[Trial]:
+        """Try out training steps. What goes wrong costs only the measurement, unless the device is lost."""
+        from arc_ttt.worker.calibrate import calibrate
 
-    def _one(self, message: dict[str, Any], deadline: JobDeadline, progress: Progress) -> dict[str, Any]:
-        task = job_task(message["task_id"], message["task"])
-        joint = message.get("joint", "")
-        if joint and joint != self._joint_loaded and self.solver.adapter is not None:
-            self.solver.adapter.load(Path(joint))
+        solver = self.solver
+        if solver.adapter is None:
+            return []
+        until = Deadline(min(self.deadline.at_s, REAL_CLOCK.now() + CALIBRATE_S))
+        try:
+            rows = calibrate(solver.base, solver.adapter, solver.settings.ttt, until, solver.recorded)
+        except Exception as error:
+            if device_lost(error):
+                raise
+            traceback.print_exc()
+            solver.adapter.reset()
+            return []
+        return [Trial(row["length"], row["sequences"], row.get("seconds", 0.0), row["fitted"]) for row in rows]
+
+    def work(self, order: Order, deadline: JobDeadline, progress: Progress) -> Done:
+        if isinstance(order, JointOrder):
+            return self._train_jointly(order, deadline, progress)
+        if isinstance(order, AnswerOrder):
+            return self._answer(order, deadline, progress)
+        raise ArcError(f"a worker of a device does no {order.kind}")
+
+    def _answer(self, order: AnswerOrder, deadline: JobDeadline, progress: Progress) -> Done:
+        task = order.task
+        if order.joint and order.joint != self._joint_loaded and self.solver.adapter is not None:
+            self.solver.adapter.load(Path(order.joint))
             self.solver.adapter.rebase()
-            self._joint_loaded = joint
-        self.solver.on_found = lambda index, answers: self._send_found(message["id"], task.task_id, index, answers)
-        if message["kind"] == "base":
+            self._joint_loaded = order.joint
+        self.solver.on_found = lambda index, answers: self._send_found(order, index, answers)
+        if order.kind == BASE:
             answers = self.solver.answer(task, deadline, progress)
         else:
-            programs = {int(index): [job_grid(rows) for rows in grids] for index, grids in message["programs"].items()}
-            effort = {name: message[name] for name in ("number", "share", "views", "longest", "decode_s")}
-            answers = self.solver.adapt(task, deadline, progress, programs=programs, **effort)
-        body = {"outcome": answers.outcome, "reason": answers.reason, "tokens": answers.tokens}
-        body |= {"degraded": answers.degraded} if answers.degraded else {}
-        if answers.training is not None:
-            report = answers.training
-            seconds = {"train_s": report.seconds - report.preparing_s, "compile_s": report.preparing_s}
-            body |= {name: round(value, 3) for name, value in seconds.items()}
-            body |= {"train_tokens": report.tokens, "steps": report.steps}
-            body |= {"loss": [round(report.losses[0], 4), round(report.losses[-1], 4)] if report.losses else []}
-        return body
+            effort = {name: getattr(order, name) for name in ("number", "share", "views", "longest", "decode_s")}
+            answers = self.solver.adapt(task, deadline, progress, programs=order.programs, **effort)
+        done = Done(answers.outcome, answers.reason, tokens=answers.tokens, degraded=answers.degraded)
+        if answers.training is None:
+            return done
+        report = answers.training
+        return replace(
+            done,
+            train_s=round(report.seconds - report.preparing_s, 3),
+            compile_s=round(report.preparing_s, 3),
+            train_tokens=report.tokens,
+            steps=report.steps,
+            loss=[round(report.losses[0], 4), round(report.losses[-1], 4)] if report.losses else [],
+        )
 
-    def _send_found(self, job: int, task_id: str, index: int, answers: Answers) -> None:
+    def _send_found(self, order: AnswerOrder, index: int, answers: Answers) -> None:
         """Send what was found for one test input."""
-        candidates = [
-            {"grid": c.grid.tolist(), "group": c.group, "nll": c.nll, "view": c.view}
-            for c in answers.candidates
-            if c.test_index == index
-        ]
-        scored = [
-            {"grid": c.grid.tolist(), "nll_by_view": c.nll_by_view, "stage": c.stage}
-            for c in answers.scored
-            if c.test_index == index
-        ]
-        where = {"job": job, "task_id": task_id, "test_index": index}
-        found = {"candidates": candidates, "scored": scored, "trained": round(answers.trained, 4)}
-        self.send({"type": "candidates", **where, **found})
+        candidates = [FoundGrid(c.grid, c.group, c.nll, c.view) for c in answers.candidates if c.test_index == index]
+        scored = [ScoredGrid(s.grid, s.nll_by_view, s.stage) for s in answers.scored if s.test_index == index]
+        self.send(Found(order.task.task_id, index, candidates, scored, round(answers.trained, 4), order.id))
 
-    def _joint(self, message: dict[str, Any], deadline: JobDeadline, progress: Progress) -> dict[str, Any]:
-        tasks = [job_task(task_id, body) for task_id, body in message["tasks"].items()]
-        report = self.solver.adapt_jointly(tasks, replace(deadline, at_s=message["until"]), progress)
-        assert self.solver.adapter is not None
-        self.solver.adapter.save(Path(message["path"]))
-        self._joint_loaded = message["path"]
-        return {"outcome": Outcome.FINISHED, "steps": report.steps, "train_tokens": report.tokens, "reason": ""}
+    def _train_jointly(self, order: JointOrder, deadline: JobDeadline, progress: Progress) -> Done:
+        report = self.solver.adapt_jointly(order.tasks, deadline, progress)
+        if self.solver.adapter is None:
+            raise ArcError("without test-time training there is no adapter to share")
+        self.solver.adapter.save(Path(order.path))
+        self._joint_loaded = order.path
+        return Done(Outcome.FINISHED, steps=report.steps, train_tokens=report.tokens)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from arc_ttt.deadline import REAL_CLOCK, Deadline
-from arc_ttt.protocol.messages import READ_BYTES
+from arc_ttt.protocol.messages import Progress, Said
 
+READ_BYTES = 1 << 16
 PROGRESS_EVERY_S = 1.0
-Send = Callable[[dict[str, Any]], None]
-Progress = Callable[[str, int, int], None]
+Send = Callable[[Said], None]
 
 
 class Inbox:
@@ -26,18 +26,18 @@ class Inbox:
         self._ended = False
 
     def next(self) -> dict[str, Any] | None:
-        """The next message; None at the end of the input."""
+        """The next line; None at the end of the input."""
         while b"\n" not in self._bytes:
             if self._ended:
                 return None
             self._read()
         line, _, rest = self._bytes.partition(b"\n")
         self._bytes = bytearray(rest)
-        message: dict[str, Any] = json.loads(line)
-        return message
+        body: dict[str, Any] = json.loads(line)
+        return body
 
     def cancelled(self) -> bool:
-        """Whether a message waits: during a job only one that ends it can come."""
+        """Whether a line waits: during a job only one that ends it can come."""
         while not self._ended and select.select([self._descriptor], [], [], 0)[0]:
             self._read()
         return self._ended or b"\n" in self._bytes
@@ -53,22 +53,22 @@ class Pulse:
 
     def __init__(self, send: Send, inbox: Inbox | None, job: int) -> None:
         self._send, self._inbox = send, inbox
-        self._body = {"type": "progress", "job": job, "phase": "start", "done": 0, "of": 0}
+        self._stands = Progress(job, "start")
         self.next_s = 0.0
         self.cancelled = False
         self.beat(REAL_CLOCK.now())
 
     def progress(self, phase: str, done: int, of: int) -> None:
-        """Note where the job stands; a new phase is told at once."""
-        new = phase != self._body["phase"]
-        self._body |= {"phase": phase, "done": done, "of": of}
+        """Note where the job stands, and send it at once if a new phase begins."""
+        new = phase != self._stands.phase
+        self._stands = replace(self._stands, phase=phase, done=done, of=of)
         if new:
             self.beat(REAL_CLOCK.now())
 
     def beat(self, now_s: float) -> None:
-        """Tell, and look whether the job is wanted any longer."""
+        """Send where the job stands, and look whether it is wanted any longer."""
         self.next_s = now_s + PROGRESS_EVERY_S
-        self._send(self._body)
+        self._send(self._stands)
         self.cancelled = self.cancelled or (self._inbox is not None and self._inbox.cancelled())
 
 

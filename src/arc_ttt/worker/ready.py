@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from arc_ttt.bootstrap.mounts import NO_UNSLOTH
 from arc_ttt.checkpoints.memory_formulas import CONTEXT, Device
 from arc_ttt.checkpoints.memory_plan import SMALL_PARAMETERS, MemoryPlan, fitted, plan
 from arc_ttt.errors import ModelError
@@ -22,6 +21,7 @@ from arc_ttt.model.attention import fused_groups, hidden_states
 from arc_ttt.model.load import load_model
 from arc_ttt.model.loaded import LoadedModel
 from arc_ttt.model.unsloth import adapter_refusal
+from arc_ttt.protocol.messages import Note
 from arc_ttt.settings import Settings
 from arc_ttt.worker.solver import TaskSolver
 
@@ -32,7 +32,7 @@ PROBE_EFFECT = 0.1  # of the hidden states: what the adapter adds while it is pr
 TOLERANCE = 0.05  # relative; sixteen bits leave some hundredths, a wrong position or an idle adapter far more
 
 
-def ready_solver(settings: Settings, device: torch.device) -> tuple[TaskSolver, list[str]]:
+def ready_solver(settings: Settings, device: torch.device) -> tuple[TaskSolver, list[Note]]:
     """Load the model that `settings` name onto `device` and make its solver.
 
     Where the unsloth backend cannot be used, transformers takes its place in the same process.
@@ -40,21 +40,21 @@ def ready_solver(settings: Settings, device: torch.device) -> tuple[TaskSolver, 
     Raises:
         ModelError: the model cannot be loaded by transformers.
     """
-    notes: list[str] = []
+    notes: list[Note] = []
     if device.type == "cuda":
         settings = settings.on_device(torch.cuda.get_device_capability(device))
     if settings.model.backend == "unsloth":
         try:
             return _solver(settings, device, notes), notes
         except ModelError as error:
-            notes.append(f"backend: {NO_UNSLOTH}: {error}")
+            notes.append(Note(f"backend: transformers instead of unsloth: {error}", less=True))
         gc.collect()
         torch.cuda.empty_cache()
         settings = replace(settings, model=replace(settings.model, backend="transformers"))
     return _solver(settings, device, notes), notes
 
 
-def _solver(settings: Settings, device: torch.device, notes: list[str]) -> TaskSolver:
+def _solver(settings: Settings, device: torch.device, notes: list[Note]) -> TaskSolver:
     if settings.model.backend == "unsloth" and (refusal := adapter_refusal(settings.ttt)):
         raise ModelError(refusal)
     base = load_model(settings.model, device, seed=settings.run.seed)

@@ -3,44 +3,52 @@
 from __future__ import annotations
 
 import traceback
-from typing import Any
+from dataclasses import replace
 
 from arc_ttt.deadline import REAL_CLOCK
 from arc_ttt.errors import device_lost
-from arc_ttt.protocol.jobs import Outcome
+from arc_ttt.protocol.jobs import Outcome, Progress
+from arc_ttt.protocol.messages import Done, Ready
+from arc_ttt.protocol.orders import Hello, Order
 from arc_ttt.settings import Settings
-from arc_ttt.worker.pulse import Inbox, JobDeadline, Progress, Pulse, Send
+from arc_ttt.worker.pulse import Inbox, JobDeadline, Pulse, Send
 
 
 class Server:
-    """Does one job at a time and answers for it, whatever happens."""
+    """Does one job at a time and answers for it, whatever happens.
 
-    about: dict[str, Any]
+    Args:
+        settings: of the run.
+        hello: the first line to the worker.
+        send: takes the messages of the worker.
+        inbox: where orders come in; None for a worker inside the coordinator's process.
+    """
 
-    def __init__(self, settings: Settings, hello: dict[str, Any], send: Send, inbox: Inbox | None) -> None:
+    ready: Ready
+    """What the worker says once it can take a job."""
+
+    def __init__(self, settings: Settings, hello: Hello, send: Send, inbox: Inbox | None) -> None:
         self.settings, self.send, self.inbox = settings, send, inbox
-        self.deadline_s = float(hello["deadline"])
+        self.deadline = hello.deadline
 
-    def work(self, message: dict[str, Any], deadline: JobDeadline, progress: Progress) -> dict[str, Any]:
-        """Do the job and return what its last line says."""
+    def work(self, order: Order, deadline: JobDeadline, progress: Progress) -> Done:
+        """Do the job and return its end."""
         raise NotImplementedError
 
-    def serve(self, message: dict[str, Any]) -> None:
+    def serve(self, order: Order) -> None:
         """Do one job and answer for it.
 
         Raises:
             RuntimeError: the device is lost (`errors.device_lost`); every other error is that of the job.
         """
         start_s = REAL_CLOCK.now()
-        pulse = Pulse(self.send, self.inbox, message["id"])
-        deadline = JobDeadline(min(self.deadline_s, message.get("until", self.deadline_s)), pulse=pulse)
-        body: dict[str, Any] = {"type": "done", "job": message["id"]}
+        pulse = Pulse(self.send, self.inbox, order.id)
+        deadline = JobDeadline(min(self.deadline.at_s, order.deadline.at_s), pulse=pulse)
         try:
-            body |= self.work(message, deadline, pulse.progress)
+            done = self.work(order, deadline, pulse.progress)
         except Exception as error:  # a bad task costs only itself
             if device_lost(error):
                 raise
             traceback.print_exc()
-            body |= {"outcome": Outcome.FAILED, "reason": f"{type(error).__name__}: {error}"[:500]}
-        body["seconds"] = round(REAL_CLOCK.now() - start_s, 3)
-        self.send(body)
+            done = Done(Outcome.FAILED, f"{type(error).__name__}: {error}"[:500])
+        self.send(replace(done, job=order.id, seconds=round(REAL_CLOCK.now() - start_s, 3)))
