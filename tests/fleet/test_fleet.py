@@ -6,6 +6,7 @@ The workers here are small scripts that speak the protocol.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -17,20 +18,25 @@ from typing import Any
 
 import pytest
 
-from arc_ttt.deadline import VirtualClock
+from arc_ttt.deadline import Deadline, VirtualClock
 from arc_ttt.fleet import fleet as fleet_module
+from arc_ttt.fleet import pipes
 from arc_ttt.fleet.fleet import Fleet
 from arc_ttt.fleet.patience import PATIENCE, Patience
-from arc_ttt.fleet.pipes import READS_A_POLL
+from arc_ttt.fleet.pipes import READ_BYTES, READS_A_POLL
 from arc_ttt.fleet.workers import Death, Message
-from arc_ttt.protocol.messages import READ_BYTES
+from arc_ttt.protocol.jobs import BASE, CallBack, DeathKind
+from arc_ttt.protocol.messages import Unreadable
+from arc_ttt.protocol.orders import AnswerOrder, Hello
+from arc_ttt.tasks.grids import Task
 
 PREAMBLE = """
 import json, os, signal, sys, time
 def say(**body):
     os.write(1, json.dumps(body).encode() + b"\\n")
 hello = json.loads(sys.stdin.readline())
-say(type="ready", pid=os.getpid(), hello=hello, extra=os.environ.get("EXTRA", ""))
+say(type="born", pid=os.getpid(), hello=hello, extra=os.environ.get("EXTRA", ""))
+say(type="ready")
 """
 ECHO = """
 for line in sys.stdin:
@@ -38,7 +44,13 @@ for line in sys.stdin:
 """
 WAIT_S = 20.0  # for things that come within moments unless the machine is very busy
 
+HELLO = Hello("{}", Deadline.never(VirtualClock()))
 Make = Callable[..., Fleet]
+
+
+def order(number: int = 1, task_id: str = "t") -> AnswerOrder:
+    """A job that these workers only read."""
+    return AnswerOrder(id=number, kind=BASE, task=Task(task_id, (), ()), deadline=Deadline.after(600.0))
 
 
 @pytest.fixture
@@ -54,7 +66,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
             commands.append([sys.executable, "-S", "-E", str(path)])
         environments = [{"EXTRA": f"slot {i}"} for i in range(len(scripts))]
         limits = dataclasses.replace(PATIENCE, **{"backoff_s": 0.0, **patience})  # type: ignore[arg-type]
-        fleet = Fleet(commands, {"type": "hello", "value": 7}, environments, tmp_path / "logs", patience=limits)
+        fleet = Fleet(commands, HELLO, environments, tmp_path / "logs", patience=limits)
         fleets.append(fleet)
         for slot in range(len(scripts)):
             assert fleet.start(slot)
@@ -79,15 +91,17 @@ def deaths(events: list[Message | Death]) -> list[Death]:
     return [event for event in events if isinstance(event, Death)]
 
 
-def bodies(events: list[Message | Death], slot: int, kind: str) -> list[dict[str, object]]:
-    found = [event for event in events if isinstance(event, Message) and event.slot == slot]
-    return [event.body for event in found if event.body["type"] == kind]
+def bodies(events: list[Message | Death], slot: int, kind: str) -> list[dict[str, Any]]:
+    """Lines of a kind that a slot's worker has sent: as they came if the protocol does not know them."""
+    found = [event.body for event in events if isinstance(event, Message) and event.slot == slot]
+    lines = [body.line if isinstance(body, Unreadable) else body.to_json() for body in found]
+    return [dict(line) for line in lines if line["type"] == kind]
 
 
 def ready_pids(fleet: Fleet, count: int) -> list[int]:
     """Wait until all are ready; their process ids by slot."""
-    events = events_until(fleet, lambda seen: sum(isinstance(e, Message) for e in seen) >= count)
-    return [int(str(bodies(events, slot, "ready")[0]["pid"])) for slot in range(count)]
+    events = events_until(fleet, lambda seen: all(bodies(seen, slot, "ready") for slot in range(count)))
+    return [int(str(bodies(events, slot, "born")[0]["pid"])) for slot in range(count)]
 
 
 def gone(pid: int) -> bool:
@@ -105,34 +119,33 @@ def gone(pid: int) -> bool:
 def test_messages_go_both_ways_in_order(make: Make) -> None:
     fleet = make(ECHO, ECHO)
     assert not fleet.ready(0)
-    events = events_until(fleet, lambda seen: len(seen) == 2)
+    events = events_until(fleet, lambda seen: len(seen) == 4)
     for slot in (0, 1):
-        (ready,) = bodies(events, slot, "ready")
-        assert ready["hello"] == {"type": "hello", "value": 7}
-        assert ready["extra"] == f"slot {slot}"
+        (born,) = bodies(events, slot, "born")
+        assert born["hello"] == json.loads(json.dumps(HELLO.to_json()))
+        assert born["extra"] == f"slot {slot}"
         assert fleet.ready(slot)
         for number in range(50):
-            fleet.send(slot, {"number": number, "slot": slot})
+            fleet.send(slot, order(number, f"slot {slot}"))
     events = events_until(fleet, lambda seen: len(seen) == 100)
     for slot in (0, 1):
-        echoed = [body["body"] for body in bodies(events, slot, "echo")]
-        assert echoed == [{"number": number, "slot": slot} for number in range(50)]
+        echoed = [(body["body"]["id"], body["body"]["task_id"]) for body in bodies(events, slot, "echo")]
+        assert echoed == [(number, f"slot {slot}") for number in range(50)]
 
 
 def test_a_message_larger_than_the_pipe_arrives_whole(make: Make) -> None:
     fleet = make(ECHO)
     ready_pids(fleet, 1)
-    fleet.send(0, {"big": "x" * 3_000_000})
-    (event,) = events_until(fleet, lambda seen: len(seen) == 1)
-    assert isinstance(event, Message)
-    assert event.body["body"] == {"big": "x" * 3_000_000}
+    fleet.send(0, order(1, "x" * 3_000_000))
+    (echo,) = bodies(events_until(fleet, lambda seen: len(seen) == 1), 0, "echo")
+    assert echo["body"]["task_id"] == "x" * 3_000_000
 
 
 def test_a_long_message_does_not_wait_for_the_time_out_of_a_poll(make: Make) -> None:
     """The pipe takes 64 KiB at a time; each piece goes out as soon as there is room."""
     fleet = make("size = len(sys.stdin.readline()); say(type='read', size=size)")
     ready_pids(fleet, 1)
-    fleet.send(0, {"big": "x" * 3_000_000})
+    fleet.send(0, order(1, "x" * 3_000_000))
     events: list[Message | Death] = []
     for _ in range(200):
         events += fleet.poll(30.0)
@@ -169,12 +182,12 @@ def test_a_failing_worker_gives_one_death_with_its_cause_and_the_other_goes_on(
     make: Make, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     script, cause = FAILURES[name]
-    monkeypatch.setattr(fleet_module, "MAX_LINE_BYTES", 1_000_000)
+    monkeypatch.setattr(pipes, "MAX_LINE_BYTES", 1_000_000)
     # The failing worker is ready at once, so only it runs into this limit: the other one keeps talking.
     chatter = "while True: say(type='tick'); time.sleep(0.05)"
     fleet = make(script, chatter, first_s=1.5 if "hang" in name else 600.0, hang_s=0.2)
     if "hang" in name:
-        fleet.send(0, {"type": "job"})
+        fleet.send(0, order())
     events = events_until(fleet, lambda seen: bool(deaths(seen)))
     events += events_until(fleet, lambda seen: len(bodies(seen, 1, "tick")) >= 3)
     (death,) = deaths(events)
@@ -183,10 +196,10 @@ def test_a_failing_worker_gives_one_death_with_its_cause_and_the_other_goes_on(
     assert not death.final
     assert not fleet.alive(0)
     assert fleet.ready(1)
-    (ready,) = bodies(events, 0, "ready")
+    (born,) = bodies(events, 0, "born")
     for _ in range(3):
         fleet.poll(0.05)
-    assert gone(int(str(ready["pid"])))
+    assert gone(int(str(born["pid"])))
 
 
 def test_a_worker_without_a_job_may_be_silent(make: Make) -> None:
@@ -196,7 +209,7 @@ def test_a_worker_without_a_job_may_be_silent(make: Make) -> None:
     events: list[Message | Death] = []
     for _ in range(8):
         events += fleet.poll(0.1)
-    fleet.send(0, {"type": "job"})
+    fleet.send(0, order())
     events += events_until(fleet, lambda seen: bool(bodies(seen, 0, "done")))
     for _ in range(8):
         events += fleet.poll(0.1)
@@ -240,23 +253,24 @@ for line in sys.stdin:
 """
     fleet = make(script, cancel_s=0.1, term_s=0.1)
     ready_pids(fleet, 1)
-    fleet.send(0, {"type": "job"})
+    fleet.send(0, order())
     events_until(fleet, lambda seen: len(bodies(seen, 0, "progress")) == 4)
-    fleet.cancel(0, "too slow")
+    fleet.cancel(0, CallBack.OVERDUE)
     events = events_until(fleet, lambda seen: bool(bodies(seen, 0, "done") or deaths(seen)))
     assert not deaths(events)
 
 
 def test_a_command_that_does_not_exist(tmp_path: Path) -> None:
     clock = VirtualClock()
-    fleet = Fleet([["/no/such/program"]], {}, [{}], tmp_path, clock)
+    fleet = Fleet([["/no/such/program"]], HELLO, [{}], tmp_path, clock)
     for _ in range(PATIENCE.deaths):
         assert fleet.slots == [0]
         assert not fleet.start(0)
         assert not fleet.start(0)  # too early: the system may have room again in a moment
         clock.advance(PATIENCE.refused_s)
     assert fleet.slots == []
-    refused = [Death(0, "not started: No such file or directory", final=final) for final in [False] * 4 + [True]]
+    cause = "not started: No such file or directory"
+    refused = [Death(0, DeathKind.NOT_STARTED, cause, final=final) for final in [False] * 4 + [True]]
     assert fleet.poll(0.0) == refused
     assert fleet.poll(0.0) == []
     fleet.stop()
@@ -272,7 +286,7 @@ for line in sys.stdin:
 """
     fleet = make(script, deaths=2, backoff_s=0.01, window_s=3.0)
     events_until(fleet, lambda seen: bool(bodies(seen, 0, "ready")))
-    fleet.send(0, {"type": "job"})
+    fleet.send(0, order())
     seen: list[Any] = []
     end_s = time.monotonic() + 60
     while fleet.slots and time.monotonic() < end_s:
@@ -286,7 +300,7 @@ def test_a_flood_of_messages_blocks_nobody(make: Make) -> None:
     """Each poll reads a bounded amount, so a worker that never stops talking cannot hold the coordinator."""
     fleet = make('while True: os.write(1, b\'{"type": "tick"}\\n\' * 1000)', ECHO)
     events_until(fleet, lambda seen: bool(bodies(seen, 1, "ready")))
-    fleet.send(1, {"question": 1})
+    fleet.send(1, order())
     polls = [fleet.poll(0.01) for _ in range(10)]
     assert any(bodies(events, 1, "echo") for events in polls)
     assert max(len(events) for events in polls) <= READS_A_POLL * READ_BYTES // len('{"type": "tick"}\n') + 3
@@ -295,11 +309,11 @@ def test_a_flood_of_messages_blocks_nobody(make: Make) -> None:
 def test_a_worker_that_never_reads_holds_nobody(make: Make) -> None:
     fleet = make("time.sleep(600)", ECHO)
     pids = ready_pids(fleet, 2)
-    fleet.send(0, {"big": "x" * 3_000_000})  # far more than the pipe takes: the rest stays queued
-    fleet.send(1, {"question": 1})
+    fleet.send(0, order(1, "x" * 3_000_000))  # far more than the pipe takes: the rest stays queued
+    fleet.send(1, order())
     events = events_until(fleet, lambda seen: bool(bodies(seen, 1, "echo")))
     assert not deaths(events)
-    assert fleet.kill(0, "enough").cause == "enough"
+    assert fleet.kill(0, DeathKind.REPLACED) == Death(0, DeathKind.REPLACED, str(DeathKind.REPLACED), final=False)
     fleet.poll(0.2)  # a kill does not wait; the process is taken away later
     fleet.poll(0.2)
     assert gone(pids[0])
@@ -321,14 +335,14 @@ def test_deaths_count_within_a_window_and_until_a_job_is_done(tmp_path: Path) ->
     """A whole run has room for more deaths than a window: a count over its life would retire every slot in time."""
     clock = VirtualClock()
     patience = Patience(deaths=3, window_s=100.0, backoff_s=1.0, refused_s=1.0)
-    fleet = Fleet([["/no/such/program"]], {}, [{}], tmp_path, clock, patience)
+    fleet = Fleet([["/no/such/program"]], HELLO, [{}], tmp_path, clock, patience)
     for _ in range(20):  # one every 60 s: never three in a window
         fleet.start(0)
         clock.advance(60.0)
     assert fleet.slots == [0]
     for _ in range(20):  # many at once, but each time a job was done
         fleet.start(0)
-        fleet.forgive(0)
+        fleet.clear_deaths(0)
         clock.advance(1.0)
     assert fleet.slots == [0]
     for _ in range(3):
@@ -340,7 +354,7 @@ def test_deaths_count_within_a_window_and_until_a_job_is_done(tmp_path: Path) ->
 def test_kills_that_the_coordinator_orders_are_no_fault_of_the_slot(make: Make) -> None:
     fleet = make("")
     for _ in range(2 * PATIENCE.deaths):
-        assert not fleet.kill(0, "memory runs low").final
+        assert not fleet.kill(0, DeathKind.NO_MEMORY).final
         while not fleet.start(0):  # the last one is still going
             fleet.poll(0.01)
     assert fleet.slots == [0]
@@ -348,12 +362,14 @@ def test_kills_that_the_coordinator_orders_are_no_fault_of_the_slot(make: Make) 
 
 def test_restarts_wait_longer_each_time(tmp_path: Path) -> None:
     clock = VirtualClock()
-    fleet = Fleet([["/no/such/program"]], {}, [{}], tmp_path, clock, Patience(deaths=9, backoff_s=1.0, refused_s=0.0))
+    fleet = Fleet(
+        [["/no/such/program"]], HELLO, [{}], tmp_path, clock, Patience(deaths=9, backoff_s=1.0, refused_s=0.0)
+    )
     tries = []
     for second in range(16):
-        before = len(fleet._slots[0].deaths_s)
+        before = len(fleet._slots[0].record._deaths_s)
         fleet.start(0)
-        if len(fleet._slots[0].deaths_s) > before:
+        if len(fleet._slots[0].record._deaths_s) > before:
             tries.append(second)
         clock.advance(1.0)
     assert tries == [0, 1, 3, 7, 15]
@@ -376,15 +392,17 @@ for line in sys.stdin:
 
 
 @pytest.mark.parametrize(
-    ("mode", "cause"), [("polite", ""), ("busy", "too slow"), ("deaf", "too slow")], ids=["asks", "SIGTERM", "SIGKILL"]
+    ("mode", "cause"),
+    [("polite", ""), ("busy", CallBack.OVERDUE), ("deaf", CallBack.OVERDUE)],
+    ids=["asks", "SIGTERM", "SIGKILL"],
 )
 def test_cancel_asks_then_terminates_then_kills(make: Make, mode: str, cause: str) -> None:
     fleet = make(f"mode = {mode!r}\n" + TALKER, cancel_s=1.0 if mode == "polite" else 0.2, term_s=0.3)
     (pid,) = ready_pids(fleet, 1)
-    fleet.send(0, {"type": "job"})
+    fleet.send(0, order())
     events_until(fleet, lambda seen: bool(bodies(seen, 0, "progress")))
     began_s = time.monotonic()
-    fleet.cancel(0, "too slow")
+    fleet.cancel(0, CallBack.OVERDUE)
     assert not fleet.ready(0)
     if cause:
         (death,) = deaths(events_until(fleet, lambda seen: bool(deaths(seen))))
@@ -403,9 +421,9 @@ def test_cancel_asks_then_terminates_then_kills(make: Make, mode: str, cause: st
 def test_a_worker_that_died_in_the_same_poll_can_still_be_cancelled(make: Make) -> None:
     fleet = make("for line in sys.stdin: sys.exit(3)")
     ready_pids(fleet, 1)
-    fleet.send(0, {"type": "job"})
+    fleet.send(0, order())
     events_until(fleet, lambda seen: bool(deaths(seen)))
-    fleet.cancel(0, "too slow")
+    fleet.cancel(0, CallBack.OVERDUE)
     assert not fleet.alive(0)
 
 
@@ -421,7 +439,7 @@ for line in sys.stdin:
 """
     fleet = make(script, first_s=30.0, step_s=0.4, round_s=30.0, hang_s=0.2)
     ready_pids(fleet, 1)
-    fleet.send(0, {"type": "job"})
+    fleet.send(0, order())
     events = events_until(fleet, lambda seen: bool(deaths(seen)))
     assert bodies(events, 0, "settled")
     assert deaths(events)[0].cause == "silent for 0 s in train"
@@ -436,7 +454,7 @@ for line in sys.stdin:
 """
     fleet = make(script, step_s=0.1, round_s=0.1)
     ready_pids(fleet, 1)
-    fleet.send(0, {"type": "job"})
+    fleet.send(0, order())
     events = events_until(fleet, lambda seen: bool(deaths(seen) or bodies(seen, 0, "done")))
     assert not deaths(events)
 
@@ -455,7 +473,7 @@ def test_a_worker_that_never_dies_costs_its_slot_and_no_time(make: Make, monkeyp
     fleet = make("time.sleep(600)", ECHO, gone_s=0.5)
     ready_pids(fleet, 2)
     began_s = time.monotonic()
-    death = fleet.kill(0, "stuck")
+    death = fleet.kill(0, DeathKind.REPLACED)
     assert time.monotonic() - began_s < 0.5
     assert not death.final
     assert not fleet.start(0)  # its device may still be taken
@@ -463,14 +481,14 @@ def test_a_worker_that_never_dies_costs_its_slot_and_no_time(make: Make, monkeyp
         fleet.poll(0.05)
     assert fleet.slots == [1]
     assert not fleet.start(0)
-    fleet.send(1, {"question": 1})
+    fleet.send(1, order())
     events_until(fleet, lambda seen: bool(bodies(seen, 1, "echo")))
     Undying.stuck = False  # for whoever takes it away in the end
     fleet.poll(0.2)
 
 
 def test_a_flood_ends_its_worker(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet_module, "FLOOD_BYTES", 5_000_000)
+    monkeypatch.setattr(pipes, "FLOOD_BYTES", 5_000_000)
     fleet = make("while True: say(type='tick', more='x' * 1000)", ECHO)
     events = []
     while not deaths(events):
@@ -490,7 +508,7 @@ def test_a_log_that_grows_too_long_is_emptied(make: Make, monkeypatch: pytest.Mo
 
 def test_a_retired_slot_is_not_started_again(make: Make) -> None:
     fleet = make(ECHO)
-    fleet.kill(0, "enough")
+    fleet.kill(0, DeathKind.REPLACED)
     fleet.retire(0)
     assert not fleet.start(0)
     assert fleet.slots == []
@@ -501,7 +519,7 @@ def test_sending_to_a_worker_that_has_just_died_is_no_error(make: Make) -> None:
     (pid,) = ready_pids(fleet, 1)
     os.kill(pid, signal.SIGKILL)
     time.sleep(0.2)
-    fleet.send(0, {"question": 1})
+    fleet.send(0, order())
     (death,) = deaths(events_until(fleet, lambda seen: bool(seen)))
     assert death.cause == "signal 9"
 
@@ -521,7 +539,7 @@ time.sleep(600)
     events = events_until(
         fleet, lambda seen: len(bodies(seen, 0, "forked") + bodies(seen, 1, "forked") + bodies(seen, 2, "ready")) == 3
     )
-    pids = [int(str(bodies(events, slot, "ready")[0]["pid"])) for slot in range(3)]
+    pids = [int(str(bodies(events, slot, "born")[0]["pid"])) for slot in range(3)]
     children = [int(str(bodies(events, slot, "forked")[0]["child"])) for slot in range(2)]
     fleet.stop()
     assert all(gone(pid) for pid in pids)

@@ -24,21 +24,22 @@ import pytest
 from arc_lab.evaluate.dry_run import main
 from arc_ttt.deadline import REAL_CLOCK, Deadline, VirtualClock
 from arc_ttt.fleet.fleet import Fleet
-from arc_ttt.fleet.launch import make_fleet
+from arc_ttt.fleet.launch import make_fleet, make_hello
 from arc_ttt.fleet.patience import PATIENCE, Patience
-from arc_ttt.kaggle import run as kaggle
+from arc_ttt.kaggle import usable_settings
 from arc_ttt.kaggle.run import kaggle_run
-from arc_ttt.protocol.jobs import BASE, TTT, Outcome
+from arc_ttt.protocol.jobs import BASE, SYNTHESIS, TTT, Outcome
 from arc_ttt.run.coordinator import Coordinator
 from arc_ttt.run.journal import read_journal
 from arc_ttt.run.report import RunResult, Status
+from arc_ttt.run.spec import RunSpec
 from arc_ttt.run.submission import check_submission
 from arc_ttt.schedule.plan import FAILURES
 from arc_ttt.schedule.shapes import work
 from arc_ttt.settings import Settings
 from arc_ttt.tasks.grids import LoadedTasks
 from arc_ttt.tasks.parse import parse_tasks
-from support.scripted_fleet import InstantFleet, answer_all
+from support.scripted_fleet import InstantFleet, answer_all, worker_script
 
 ROOT = Path(__file__).resolve().parents[2]
 PAIR = {"input": [[1, 2], [3, 4]], "output": [[2, 1], [4, 3]]}
@@ -49,39 +50,6 @@ DOCUMENT: dict[str, Any] = {
 }
 COUNTS = {"a": 1, "b": 2, "c": 1}
 NO_SYNTHESIS = Settings.of("embedded").override([("synthesis.enabled", False), ("ttt.passes", 1)])
-
-WORKER = """
-import json, os, signal, sys, time
-def say(**body):
-    line = memoryview(json.dumps(body).encode() + b"\\n")
-    while line: line = line[os.write(1, line):]
-def candidates(job, index, grids, scored=()):
-    found = [{{"grid": grid, "group": "identity", "nll": 1.0}} for grid in grids]
-    body = {{"task_id": job["task_id"], "test_index": index, "candidates": found, "scored": list(scored)}}
-    say(type="candidates", job=job["id"], **body)
-def done(job, **more):
-    say(**{{"type": "done", "job": job["id"], "seconds": 0.1, "outcome": "finished", "reason": "", **more}})
-def answer(job):
-    for index in range(len(job["task"]["test"])):
-        candidates(job, index, [[[1 if job["kind"] == "base" else 2, index]]])
-    done(job)
-FOLDER = {folder!r}
-def first_time(name):
-    try: os.close(os.open(FOLDER + "/" + name, os.O_CREAT | os.O_EXCL)); return True
-    except FileExistsError: return False
-hello = json.loads(sys.stdin.readline())
-{start}
-say(type="ready", device="cpu", dtype="float32", parameters=1)
-for line in sys.stdin:
-    job = json.loads(line)
-{behaviour}
-"""
-
-
-def worker_script(path: Path, behaviour: str, start: str = "") -> list[str]:
-    body = "\n".join("    " + line for line in behaviour.splitlines())
-    path.write_text(WORKER.format(folder=str(path.parent), start=start, behaviour=body))
-    return [sys.executable, "-S", "-E", str(path)]
 
 
 class Bench:
@@ -109,21 +77,19 @@ class Bench:
         settings = NO_SYNTHESIS.override([("run.limit_s", limit_s), *changes.items()])
         command = worker_script(self.folder / "worker.py", behaviour, start)
         start_s = REAL_CLOCK.now()
-        fleet = Fleet([command] * workers, {"type": "hello"}, [{}] * workers, self.out / "logs", patience=patience)
-        deadline = Deadline(start_s + limit_s, REAL_CLOCK)
-        tasks = loaded if loaded is not None else parse_tasks(DOCUMENT, source="tests")
-        coordinator = Coordinator(
-            tasks,
+        spec = RunSpec(
+            loaded if loaded is not None else parse_tasks(DOCUMENT, source="tests"),
             settings,
             self.out,
-            start_s=start_s,
-            fleet=fleet,
-            deadline=deadline,
-            program_slots=range(workers - programs, workers),
+            start_s,
+            Deadline(start_s + limit_s, REAL_CLOCK),
+            searchers=range(workers - programs, workers),
             cores=workers - programs if programs else 0,
             fallback=fallback,
         )
-        result = coordinator.run(self._look)
+        hello = make_hello(settings, spec.deadlines.work)
+        fleet = Fleet([command] * workers, hello, [{}] * workers, self.out / "logs", patience=patience)
+        result = Coordinator(spec, fleet).run(self._look)
         self.check()
         return result
 
@@ -232,7 +198,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_at_once(bench: Bench) -> Non
 def test_a_model_that_cannot_be_loaded_gives_way_to_the_fallback(bench: Bench) -> None:
     """Good config, bad weights: only the worker finds out, and the run goes on with the embedded model."""
     start = """
-if "settings" not in hello: say(type="fatal", reason="bad weights", model="/mounted"); sys.exit(13)
+if not hello["generation"]: say(type="fatal", reason="bad weights", model="/mounted"); sys.exit(13)
 """
     result = bench.run("answer(job)", start=start, fallback=NO_SYNTHESIS, **{"model.path": "/mounted"})
     assert result.fatal == ""
@@ -244,7 +210,7 @@ if "settings" not in hello: say(type="fatal", reason="bad weights", model="/moun
 def test_a_second_worker_that_fails_with_the_first_model_does_not_end_the_fallback(bench: Bench) -> None:
     """Both name the same path, the empty one of an embedded model: the generation tells the old from the new."""
     start = """
-if "settings" not in hello:
+if not hello["generation"]:
     say(type="fatal", reason="bad weights", model="", generation=0); sys.exit(13)
 """
     result = bench.run("answer(job)", start=start, workers=2, fallback=NO_SYNTHESIS)
@@ -257,7 +223,7 @@ if "settings" not in hello:
 @pytest.mark.parametrize("end", ["sys.exit(10)", "os.kill(os.getpid(), signal.SIGSEGV)", "time.sleep(600)"])
 def test_a_model_under_which_every_load_dies_gives_way_to_the_fallback(bench: Bench, end: str) -> None:
     """A kernel that the GPU lacks, a broken library, a disk that hangs: nobody lives to say so."""
-    start = f'if not hello.get("generation"): {end}'
+    start = f'if not hello["generation"]: {end}'
     load_s = 1.0 if "sleep" in end else 20.0
     patience = dataclasses.replace(PATIENCE, load_s=load_s, backoff_s=0.05, hang_s=0.2)
     workers = 3
@@ -288,9 +254,9 @@ if not first_time("good"):
 
 def test_a_joint_adapter_of_a_model_given_up_is_not_loaded_into_the_next(bench: Bench) -> None:
     start = """
-if "settings" not in hello: say(type="fatal", reason="bad weights", model=""); sys.exit(13)
+if not hello["generation"]: say(type="fatal", reason="bad weights", model=""); sys.exit(13)
 """
-    behaviour = 'assert job["kind"] != "joint" and "joint" not in job\nanswer(job)'
+    behaviour = 'assert job["kind"] != "joint" and not job.get("joint")\nanswer(job)'
     result = bench.run(behaviour, start=start, workers=1, fallback=NO_SYNTHESIS, **{"ttt.scope": "joint"})
     assert result.fell_back == "bad weights"
     assert result.stopped_by == "all done"
@@ -315,28 +281,28 @@ def test_what_searches_have_taken_of_shared_cores_stays_part_of_the_whole(bench:
     settings = NO_SYNTHESIS.override([("synthesis.enabled", True), ("run.limit_s", 1000.0)])
     fleet = InstantFleet(4, answer_all, clock)
     deadline = Deadline(1000.0, clock)
-    parts = {"start_s": 0.0, "fleet": fleet, "deadline": deadline, "program_slots": range(2, 4)}
-    coordinator = Coordinator(tasks, settings, bench.out, cores=2, **parts)
-    whole_s = coordinator.plan.budget_s
+    spec = RunSpec(tasks, settings, bench.out, 0.0, deadline, searchers=range(2, 4), cores=2)
+    state = Coordinator(spec, fleet).state
+    whole_s = state.plan.budget_s
     clock.advance(100.0)
-    coordinator.plan.spent_s["synthesis"] += 150.0
-    coordinator.plan.spent_s["base"] += 50.0
-    coordinator._replan()
-    assert coordinator.plan.budget_s == pytest.approx(whole_s)
+    state.plan.spent_s[SYNTHESIS] += 150.0
+    state.plan.spent_s[BASE] += 50.0
+    state.replan([0, 1])
+    assert state.plan.budget_s == pytest.approx(whole_s)
 
 
 def test_a_run_that_goes_on_does_not_try_a_model_again_that_was_given_up(bench: Bench) -> None:
     clock = VirtualClock()
     first = NO_SYNTHESIS.override([("ttt.scope", "joint")])
     past = [{"event": "start"}, {"event": "fallback", "model": "embedded", "reason": "its loads hung"}]
-    parts = {"start_s": 0.0, "fleet": InstantFleet(2, answer_all, clock), "deadline": Deadline(600.0, clock)}
     tasks = parse_tasks(DOCUMENT, source="tests")
-    coordinator = Coordinator(tasks, first, bench.out, fallback=NO_SYNTHESIS, past=past, **parts)
-    coordinator._resume()
+    spec = RunSpec(tasks, first, bench.out, 0.0, Deadline(600.0, clock), fallback=NO_SYNTHESIS)
+    coordinator = Coordinator(spec, InstantFleet(2, answer_all, clock))
+    coordinator.resume(past)
     coordinator.journal.close()
-    assert coordinator.settings == NO_SYNTHESIS
-    assert (coordinator.fallback, coordinator.result.fell_back) == (None, "its loads hung")
-    assert coordinator.plan.joint_state == "done"
+    assert coordinator.state.settings == NO_SYNTHESIS
+    assert (coordinator.trust.has_fallback, coordinator.result.fell_back) == (False, "its loads hung")
+    assert coordinator.state.plan.joint_state == "done"
 
 
 def test_an_error_of_the_coordinator_is_an_interruption(bench: Bench) -> None:
@@ -472,10 +438,10 @@ def test_an_answer_for_the_second_test_input_stays_second(bench: Bench) -> None:
 def test_a_joint_stage_runs_once_and_its_adapter_goes_to_training_only(bench: Bench) -> None:
     behaviour = (
         "if job['kind'] == 'joint':\n"
-        "    assert sorted(job['tasks']) == ['a', 'b', 'c'] and job['until'] > 0\n"
+        "    assert sorted(job['tasks']) == ['a', 'b', 'c'] and job['left_s'] > 0\n"
         "    time.sleep(0.3); open(job['path'], 'w').close(); done(job)\n"
         "else:\n"
-        "    assert ('joint' in job) == (job['kind'] == 'ttt')\n"
+        "    assert bool(job['joint']) == (job['kind'] == 'ttt')\n"
         "    answer(job)"
     )
     result = bench.run(behaviour, **{"ttt.scope": "joint"})
@@ -496,10 +462,10 @@ def test_problems_of_single_tasks_are_recorded_and_answered(bench: Bench) -> Non
 
 def test_a_run_without_tasks_starts_no_worker(bench: Bench, tmp_path: Path) -> None:
     settings = Settings.of("embedded")
-    fleet = Fleet([["/no/such/program"]], {}, [{}], tmp_path)
     deadline = Deadline.after(60.0)
+    fleet = Fleet([["/no/such/program"]], make_hello(settings, deadline), [{}], tmp_path)
     loaded = LoadedTasks((), (), dict(COUNTS))
-    result = Coordinator(loaded, settings, bench.out, start_s=REAL_CLOCK.now(), fleet=fleet, deadline=deadline).run()
+    result = Coordinator(RunSpec(loaded, settings, bench.out, REAL_CLOCK.now(), deadline), fleet).run()
     bench.check()
     assert (result.stopped_by, result.deaths) == ("all done", [])
 
@@ -515,11 +481,11 @@ def test_each_worker_sees_one_device(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     fleet, _, _ = make_fleet(NO_SYNTHESIS, tmp_path, Deadline.after(60.0))
     assert [environment["CUDA_VISIBLE_DEVICES"] for environment in fleet._environments] == ["2", "5"]
-    assert fleet._hello["gpu"] == 0
+    assert fleet._hello.gpu == 0
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     fleet, _, _ = make_fleet(NO_SYNTHESIS.override([("run.workers", 3)]), tmp_path, Deadline.after(60.0))
     assert len(fleet.slots) == 3
-    assert fleet._hello["gpu"] is None
+    assert fleet._hello.gpu is None
 
 
 # The real script
@@ -624,14 +590,17 @@ from pathlib import Path
 sys.path[:0] = [{src!r}]
 from arc_ttt.deadline import REAL_CLOCK, Deadline
 from arc_ttt.fleet.fleet import Fleet
-from arc_ttt.tasks.grids import parse_tasks
+from arc_ttt.fleet.launch import make_hello
+from arc_ttt.tasks.parse import parse_tasks
 from arc_ttt.run.coordinator import Coordinator
+from arc_ttt.run.spec import RunSpec
 from arc_ttt.settings import Settings
 out = Path(sys.argv[1])
 loaded = parse_tasks(json.loads({document!r}), source="tests")
 deadline = Deadline.after(600.0)
-fleet = Fleet([{command!r}] * 2, {{}}, [{{}}] * 2, out / "logs")
-Coordinator(loaded, Settings.of("embedded"), out, start_s=REAL_CLOCK.now(), fleet=fleet, deadline=deadline).run()
+settings = Settings.of("embedded")
+fleet = Fleet([{command!r}] * 2, make_hello(settings, deadline), [{{}}] * 2, out / "logs")
+Coordinator(RunSpec(loaded, settings, out, REAL_CLOCK.now(), deadline), fleet).run()
 """
 
 
@@ -639,7 +608,7 @@ def test_a_killed_coordinator_leaves_a_valid_submission_and_no_worker(tmp_path: 
     """At ten random moments, from the first submission to the last; its workers end with it."""
     document = {f"t{i}": {"train": [PAIR], "test": [{"input": [[1]]}]} for i in range(60)}
     start = f"sys.path[:0] = [{str(ROOT / 'src')!r}, {str(Path(__import__('numpy').__file__).parent.parent)!r}]\n"
-    start += "from arc_ttt.worker.__main__ import _die_with_parent\n_die_with_parent()\n"
+    start += "from arc_ttt.worker.serve import _die_with_parent\n_die_with_parent()\n"
     start += "signal.signal(signal.SIGPIPE, signal.SIG_IGN)"
     command = worker_script(tmp_path / "worker.py", "time.sleep(0.05)\nanswer(job)", start)
     runner = tmp_path / "coordinator.py"
@@ -665,7 +634,7 @@ def test_a_killed_coordinator_leaves_a_valid_submission_and_no_worker(tmp_path: 
 
 def test_a_worker_whose_coordinator_is_dead_before_it_looks_ends(tmp_path: Path) -> None:
     """Trap: asking for a signal at the parent's death is too late when the parent has died already."""
-    command = [sys.executable, "-c", "from arc_ttt.worker.__main__ import main; main()"]
+    command = [sys.executable, "-c", "from arc_ttt.worker.serve import main; main()"]
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "ARC_TTT_COORDINATOR": "1"}  # not this process
     process = subprocess.Popen(command, stdin=subprocess.PIPE, env=env)
     try:
@@ -705,7 +674,8 @@ def test_the_script_does_its_main_job_on_tasks_of_all_kinds(tmp_path: Path) -> N
     assert "task c has one demonstration" in done.stdout
     report = json.loads((out / "report.json").read_text())
     assert report["answered"]["base"] == report["answered"]["ttt"] == 0  # no solutions are known
-    outcomes = {(i, stage): row[stage]["outcome"] for i, row in report["by_task"].items() for stage in ("base", "ttt")}
+    rows = {i: row for i, row in report["by_task"].items() if "base" in row}
+    outcomes = {(i, stage): row[stage]["outcome"] for i, row in rows.items() for stage in ("base", "ttt")}
     assert outcomes == {(i, stage): "finished" for i in ("a", "b", "c", "none") for stage in ("base", "ttt")}
     assert report["stopped_by"] == "all done"
     assert "no trainable sequence" in report["by_task"]["none"]["ttt"]["reason"]
@@ -875,7 +845,7 @@ def test_a_kaggle_run_without_any_input_still_leaves_a_file(tmp_path: Path) -> N
 def test_wrong_settings_of_a_kaggle_run_still_leave_a_complete_file(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(kaggle, "LIMIT_S", 10.0)
+    monkeypatch.setattr(usable_settings, "LIMIT_S", 10.0)
     mount(tmp_path, "arc", arc_test_challenges=json.dumps(DOCUMENT))
     assert kaggle_run(tmp_path, wrong, 2, time.monotonic()) == 0
     check_submission(json.loads((tmp_path / "working" / "submission.json").read_text()), COUNTS)

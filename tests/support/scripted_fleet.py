@@ -1,6 +1,6 @@
 """Runs over workers that are made up: small scripts that speak the protocol, or none at all.
 
-A run started with this file as a program (`python tests/fake_run.py OUT WORKER.py LIMIT_S [SETTING=VALUE ...]`) is the
+A run started with this file as a program (`python tests/support/scripted_fleet.py OUT WORKER.py LIMIT_S [SETTING=VALUE ...]`) is the
 product's coordinator, dead-man and all, over two processes of WORKER.py; tests kill, stop and starve it.
 """
 
@@ -12,6 +12,7 @@ import os
 import resource
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -24,10 +25,14 @@ from arc_ttt.deadline import REAL_CLOCK, Clock, Deadline, VirtualClock, run_star
 from arc_ttt.fleet.fleet import Fleet  # noqa: E402
 from arc_ttt.fleet.launch import make_hello  # noqa: E402
 from arc_ttt.fleet.patience import PATIENCE, Patience  # noqa: E402
-from arc_ttt.fleet.workers import Death, Message  # noqa: E402
+from arc_ttt.fleet.workers import Death, Event, Message  # noqa: E402
+from arc_ttt.protocol.jobs import CallBack, DeathKind  # noqa: E402
+from arc_ttt.protocol.messages import read_message  # noqa: E402
+from arc_ttt.protocol.orders import Hello, Order  # noqa: E402
 from arc_ttt.run.coordinator import Coordinator  # noqa: E402
 from arc_ttt.run.journal import read_journal  # noqa: E402
 from arc_ttt.run.report import RunResult, Status  # noqa: E402
+from arc_ttt.run.spec import RunSpec, Started  # noqa: E402
 from arc_ttt.run.start import start_run  # noqa: E402
 from arc_ttt.run.submission import check_submission  # noqa: E402
 from arc_ttt.settings import Settings  # noqa: E402
@@ -54,39 +59,15 @@ def document(count: int) -> dict[str, Any]:
     return {f"t{i}": {"train": [PAIR, PAIR], "test": tests[i % 3]} for i in range(count)}
 
 
-WORKER = '''
+SCRIPT = """
 import ctypes, json, os, signal, sys, time
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # with its parent, as the product's workers
-if os.getppid() != int(os.environ["ARC_TTT_COORDINATOR"]): os._exit(0)
-FOLDER = {folder!r}
-def say(**body):
-    line = memoryview(json.dumps(body).encode() + b"\\n")
-    while line: line = line[os.write(1, line):]
-def mine(job, index):
-    """The answer to a test input: different for each task, stage and test input, the same whoever gives it."""
-    return [[1 if job["kind"] == "base" else 2, index, int(job["task_id"][1:]) % 10]]
-def candidates(job, index, grids):
-    found = [{{"grid": grid, "group": "identity", "nll": 1.0}} for grid in grids]
-    say(type="candidates", job=job["id"], task_id=job["task_id"], test_index=index, candidates=found, scored=[])
-def progress(job, phase="train"):
-    say(type="progress", job=job["id"], phase=phase, done=0, of=1)
-def done(job, **more):
-    say(**{{"type": "done", "job": job["id"], "seconds": 0.01, "outcome": "finished", "reason": "", **more}})
-def answer(job):
-    for index in range(len(job["task"]["test"])): candidates(job, index, [mine(job, index)])
-    done(job)
-def first_time(name):
-    try: os.close(os.open(FOLDER + "/" + str(name), os.O_CREAT | os.O_EXCL)); return True
-    except FileExistsError: return False
-hello = json.loads(sys.stdin.readline())
+sys.path.insert(0, {support!r})
+from scripted_worker import *
+hello = begin({marks!r})
 {start}
-say(type="ready", device="cpu", dtype="float32", parameters=1)
-for line in sys.stdin:
-    job = json.loads(line)
-    if job["type"] != "job": continue
-    progress(job)
+for job in jobs():
 {behaviour}
-'''
+"""
 
 
 def expected(count: int) -> dict[str, Any]:
@@ -99,10 +80,13 @@ def expected(count: int) -> dict[str, Any]:
 
 
 def worker_script(path: Path, behaviour: str, start: str = "") -> list[str]:
-    """Command of a worker that does `behaviour` for each job."""
-    body = "\n".join("    " + line for line in behaviour.splitlines())
-    text = WORKER.format(folder=str(path.parent), start=start, behaviour=body)
-    path.write_text(text)
+    """Command of a worker that does `start` before it is ready, and `behaviour` for each `job`.
+
+    Both are Python text over the functions of `scripted_worker`.
+    """
+    support = str(Path(__file__).parent)
+    body = textwrap.indent(behaviour, "    ")
+    path.write_text(SCRIPT.format(support=support, marks=str(path.parent), start=start, behaviour=body))
     return [sys.executable, "-S", "-E", str(path)]
 
 
@@ -172,7 +156,7 @@ def run(
         on_status(status, made[0])
 
     settings = settings_of(limit_s, changes)
-    result = start_run(loaded, settings, out, start_s=REAL_CLOCK.now(), on_status=look, fleet_of=fleet_of)
+    result = start_run(loaded, settings, out, Started(REAL_CLOCK.now()), on_status=look, fleet_of=fleet_of)
     seconds = time.monotonic() - began_s
     return Ran(result, valid(out, loaded.test_counts), read_journal(out / "events.jsonl"), seconds)
 
@@ -185,13 +169,15 @@ def valid(out: Path, counts: Mapping[str, int]) -> dict[str, Any]:
 
 
 class InstantFleet:
-    """Workers that answer within the same turn, without processes. answer: lines to a job, as a worker would say them;
-    after a line "die" the worker is dead."""
+    """Workers that answer within the same turn, without processes.
+
+    answer: lines to a job, as a worker would say them; after a line "die" the worker is dead.
+    """
 
     def __init__(self, slots: int, answer: Callable[[dict[str, Any]], Iterable[dict[str, Any]]], clock: Clock) -> None:
         self._slots, self._answer, self._clock = list(range(slots)), answer, clock
         self._alive: set[int] = set()
-        self._events: list[Message | Death] = []
+        self._events: list[Event] = []
 
     @property
     def slots(self) -> list[int]:
@@ -206,31 +192,31 @@ class InstantFleet:
         self._alive.add(slot)
         return True
 
-    def send(self, slot: int, body: Mapping[str, Any]) -> None:
-        for line in self._answer(json.loads(json.dumps(dict(body)))):
+    def send(self, slot: int, order: Order) -> None:
+        for line in self._answer(json.loads(json.dumps(order.to_json()))):
             if line["type"] == "die":
                 self._alive.discard(slot)
-                self._events.append(Death(slot, "signal 9", final=False))
+                self._events.append(Death(slot, DeathKind.CRASHED, "signal 9", final=False))
                 return
-            self._events.append(Message(slot, {"job": body["id"], **line}))
+            self._events.append(Message(slot, read_message(json.loads(json.dumps({"job": order.id, **line})))))
 
-    def poll(self, timeout_s: float) -> list[Message | Death]:
+    def poll(self, timeout_s: float) -> list[Event]:
         self._clock.sleep(timeout_s if not self._events else 0.001)
         events, self._events = self._events, []
         return events
 
-    def cancel(self, slot: int, cause: str) -> None: ...
+    def cancel(self, slot: int, cause: CallBack) -> None: ...
 
-    def kill(self, slot: int, cause: str) -> Death:
+    def kill(self, slot: int, kind: DeathKind) -> Death:
         self._alive.discard(slot)
-        return Death(slot, cause, final=False)
+        return Death(slot, kind, str(kind), final=False)
 
-    def forgive(self, slot: int) -> None: ...
+    def clear_deaths(self, slot: int) -> None: ...
 
     def retire(self, slot: int) -> None:
         self._slots = [number for number in self._slots if number != slot]
 
-    def greet(self, hello: Mapping[str, Any]) -> None: ...
+    def set_hello(self, hello: Hello) -> None: ...
 
     def stop(self) -> None: ...
 
@@ -260,18 +246,16 @@ def instant_run(
     clock = VirtualClock()
     settings = settings_of(600.0, changes)
     fleet = InstantFleet(2 + programs, answer, clock)
-    coordinator = Coordinator(
+    spec = RunSpec(
         loaded,
         settings,
         out,
-        start_s=0.0,
-        fleet=fleet,
-        deadline=Deadline(600.0, clock),
-        program_slots=range(2, 2 + programs),
-        past=list(past),
-        mark="mark",
+        0.0,
+        Deadline(600.0, clock),
+        searchers=range(2, 2 + programs),
+        fingerprint="mark",
     )
-    return coordinator.run()
+    return Coordinator(spec, fleet).run(past=list(past))
 
 
 class Process:
@@ -342,7 +326,7 @@ def main(arguments: list[str]) -> int:
     commands = [[sys.executable, "-S", "-E", worker]] * 2
     loaded = parse_tasks(document(tasks), source="tests")
     make = fleet_maker(commands, QUICK, 0, [])
-    start_run(loaded, settings_of(limit_s, changes), out, start_s=run_start(REAL_CLOCK.now()), fleet_of=make)
+    start_run(loaded, settings_of(limit_s, changes), out, Started(run_start(REAL_CLOCK.now())), fleet_of=make)
     return 0
 
 

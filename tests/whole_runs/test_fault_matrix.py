@@ -35,7 +35,6 @@ from arc_ttt.fleet import fleet as fleet_module
 from arc_ttt.fleet.fleet import Fleet
 from arc_ttt.protocol.jobs import Outcome
 from arc_ttt.protocol.messages import EXIT_DEVICE_LOST
-from arc_ttt.run import coordinator as run_module
 from arc_ttt.run.journal import read_journal
 from arc_ttt.run.report import Status
 from arc_ttt.run.submission import Submission
@@ -208,7 +207,7 @@ SERVER = """
 import os, sys
 sys.path[:0] = {path!r}
 from arc_ttt.worker import serve
-from arc_ttt.worker.__main__ import main
+from arc_ttt.worker.serve import main
 from arc_ttt.worker.server import Server
 class Made(Server):
     def __init__(self, settings, hello, send, inbox):
@@ -371,7 +370,7 @@ def test_f12_a_job_that_goes_on_beyond_its_time_is_called_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behaviour: str, deaths: int
 ) -> None:
     """It shows progress, so its silence would never end it; one that does not listen either is killed."""
-    monkeypatch.setattr("arc_ttt.run.coordinator.OVERDUE_S", 0.2)
+    monkeypatch.setattr("arc_ttt.run.board.OVERDUE_S", 0.2)
     monkeypatch.setattr(CostModel, "cap", lambda self, predicted_s, device: 0.3)
     device = only_if("job['task_id'] == 't0' and first_time('t0')", behaviour)
     ran = run(tmp_path, device, workers=1, tasks=3, **{"decode.base_share": 0.0})
@@ -423,7 +422,7 @@ def test_f13_f14_nonsense_and_floods_end_one_worker_and_hold_nobody(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other worker goes on meanwhile: each turn of the loop reads a bounded amount."""
-    monkeypatch.setattr(fleet_module, "FLOOD_BYTES", 8_000_000)
+    monkeypatch.setattr("arc_ttt.fleet.pipes.FLOOD_BYTES", 8_000_000)
     lines = "\n".join("    " + line for line in NONSENSE[name].splitlines())
     ran = run(tmp_path, f"if job['task_id'] == 't1' and first_time('x'):\n{lines}\ntime.sleep(0.02); answer(job)")
     assert ran.result.stopped_by == "all done"
@@ -494,7 +493,7 @@ def test_f16_a_disk_that_refuses_every_other_write(tmp_path: Path, monkeypatch: 
         original(submission)
 
     monkeypatch.setattr(Submission, "write", write)
-    monkeypatch.setattr(run_module, "WRITE_EVERY_S", 0.0)
+    monkeypatch.setattr("arc_ttt.run.writer.WRITE_EVERY_S", 0.0)
     ran = run(tmp_path, "time.sleep(0.05); answer(job)")
     assert ran.result.write_errors > 0
     assert ran.document == expected(6)
@@ -637,8 +636,8 @@ def test_f22_workers_of_synthesis_go_first_when_memory_runs_low(
     def memory() -> int:
         return 100 if 0.7 < REAL_CLOCK.now() - began_s < 1.4 else 1 << 40
 
-    monkeypatch.setattr("arc_ttt.run.start.free_memory", memory)
-    monkeypatch.setattr(run_module, "MEMORY_EVERY_S", 0.1)
+    monkeypatch.setattr("arc_ttt.run.start.available_memory", memory)
+    monkeypatch.setattr("arc_ttt.run.crew.MEMORY_EVERY_S", 0.1)
     slow = "for _ in range(4): time.sleep(0.1); progress(job)\n"
     ran = run(
         tmp_path,
@@ -672,7 +671,7 @@ import sys
 sys.path[:0] = {path!r}
 from arc_ttt.synthesis import solver
 from arc_ttt.worker import program_server
-from arc_ttt.worker.__main__ import main
+from arc_ttt.worker.serve import main
 def nasty(task, **limits):
     {code}
     return ()
