@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from arc_ttt.machine import free_memory
+from arc_ttt.machine import available_memory
 
 GIB = 1 << 30
 MEMINFO = "MemTotal:       16000000 kB\nMemFree:          100000 kB\nMemAvailable:    8388608 kB\n"
@@ -42,9 +42,9 @@ V1 = {"memory__memory_DOT_limit_in_bytes": f"{10 * GIB}", "memory__memory_DOT_us
 )
 def test_the_least_of_machine_and_container(tmp_path: Path, files: dict[str, str], gib: int) -> None:
     proc = write(tmp_path / "proc", meminfo=MEMINFO)
-    assert free_memory(proc, write(tmp_path / "cgroup", **files)) == gib * GIB
+    assert available_memory(proc, write(tmp_path / "cgroup", **files)) == gib * GIB
 
 
 def test_where_nothing_tells(tmp_path: Path) -> None:
-    assert free_memory(tmp_path, tmp_path) is None
-    assert free_memory(tmp_path, write(tmp_path / "cgroup", **V2)) == GIB
+    assert available_memory(tmp_path, tmp_path) is None
+    assert available_memory(tmp_path, write(tmp_path / "cgroup", **V2)) == GIB

@@ -175,7 +175,7 @@ mounts = find_mounts(root)
 before = list(sys.path)
 packages = prepare_packages(mounts, root / "scratch", unsloth=sys.argv[2] == "unsloth", seconds=400.0)
 held = [name for name in ("bitsandbytes", "unsloth") if importlib.util.find_spec(name)]
-print(json.dumps([packages.four_bit, packages.unsloth, packages.fallbacks, packages.notes, held]))
+print(json.dumps([packages.four_bit, packages.unsloth, list(packages.fallbacks.values()), packages.notes, held]))
 """
 
 

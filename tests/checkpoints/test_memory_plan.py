@@ -255,8 +255,8 @@ def test_settings_that_fit_stay_and_others_are_cut_with_a_word() -> None:
     shorter, notes = fitted(settings, a_plan(3000))
     assert (shorter.ttt.max_sequence_tokens, shorter.ttt.micro_batch_tokens) == (3000, 3000)
     assert len(notes) == 1
-    assert "3000" in notes[0]
-    assert "4000" in notes[0]
+    assert "3000" in notes[0].text
+    assert "4000" in notes[0].text
 
 
 def test_no_tokens_given_means_what_fits() -> None:
@@ -268,5 +268,6 @@ def test_no_tokens_given_means_what_fits() -> None:
 def test_what_cannot_be_trained_is_answered_without() -> None:
     without, notes = fitted(preset("8B"), a_plan(0))
     assert without.ttt.scope == "none"
-    assert "9.0 GiB" in notes[0]
+    assert "9.0 GiB" in notes[0].text
+    assert notes[0].less
     assert fitted(without, a_plan(0)) == (without, [])

@@ -20,6 +20,7 @@ from arc_ttt.bootstrap.packages import Packages
 from arc_ttt.checkpoints.shape import parameter_count
 from arc_ttt.kaggle import record, usable_settings
 from arc_ttt.kaggle import run as kaggle
+from arc_ttt.protocol.messages import Note
 from arc_ttt.run.report import RunResult
 from arc_ttt.settings import Settings
 from support.llamas import LLAMA_1B
@@ -60,7 +61,7 @@ def decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decide:
         monkeypatch.setattr(kaggle, "prepare_packages", lambda *_, **__: found)
         monkeypatch.setattr(usable_settings, "gpu_memory_bytes", lambda: int(gpu * GIB))
         monkeypatch.setattr(usable_settings, "count_gpus", lambda: 2 if gpu else 0)
-        monkeypatch.setattr(usable_settings, "free_memory", lambda: int(free * GIB))
+        monkeypatch.setattr(usable_settings, "available_memory", lambda: int(free * GIB))
         run.fallbacks = []  # type: ignore[attr-defined]
 
         def start(loaded: Any, settings: Settings, *_: Any, fallback: Settings, **__: Any) -> None:
@@ -100,7 +101,7 @@ def test_without_four_bits_the_model_runs_in_sixteen_where_memory_allows(
 
 
 def test_without_unsloth_the_same_model_runs_with_transformers(decide: Decide) -> None:
-    settings = decide(Packages(fallbacks=["no"]), gpu=15, **chosen(**{"model.backend": "unsloth"}))
+    settings = decide(Packages(fallbacks={"unsloth": "no"}), gpu=15, **chosen(**{"model.backend": "unsloth"}))
     assert settings.model.backend == "transformers"
     assert settings.model.path
     assert settings.ttt == dataclasses.replace(Settings.of("llama-1b-3b").ttt, passes=2)  # of a commit run
@@ -160,7 +161,7 @@ def test_a_set_that_fails_in_an_unknown_way_costs_only_itself(
     monkeypatch.setattr(packages, "_try_out", lambda *_: "")
     found = packages.prepare_packages(Mounts(), tmp_path, unsloth=True, seconds=10.0)
     assert (found.four_bit, found.unsloth) == (four_bit, not four_bit)
-    (line,) = found.fallbacks
+    (line,) = found.fallbacks.values()
     assert "LookupError: nobody expected this" in line
 
 
@@ -217,7 +218,7 @@ def test_what_a_worker_does_otherwise_than_asked_is_told_at_the_end(
     (tmp_path / "submission.json").write_text("{}")
     setup = record.Setup()
     settings = Settings.of("embedded").override([("run.limit_s", 60.0)])
-    kaggle._look_back(tmp_path, {}, RunResult(notes=[note]), settings, setup)
+    kaggle._look_back(tmp_path, {}, RunResult(notes=[Note(note, less=falls_back)]), settings, setup)
     assert (setup.fallbacks if falls_back else setup.notes) == [note]
     assert ("FALLBACK" in capsys.readouterr().out) == falls_back
 
@@ -328,5 +329,5 @@ def test_four_bits_that_do_not_work_cost_the_embedded_model_nothing(
 ) -> None:
     """Its weights are expanded anyway, to the same values."""
     for settings, falls_back in (({}, False), (chosen(), True)):
-        decide(Packages(four_bit=False, fallbacks=["no 4-bit weights: no library"]), gpu=15, **settings)
+        decide(Packages(four_bit=False, fallbacks={"bitsandbytes": "no 4-bit weights: no library"}), gpu=15, **settings)
         assert ("FALLBACK: no 4-bit weights: no library" in capsys.readouterr().out) == falls_back

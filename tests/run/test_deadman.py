@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from arc_ttt.deadline import REAL_CLOCK, Deadline
+from arc_ttt.deadline import REAL_CLOCK, Deadline, RunDeadlines
 from arc_ttt.run import deadman
 from arc_ttt.run.deadman import BEAT, BYE, Deadman, children, kill_run, start_ticks
 
@@ -115,7 +115,7 @@ def test_a_process_that_is_not_there_has_no_start() -> None:
 
 
 def test_the_coordinator_starts_tells_and_ends_it() -> None:
-    guard = Deadman(Deadline.after(600.0), 3.0)
+    guard = Deadman(RunDeadlines(Deadline.after(600.0), 3.0))
     pid = guard.pid
     assert pid is not None
     for _ in range(100_000):  # far more than a pipe holds: none of them waits
@@ -128,7 +128,7 @@ def test_the_coordinator_starts_tells_and_ends_it() -> None:
 
 def test_without_it_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    guard = Deadman(Deadline.after(600.0), 3.0)
+    guard = Deadman(RunDeadlines(Deadline.after(600.0), 3.0))
     assert guard.pid is None
     guard.beat()
     guard.stop()
@@ -137,7 +137,7 @@ def test_without_it_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_nobody_is_to_watch_nobody_does() -> None:
     """In one process with the work, a job silences the loop for as long as it takes."""
     before = set(children(os.getpid()))
-    idle = Deadman(Deadline(REAL_CLOCK.now() + 5.0), 2.0, watch=False)
+    idle = Deadman(RunDeadlines(Deadline(REAL_CLOCK.now() + 5.0), 2.0), watch=False)
     assert idle.pid is None
     assert set(children(os.getpid())) <= before
     idle.beat()

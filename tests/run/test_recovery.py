@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from arc_ttt.protocol.messages import Done, Unreadable
 from arc_ttt.run.journal import Journal, checked_line, read_journal
 from arc_ttt.run.recovery import fingerprint, past_lines, take_over
 from arc_ttt.tasks.grids import LoadedTasks
@@ -33,6 +34,8 @@ START = {"event": "start", "mark": "m"}
         ([START, {"event": "end", "stopped_by": "signal SIGTERM"}], True),
         ([START, {"event": "end", "stopped_by": "signal SIGTERM"}, START], True),
         ([START, {"event": "end", "stopped_by": "error RuntimeError"}], True),
+        ([START, {"event": "end", "stopped_by": "in other words", "stop": "signal"}], True),
+        ([START, {"event": "end", "stopped_by": "signal in other words", "stop": "deadline"}], False),
         ([START, {"event": "end", "stopped_by": "all done"}], False),
         ([START, {"event": "end", "stopped_by": "deadline"}], False),
         ([{"event": "start", "mark": "other"}], False),
@@ -40,7 +43,20 @@ START = {"event": "start", "mark": "m"}
         ([{"event": "start"}], False),
         ([], False),
     ],
-    ids=["killed", "signal", "killed again", "error", "done", "deadline", "other", "other later", "no mark", "empty"],
+    ids=[
+        "killed",
+        "signal",
+        "killed again",
+        "error",
+        "signal by kind",
+        "deadline by kind",
+        "done",
+        "deadline",
+        "other",
+        "other later",
+        "no mark",
+        "empty",
+    ],
 )
 def test_only_an_interrupted_run_of_the_same_kind_goes_on(
     tmp_path: Path, events: list[dict[str, Any]], goes_on: bool
@@ -104,12 +120,12 @@ def test_a_journal_cut_at_any_byte_holds_what_had_been_said_up_to_there(tmp_path
     instant_run(tmp_path, parse_tasks(document(1), source="tests"))
     path = tmp_path / "events.jsonl"
     whole = path.read_bytes()
-    every = [(job, body["type"]) for job, body in past_lines(read_journal(path))]
+    every = [(job, type(line)) for job, line in past_lines(read_journal(path))]
     assert len(every) == 4  # an answer and an end in two stages
     lengths = set()
     for cut in range(len(whole)):
         path.write_bytes(whole[:cut])
-        kept = [(job, body["type"]) for job, body in past_lines(read_journal(path))]
+        kept = [(job, type(line)) for job, line in past_lines(read_journal(path))]
         assert kept == every[: len(kept)]
         lengths.add(len(kept))
     assert lengths == set(range(len(every) + 1))
@@ -123,7 +139,7 @@ def test_a_run_killed_after_any_line_ends_as_if_unbroken_and_does_nothing_twice(
         torn = lines[number][: len(lines[number]) // 2] if number < len(lines) else b""
         (out / "events.jsonl").write_bytes(b"".join(lines[:number]) + torn)
         past = read_journal(out / "events.jsonl")
-        before = {(job.kind, job.task_id) for job, body in past_lines(past) if body["type"] == "done"}
+        before = {(job.kind, job.task_id) for job, line in past_lines(past) if isinstance(line, Done)}
         given: set[tuple[str, str]] = set()
 
         def answer(job: dict[str, Any], given: set[tuple[str, str]] = given) -> list[dict[str, Any]]:
@@ -191,7 +207,7 @@ def test_lines_of_an_older_kind_are_passed_over(tmp_path: Path) -> None:
     journal.append("found", kind="ttt", task_id="t0", predicted_s=1.0, share=1.0, number=0, type="candidates")
     journal.close()
     past = read_journal(tmp_path / "events.jsonl")
-    assert [body["type"] for _, body in past_lines(past)] == ["done", "candidates"]
+    assert [type(line) for _, line in past_lines(past)] == [Done, Unreadable]
     instant_run(tmp_path, LOADED, past=past)
     assert valid(tmp_path, LOADED.test_counts) == expected(4)
 

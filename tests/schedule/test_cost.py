@@ -15,7 +15,7 @@ from arc_ttt.checkpoints.folders import EMBEDDED, read_config
 from arc_ttt.checkpoints.shape import Model
 from arc_ttt.formats.compact import CompactFormat
 from arc_ttt.protocol.jobs import BASE, TTT
-from arc_ttt.schedule.cost import CostModel
+from arc_ttt.schedule.cost import CostModel, Took
 from arc_ttt.schedule.devices import DEVICE_TYPES, device_type
 from arc_ttt.schedule.shapes import training_shape, views_of
 from arc_ttt.settings import Settings
@@ -33,11 +33,15 @@ def make_task(task_id: str, side: int, demonstrations: int = 3, tests: int = 1) 
 TASKS = [make_task(f"t{side}", side, 2 + side % 4) for side in range(1, 31)]
 
 
-def seen_of(cost: CostModel, task: Task, train_s: float, decode_s: float, stretch: float = 1.0) -> dict[str, float]:
+def seen_of(cost: CostModel, task: Task, train_s: float, decode_s: float, stretch: float = 1.0) -> Took:
     """A full training that took so long, on sequences `stretch` times as long as their shapes say."""
     count, length, _ = training_shape(task, cost.settings.ttt)
-    seen = {"seconds": train_s + decode_s, "train_s": train_s, "train_tokens": stretch * count * length}
-    return seen | {"steps": count / cost.settings.ttt.batch_sequences}
+    return Took(train_s + decode_s, train_s, stretch * count * length, count / cost.settings.ttt.batch_sequences)
+
+
+def tenth(took: Took, train_s: float) -> Took:
+    """A tenth of a training, which took `train_s`."""
+    return Took(took.seconds / 10, train_s, took.train_tokens / 10, took.steps / 10)
 
 
 def observe(cost: CostModel, task: Task, train_s: float, decode_s: float, device: int = 0) -> None:
@@ -219,8 +223,8 @@ def test_trainings_that_are_all_cut_still_teach_how_slow_the_device_is() -> None
 
     def cut(task: Task, slower: float, device: int) -> None:
         """A tenth of a training, in the time that slower / 10 of it should take."""
-        part = {name: value / 10 for name, value in seen_of(cost, task, 0.0, 0.0).items()}
-        cost.observe_cut(task, device, part | {"train_s": 0.1 * slower * prior.parts(task, TTT)[0]})
+        train_s = 0.1 * slower * prior.parts(task, TTT)[0]
+        cost.observe_cut(task, device, tenth(seen_of(cost, task, 0.0, 0.0), train_s))
 
     for task in TASKS[:8]:
         cut(task, 12.0, 0)
@@ -228,7 +232,7 @@ def test_trainings_that_are_all_cut_still_teach_how_slow_the_device_is() -> None
     assert cost.settled  # at the eighth
     cut(TASKS[8], 12.0, 0)
     assert not cost.settled
-    cost.observe_cut(TASKS[0], 0, {"seconds": 3.0})  # it had not come to a step
+    cost.observe_cut(TASKS[0], 0, Took(3.0))  # it had not come to a step
     assert not cost.settled
 
 
@@ -237,8 +241,7 @@ def test_a_slow_device_is_known_by_its_cut_trainings_beside_a_quick_one() -> Non
     for task in TASKS[:20]:
         train_s, decode_s = prior.parts(task, TTT)
         observe(cost, task, train_s, decode_s, device=0)
-        part = {name: value / 10 for name, value in seen_of(cost, task, 0.0, 0.0).items()}
-        cost.observe_cut(task, 1, part | {"train_s": train_s})
+        cost.observe_cut(task, 1, tenth(seen_of(cost, task, 0.0, 0.0), train_s))
     train_s, _ = cost.parts(TASKS[20], TTT)
     assert cost.drift(1) / cost.drift(0) == pytest.approx(10.0, rel=0.15)
     assert cost.drift(0) * train_s == pytest.approx(prior.parts(TASKS[20], TTT)[0], rel=0.5)

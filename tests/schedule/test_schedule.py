@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from arc_ttt.protocol.jobs import BASE, JOINT, SYNTHESIS, TTT, Job
 from arc_ttt.schedule.gains import FIRST_MOST, least_share
-from arc_ttt.schedule.plan import FAILURES, FIRST_SHARE, Plan
+from arc_ttt.schedule.plan import FAILURES, FIRST_SHARE, Plan, Policy
+from arc_ttt.schedule.searches import SearchQueue
 from arc_ttt.tasks.grids import Example, Task, freeze
 
 ONE = freeze(np.zeros((1, 1)))
@@ -42,14 +43,8 @@ def make_plan(
         [make_task(i) for i in seconds],
         predict,
         budget_s,
-        passes=passes,
-        least_share=0.25,
-        order=order,
-        joint=joint,
-        base_share=0.2 if base else 0.0,
-        synthesis_share=0.5,
-        synthesis_passes=searches,
-        predict_program=lambda number: 10.0 * (number + 1),
+        Policy(passes=passes, least_share=0.25, order=order, joint=joint, base_share=0.2 if base else 0.0),
+        SearchQueue(searches, lambda number: 10.0 * (number + 1), 0.5),
     )
 
 
@@ -211,9 +206,7 @@ def test_the_size_of_the_first_rung_follows_the_load(budget_s: float, share: flo
         [make_task(i) for i in seconds],
         lambda task, kind, share: 100.0 * share,
         budget_s,
-        passes=3,
-        least_share=0.06,
-        base_share=0.0,
+        Policy(passes=3, least_share=0.06, base_share=0.0),
     )
     assert plan.first_share == pytest.approx(share)
     if share > 0.06:
@@ -301,7 +294,7 @@ def test_a_task_whose_trainings_fail_is_not_trained_for_ever() -> None:
 
 
 def test_a_task_without_demonstrations_is_answered_once() -> None:
-    plan = Plan([Task("a", (), (ONE,))], lambda task, kind, share: 1.0, 1e9, passes=8, base_share=0.0)
+    plan = Plan([Task("a", (), (ONE,))], lambda task, kind, share: 1.0, 1e9, Policy(passes=8, base_share=0.0))
     assert len(drain(plan)) == 1
 
 
@@ -403,12 +396,9 @@ def test_short_trainings_have_what_the_early_searches_leave() -> None:
             [make_task(f"t{i}") for i in range(10)],
             lambda task, kind, share: 100.0 * share,
             budget_s,
-            passes=4,
-            least_share=0.05,
+            Policy(passes=4, least_share=0.05, base_share=0.0),
+            SearchQueue(3, lambda number: (1.0, 4.0, 50.0)[number]),
             device_share=0.2,
-            base_share=0.0,
-            synthesis_passes=3,
-            predict_program=lambda number: (1.0, 4.0, 50.0)[number],
         )
 
     assert plan_of(200.0).first_share == pytest.approx(0.08, abs=0.01)  # 60% of the 150 s beside 10 x 5 s of searches

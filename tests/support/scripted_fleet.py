@@ -1,7 +1,7 @@
 """Runs over workers that are made up: small scripts that speak the protocol, or none at all.
 
-A run started with this file as a program (`python tests/support/scripted_fleet.py OUT WORKER.py LIMIT_S [SETTING=VALUE ...]`) is the
-product's coordinator, dead-man and all, over two processes of WORKER.py; tests kill, stop and starve it.
+A run started with this file as a program (`python scripted_fleet.py OUT WORKER.py LIMIT_S [SETTING=VALUE ...]`) is
+the product's coordinator, dead-man and all, over two processes of WORKER.py; tests kill, stop and starve it.
 """
 
 from __future__ import annotations
@@ -62,8 +62,10 @@ def document(count: int) -> dict[str, Any]:
 SCRIPT = """
 import ctypes, json, os, signal, sys, time
 sys.path.insert(0, {support!r})
+import scripted_worker
 from scripted_worker import *
 hello = begin({marks!r})
+folder = scripted_worker.folder
 {start}
 for job in jobs():
 {behaviour}

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arc_ttt.protocol.jobs import BASE, SYNTHESIS, TTT, Job
+from arc_ttt.protocol.messages import Programs
 from arc_ttt.run.findings import Findings
-from arc_ttt.schedule.plan import Plan
+from arc_ttt.schedule.plan import Plan, Policy
+from arc_ttt.schedule.searches import SearchQueue
 from arc_ttt.tasks.grids import Example, Grid, LoadedTasks, Task, freeze, grid_bytes, same_grid
 from arc_ttt.votes.attempts import attempts, merge
 from arc_ttt.votes.candidates import Program, strength
@@ -74,9 +76,8 @@ def test_a_search_that_was_cut_takes_nothing_from_the_one_before(cut: bool, expe
     task = Task("t", (Example(grid(0), grid(1)),), (grid(2),))
     findings = Findings(LoadedTasks((task,), (), {"t": 1}))
     for rows, was_cut in (([(1, 0.7), (3, 0.3)], False), ([(3, 0.1), (4, 0.05)], cut), ([], cut)):
-        programs = [{"grid": grid(v).tolist(), "text": "", "confidence": c, "fits_all": True} for v, c in rows]
-        body = {"type": "programs", "test_index": 0, "programs": programs, "cut": was_cut}
-        assert findings.take(SYNTHESIS, "t", 0, 0.0, body) == ""
+        programs = [Program(0, grid(v), "", c, True) for v, c in rows]
+        assert findings.take(Job(SYNTHESIS, "t", 0.0), Programs("t", 0, programs, was_cut)) == ""
     kept = findings.of(SYNTHESIS, "t").programs
     assert [(int(p.grid[0, 0]), p.confidence) for p in kept] == expected
 
@@ -93,10 +94,8 @@ def small_plan(count: int, *, share: float = 1.0, passes: int = 2, budget_s: flo
         tasks,
         lambda task, kind, share: 5.0,
         budget_s,
-        base_share=0.0,
-        synthesis_share=share,
-        synthesis_passes=passes,
-        predict_program=lambda number: 2.0 * 5**number,
+        Policy(base_share=0.0),
+        SearchQueue(passes, lambda number: 2.0 * 5**number, share),
     )
 
 

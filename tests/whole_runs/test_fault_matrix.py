@@ -116,7 +116,7 @@ CRASHES = {
     "device lost": (f"os._exit({EXIT_DEVICE_LOST})", "exit code 10: device lost"),
     "out of file size": (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))\n"
-        "open(FOLDER + '/x', 'wb').write(b'x' * 99)\nos._exit(4)",
+        "open(folder / 'x', 'wb').write(b'x' * 99)\nos._exit(4)",
         "signal 25",
     ),
     "recursion": ("def f(): f()\nf()", "exit code 1"),
@@ -206,29 +206,28 @@ def test_f5_a_worker_that_never_dies_costs_its_slot_and_not_the_run(
 SERVER = """
 import os, sys
 sys.path[:0] = {path!r}
+import numpy as np
+from arc_ttt.protocol.jobs import Outcome
+from arc_ttt.protocol.messages import Done, Found, FoundGrid, Ready
+from arc_ttt.tasks.grids import freeze
 from arc_ttt.worker import serve
-from arc_ttt.worker.serve import main
 from arc_ttt.worker.server import Server
 class Made(Server):
-    def __init__(self, settings, hello, send, inbox):
-        super().__init__(settings, hello, send, inbox)
-        self.about = {{"device": "cuda:0", "dtype": "float16"}}
-        self.lost = False
-    def work(self, message, deadline, progress):
+    ready = Ready("cuda:0", "float16")
+    lost = False
+    def work(self, order, deadline, progress):
         progress("train", 0, 1)
-        self.touch(message["task_id"])
-        for index in range(len(message["task"]["test"])):
-            stage = 1 if message["kind"] == "base" else 2
-            grid = [[stage, index, int(message["task_id"][1:]) % 10]]
-            candidates = [{{"grid": grid, "group": "identity", "nll": 1.0}}]
-            self.send({{"type": "candidates", "job": message["id"], "task_id": message["task_id"], "test_index": index,
-                       "candidates": candidates, "scored": []}})
-        return {{"outcome": "finished", "reason": ""}}
+        self.touch(order.task.task_id)
+        for index in range(len(order.task.tests)):
+            stage = 1 if order.kind == "base" else 2
+            grid = freeze(np.array([[stage, index, int(order.task.task_id[1:]) % 10]]))
+            self.send(Found(order.task.task_id, index, [FoundGrid(grid, "identity", 1.0)], job=order.id))
+        return Done(Outcome.FINISHED)
     def touch(self, task_id):
         if self.lost: raise RuntimeError("CUDA error: device-side assert triggered")
 {touch}
 serve.ModelServer = Made
-sys.exit(main())
+sys.exit(serve.main())
 """
 
 
@@ -389,11 +388,11 @@ def test_f9_when_everything_is_lost_the_run_ends_with_a_valid_file(tmp_path: Pat
 def test_f10_a_device_that_goes_away_in_the_middle_leaves_its_work_to_the_other(tmp_path: Path) -> None:
     """It answers a few tasks; from then on no process on it comes up any more."""
     start = f"""
-if sys.argv[0].endswith('worker0.py') and os.path.exists(FOLDER + '/gone'): sys.exit({EXIT_DEVICE_LOST})
+if sys.argv[0].endswith('worker0.py') and os.path.exists(str(folder / 'gone')): sys.exit({EXIT_DEVICE_LOST})
 """
     behaviour = f"""
 if sys.argv[0].endswith('worker0.py') and job["task_id"] in ("t7", "t8", "t9"):
-    open(FOLDER + '/gone', 'w').close(); os._exit({EXIT_DEVICE_LOST})
+    open(str(folder / 'gone'), 'w').close(); os._exit({EXIT_DEVICE_LOST})
 time.sleep(0.05); answer(job)
 """
     ran = run(tmp_path, behaviour, start=start, tasks=24)

@@ -14,6 +14,7 @@ from arc_ttt.deadline import Deadline, VirtualClock
 from arc_ttt.model.load import load_model
 from arc_ttt.model.loaded import LoadedModel
 from arc_ttt.protocol.jobs import TTT
+from arc_ttt.protocol.messages import Trial
 from arc_ttt.schedule.cost import CostModel
 from arc_ttt.settings import Settings
 from arc_ttt.tasks.grids import Example, Task, freeze
@@ -53,7 +54,7 @@ def test_it_ends_at_the_first_length_that_does_not_fit(base: LoadedModel, monkey
     rows = calibrate(base, Adapter(base, SETTINGS.ttt, seed=0), SETTINGS.ttt, Deadline.never())
     assert [row["fitted"] for row in rows] == [True, False]
     cost = CostModel(SETTINGS)
-    cost.calibrate(rows)
+    cost.calibrate([Trial(**{"seconds": 0.0, **row}) for row in rows])
     assert rows[0]["length"] <= cost.longest() < rows[1]["length"]
 
 
@@ -85,9 +86,7 @@ def test_predictions_follow_what_was_tried_out(base: LoadedModel) -> None:
     cost, prior = (CostModel(llama, Model(3.2e9, 28, 3072, 128256), "t4") for _ in range(2))
     a, b, c = prior._train.now
     lengths = [(length, length * 2) for length in (1000, 4000, 8000)]
-    cost.calibrate(
-        {"length": t, "sequences": 2, "seconds": 10 * (a + n * b + n * t * c), "fitted": True} for t, n in lengths
-    )
+    cost.calibrate(Trial(t, 2, 10 * (a + n * b + n * t * c), True) for t, n in lengths)
     grid = freeze(np.zeros((15, 15)))
     task = Task("t", (Example(grid, grid),) * 3, (grid,))
     assert cost.parts(task, TTT)[0] == pytest.approx(10 * prior.parts(task, TTT)[0], rel=0.02)

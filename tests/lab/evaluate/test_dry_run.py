@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from arc_lab.data.datasets import Dataset
 from arc_lab.evaluate.dry_run import main
 from arc_lab.evaluate.report import make_report
 from arc_ttt.deadline import REAL_CLOCK, VirtualClock
-from arc_ttt.protocol.jobs import BASE, SYNTHESIS, TTT
+from arc_ttt.protocol.jobs import BASE, SYNTHESIS, TTT, Job, JobKind
+from arc_ttt.protocol.messages import Found, FoundGrid, Programs, ScoredGrid, Unreadable, read_message
 from arc_ttt.run.findings import Findings
 from arc_ttt.run.report import RunResult
 from arc_ttt.settings import Settings
 from arc_ttt.tasks.grids import Solutions, freeze
 from arc_ttt.tasks.parse import parse_tasks
+from arc_ttt.votes.candidates import Program
 
 PAIR = {"input": [[1]], "output": [[2]]}
 RIGHT = [[2]]
@@ -30,11 +33,10 @@ def reported(*said: tuple[str, str, float, dict[int | str, list[list[int]]]]) ->
     findings = Findings(TASKS)
     for number, (stage, task_id, share, grids) in enumerate(said):
         rows = [
-            {"grid": grid, "group": "identity", "nll": 1.0} | ({} if view == "old" else {"view": view})
+            FoundGrid(freeze(np.array(grid)), "identity", 1.0, None if view == "old" else int(view))
             for view, grid in grids.items()
         ]
-        body = {"type": "candidates", "test_index": 0, "candidates": rows, "scored": []}
-        assert findings.take(stage, task_id, number, share, body) == ""
+        assert findings.take(Job(JobKind(stage), task_id, 1.0, share, number), Found(task_id, 0, rows)) == ""
         findings.of(stage, task_id).outcome = "finished"
     return make_report(DATASET, Settings.of("embedded"), RunResult(findings.results), {})
 
@@ -66,8 +68,8 @@ def test_the_report_has_a_program_for_every_test_input() -> None:
     tasks = parse_tasks({"a": {"train": [PAIR, PAIR], "test": [{"input": [[1]]}] * 2}}, source="made")
     findings = Findings(tasks)
     for index, texts in enumerate((["p", "q"], ["r"])):
-        rows = [{"grid": [[n]], "text": text, "confidence": 0.5, "fits_all": True} for n, text in enumerate(texts)]
-        findings.take(SYNTHESIS, "a", 0, 1.0, {"type": "programs", "test_index": index, "programs": rows})
+        rows = [Program(index, freeze(np.array([[n]])), text, 0.5, True) for n, text in enumerate(texts)]
+        findings.take(Job(SYNTHESIS, "a", 1.0), Programs("a", index, rows))
     report = make_report(Dataset("made", tasks, Solutions({})), Settings(), RunResult(findings.results), {})
     programs = report["by_task"]["a"][SYNTHESIS]["programs"]
     assert [(row["test_index"], row["program"]) for row in programs] == [(0, "p"), (1, "r")]
@@ -77,12 +79,10 @@ def test_both_engines_and_their_union_are_counted_on_the_same_tasks() -> None:
     """Task a is the network's, task b the program's; the submission has b alone."""
     findings = Findings(TASKS)
     for number, (task_id, grid) in enumerate((("a", RIGHT), ("b", [[7]]))):
-        rows = [{"grid": grid, "group": "identity", "nll": 1.0, "view": 0}]
-        findings.take(
-            TTT, task_id, number, 1.0, {"type": "candidates", "test_index": 0, "candidates": rows, "scored": []}
-        )
-        program = {"grid": [[7]] if task_id == "a" else RIGHT, "text": "p", "confidence": 0.9, "fits_all": True}
-        findings.take(SYNTHESIS, task_id, 0, 1.0, {"type": "programs", "test_index": 0, "programs": [program]})
+        rows = [FoundGrid(freeze(np.array(grid)), "identity", 1.0, 0)]
+        findings.take(Job(TTT, task_id, 1.0, number=number), Found(task_id, 0, rows))
+        program = Program(0, freeze(np.array([[7]] if task_id == "a" else RIGHT)), "p", 0.9, True)
+        findings.take(Job(SYNTHESIS, task_id, 1.0), Programs(task_id, 0, [program]))
         for stage in (TTT, SYNTHESIS):
             findings.of(stage, task_id).outcome = "finished"
     submitted = {
@@ -99,25 +99,29 @@ def test_answers_of_an_older_journal_are_scored_but_for_that() -> None:
     assert "greedy" not in report["by_task"]["a"][TTT]
 
 
-def scored(*found: tuple[list[list[int]], float]) -> dict[str, Any]:
-    """A line of answers to the first test input, each with its mean nll."""
-    rows = [{"grid": grid, "group": "identity", "nll": nll, "view": view} for view, (grid, nll) in enumerate(found)]
-    likelihoods = [{"grid": grid, "nll_by_view": [nll]} for grid, nll in found]
-    return {"type": "candidates", "test_index": 0, "candidates": rows, "scored": likelihoods}
+def scored(*found: tuple[list[list[int]], float], trained: float = 1.0) -> Found:
+    """Answers to the first test input, each with its mean nll."""
+    grids = [(freeze(np.array(grid)), nll) for grid, nll in found]
+    rows = [FoundGrid(grid, "identity", nll, view) for view, (grid, nll) in enumerate(grids)]
+    return Found("a", 0, rows, [ScoredGrid(grid, (nll,)) for grid, nll in grids], trained)
+
+
+def pass_of(number: int, share: float = 1.0) -> Job:
+    return Job(TTT, "a", 1.0, share, number)
 
 
 @pytest.mark.parametrize("trained", [0.0, 0.05])
 def test_a_training_that_failed_does_not_outvote_one_that_went_well(trained: float) -> None:
     """A short training has the answer; then a full one runs out of memory, and the base model answers in its place."""
     findings, settings = Findings(TASKS), Settings.of("embedded")
-    assert findings.take(TTT, "a", 0, 0.1, scored(([[5]], 0.05), ([[3]], 3.0)) | {"trained": 1.0}) == ""
+    assert findings.take(pass_of(0, 0.1), scored(([[5]], 0.05), ([[3]], 3.0), trained=1.0)) == ""
     before = findings.attempts("a", 0, settings)
-    assert findings.take(TTT, "a", 1, 1.0, scored(([[3]], 0.5), ([[4]], 0.6)) | {"trained": trained}) == ""
+    assert findings.take(pass_of(1, 1.0), scored(([[3]], 0.5), ([[4]], 0.6), trained=trained)) == ""
     after = findings.attempts("a", 0, settings)
     assert before is not None
     assert after is not None
     assert [g.tolist() for g in before] == [g.tolist() for g in after] == [[[5]], [[3]]]
-    findings.take(TTT, "a", 1, 1.0, scored(([[3]], 0.5), ([[4]], 0.6)))  # an older journal does not say
+    findings.take(pass_of(1, 1.0), scored(([[3]], 0.5), ([[4]], 0.6)))  # an older journal does not say
     older = findings.attempts("a", 0, settings)
     assert older is not None
     assert older[0].tolist() == [[3]]
@@ -127,12 +131,12 @@ def test_a_training_that_failed_does_not_outvote_one_that_went_well(trained: flo
 def test_a_training_that_failed_says_nothing_where_another_answered(rule: str) -> None:
     """Under every rule, also where the good one has no scores, and whichever came first."""
     settings = Settings.of("embedded").override([("vote.rule", rule)])
-    failed = scored(*[([[3]], 0.5)] * 16) | {"trained": 0.0}
-    good = scored(*[([[5]], 0.1)] * 8) | {"trained": 1.0, "scored": []}
+    failed = scored(*[([[3]], 0.5)] * 16, trained=0.0)
+    good = dataclasses.replace(scored(*[([[5]], 0.1)] * 8), scored=[])
     for numbers in ((0, 1), (1, 0)):
         findings = Findings(TASKS)
-        findings.take(TTT, "a", numbers[0], 0.1, good)
-        findings.take(TTT, "a", numbers[1], 1.0, failed)
+        findings.take(pass_of(numbers[0], 0.1), good)
+        findings.take(pass_of(numbers[1]), failed)
         both = findings.attempts("a", 0, settings)
         assert both is not None
         assert both[0].tolist() == [[5]]
@@ -141,28 +145,35 @@ def test_a_training_that_failed_says_nothing_where_another_answered(rule: str) -
 
 def test_an_earlier_try_of_a_pass_leaves_nothing_in_the_agreement() -> None:
     findings = Findings(TASKS)
-    findings.take(TTT, "a", 0, 0.3, scored(([[3]], 0.5), ([[4]], 0.6)))
+    findings.take(pass_of(0, 0.3), scored(([[3]], 0.5), ([[4]], 0.6)))
     assert findings.agreement("a") == pytest.approx(0.5)
-    findings.take(TTT, "a", 0, 0.3, scored(([[7]], 0.5), ([[7]], 0.5)))
+    findings.take(pass_of(0, 0.3), scored(([[7]], 0.5), ([[7]], 0.5)))
     assert findings.agreement("a") == pytest.approx(1.0)
 
 
 def test_a_training_that_failed_votes_where_there_is_no_other() -> None:
     findings = Findings(TASKS)
-    findings.take(TTT, "a", 0, 1.0, scored(([[3]], 0.5), ([[4]], 0.6)) | {"trained": 0.0})
+    findings.take(pass_of(0, 1.0), scored(([[3]], 0.5), ([[4]], 0.6), trained=0.0))
     both = findings.attempts("a", 0, Settings.of("embedded"))
     assert both is not None
     assert [g.tolist() for g in both] == [[[3]], [[4]]]
-    assert "likelihood" in findings.take(TTT, "a", 0, 1.0, scored(([[3]], 0.5)) | {"trained": float("nan")})
+
+
+@pytest.mark.parametrize("trained", [float("nan"), float("inf"), "much"])
+def test_a_part_of_a_training_that_is_no_number_is_refused(trained: object) -> None:
+    line = {**scored(([[3]], 0.5)).to_json(), "trained": trained}
+    message = read_message(line)
+    assert isinstance(message, Unreadable)
+    assert message.known
 
 
 @pytest.mark.parametrize("view", ["0", 1.0, -2, True])
 def test_a_view_that_is_no_number_is_refused(view: object) -> None:
     row = {"grid": RIGHT, "group": "identity", "nll": 1.0, "view": view}
-    body = {"type": "candidates", "test_index": 0, "candidates": [row], "scored": []}
-    findings = Findings(TASKS)
-    assert "number of a view" in findings.take(TTT, "a", 0, 1.0, body)
-    assert not findings.results[TTT, "a"].passes
+    line = {"type": "candidates", "task_id": "a", "test_index": 0, "candidates": [row], "scored": []}
+    message = read_message(line)
+    assert isinstance(message, Unreadable)
+    assert "number of a view" in message.reason
 
 
 @pytest.mark.parametrize(("took_s", "reserve_s"), [(0.0, 8.8), (20.0, 28.8), (500.0, 108.8)])

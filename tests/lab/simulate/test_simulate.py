@@ -24,15 +24,18 @@ from arc_lab.simulate.faults import MIXES, Faults
 from arc_lab.simulate.scenarios import Scenario, loaded_from, made_up_tasks, random_scenario
 from arc_lab.simulate.simulation import Outcome, random_runs, simulate
 from arc_lab.simulate.tables import summary_lines
-from arc_lab.simulate.virtual_fleet import VirtualFleet
+from arc_lab.simulate.virtual_fleet import VirtualFleet, VirtualMachine
 from arc_ttt import settings as settings_module
 from arc_ttt.checkpoints.shape import Model
-from arc_ttt.deadline import KILL_S, TURN_S, WRITE_S, VirtualClock, least_reserve
+from arc_ttt.deadline import KILL_S, TURN_S, WRITE_S, Deadline, VirtualClock, least_reserve
 from arc_ttt.fleet.patience import PATIENCE
 from arc_ttt.fleet.workers import Death, Message
-from arc_ttt.run.board import SUPERSEDED
-from arc_ttt.run.coordinator import POLL_S, Coordinator
+from arc_ttt.protocol.jobs import CallBack
+from arc_ttt.protocol.messages import Done, Programs
+from arc_ttt.protocol.orders import SearchOrder
+from arc_ttt.run.coordinator import Coordinator
 from arc_ttt.run.report import ACCOUNTS, Ledger
+from arc_ttt.run.spec import POLL_S
 from arc_ttt.schedule.cost import CostModel
 from arc_ttt.settings import RunSettings, Settings
 
@@ -61,8 +64,8 @@ class WaitsForJobs(Coordinator):
     """A mutant that looks at the clock between jobs only; its workers have no deadline either."""
 
     def _over(self) -> bool:
-        while self.stop_at.passed() and self._jobs:
-            for event in self.fleet.poll(60.0):
+        while self.state.deadlines.stop.passed() and self.board:
+            for event in self.workers.poll(60.0):
                 if isinstance(event, Death):
                     self._died(event)
                 else:
@@ -252,7 +255,7 @@ def test_jobs_whose_task_gets_a_sure_program_are_called_back_and_the_deaf_are_ki
         lost = {e["task_id"]: e["cause"] for e in outcome.journal.events if e["event"] == "death"}
         causes.append({lost.get(task_id) for task_id in called_back})
         assert not outcome.report["quarantined"]
-    assert causes == [{None}, {SUPERSEDED}]
+    assert causes == [{None}, {CallBack.SUPERSEDED}]
 
 
 def test_without_gpus_devices_and_programs_share_the_cores() -> None:
@@ -308,17 +311,16 @@ def test_what_happens_while_the_coordinator_turns_comes_with_the_next_poll() -> 
     clock = VirtualClock()
     tasks = {task.task_id: task for task in made_up_tasks(3)}
     settings_ = Settings.of("llama-1b-3b")
-    fleet = VirtualFleet(
-        1, tasks, CostModel(settings_, Model(), "t4"), clock, Faults(), random.Random(0), limit_s=3600.0, searchers=1
-    )
+    machine = VirtualMachine(devices=1, limit_s=3600.0, searchers=1)
+    fleet = VirtualFleet(machine, tasks, CostModel(settings_, Model(), "t4"), clock, Faults(), random.Random(0))
     assert fleet.slots == [0, 1]
     for slot in fleet.slots:
         fleet.start(slot)
     ready = [fleet.poll(100.0), fleet.poll(100.0)]
     assert [[message.slot for message in batch] for batch in ready] == [[1], [0]]
-    fleet.send(1, {"type": "job", "kind": "synthesis", "task_id": "task0000", "cpu_limit_s": 5.0})
+    fleet.send(1, SearchOrder(id=1, task=tasks["task0000"], deadline=Deadline(3600.0, clock), cpu_limit_s=5.0))
     batch = fleet.poll(10.0)
-    assert [message.body["type"] for message in batch if isinstance(message, Message)] == ["programs", "done"]
+    assert [type(message.body) for message in batch if isinstance(message, Message)] == [Programs, Done]
     assert not fleet.poll(10.0)
 
 
