@@ -14,7 +14,9 @@ from typing import Any, get_type_hints
 
 from arc_ttt.deadline import least_reserve
 from arc_ttt.errors import SettingsError
+from arc_ttt.formats.registry import FORMATS
 from arc_ttt.presets import DEVICE_PRESETS, LINEAR_LAYERS, PRESETS, device_preset
+from arc_ttt.votes.rules import RULES
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -56,7 +58,7 @@ class ModelSettings:
     """Ignore the checkpoint's weights and start from random ones: the ablation of the base stage."""
 
     def __post_init__(self) -> None:
-        _one_of("model.format", self.format, ("compact", "architects", "marc", "barc"))
+        _one_of("model.format", self.format, tuple(FORMATS))
         _one_of("model.backend", self.backend, ("transformers", "unsloth"))
         _one_of("model.quantize", self.quantize, ("nf4", "none"))
         _one_of("model.dequantize", self.dequantize, ("auto", "always", "never"))
@@ -215,15 +217,15 @@ class VoteSettings:
     """How candidates become two attempts."""
 
     rule: str = "product"
-    """product: log-likelihood summed over scoring views. hierarchical: the paper's vote, made sound. paper: the vote as
-    the official code does it. flattened: one count over all views."""
+    """How candidates are ranked: product (log-likelihood summed over scoring views), hierarchical (the paper's vote,
+    made sound), paper (the vote as the official code does it) or flattened (one count over all views)."""
     scoring_views: int = 8
     """Views under which each distinct candidate is scored for the product rule; their prompts are cached already."""
     max_scored: int = 12
     """At most so many candidates of a test input, the most frequent first, are scored."""
 
     def __post_init__(self) -> None:
-        _one_of("vote.rule", self.rule, ("product", "hierarchical", "paper", "flattened"))
+        _one_of("vote.rule", self.rule, tuple(RULES))
         _within("vote.scoring_views", self.scoring_views, 1, 256)
         _within("vote.max_scored", self.max_scored, 2)
 

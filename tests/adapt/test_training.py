@@ -339,12 +339,13 @@ def test_the_base_model_answers_when_training_diverges(task: Task, monkeypatch: 
     solver = TaskSolver(load_model(settings.model, CPU), settings)
     want = found(solver.answer(task, Deadline.never()))
     wild = run_settings(**{"ttt.learning_rate": 1.0, "ttt.clip_norm": 1e6, "ttt.batch_sequences": 1})
-    solver.settings = wild
+    assert solver.trainer is not None
+    solver.trainer.settings = wild
     answers = solver.adapt(task, Deadline.never())
     assert answers.outcome == Outcome.DIVERGED
     assert "step" in answers.reason
     assert found(answers) == want
-    solver.settings = settings
+    solver.trainer.settings = settings
     again = solver.adapt(task, Deadline.never())  # and the next task is not harmed
     assert again.outcome == Outcome.FINISHED
 

@@ -22,13 +22,16 @@ SCRIPT = """
 import os, signal, sys, time
 sys.path.insert(0, {root!r})
 import kernel
-kernel.SETTINGS["run.limit_s"], kernel.RESTART_S = {limit_s}, 1.0
+kernel.SETTINGS["run.limit_s"], kernel.RESTART_NEEDS_S = {limit_s}, 1.0
 def run():
     log = kernel.ROOT / "tries"
     tries = len(log.read_text()) if log.exists() else 0
     log.write_text("x" * (tries + 1))
     {body}
-kernel.on_kaggle = run
+kernel.on_kaggle = lambda guard=0: (kernel.make_importable(), end_with(guard), run())[2]
+def end_with(guard):
+    from arc_ttt.bootstrap.process import die_with_parent
+    die_with_parent(guard)
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda number, _frame: kernel.SIGNALS.append(number))
 sys.exit(kernel.guarded())
@@ -118,7 +121,8 @@ def test_the_run_ends_with_its_guard(tmp_path: Path) -> None:
 
 def lines_through(code: str) -> tuple[subprocess.Popen[bytes], list[Any]]:
     """A process whose stdout is a LastingStream, and where its exit status will stand."""
-    lasting = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import kernel; kernel.last('stdout', 1)\n"
+    lasting = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\n"
+    lasting += "from arc_ttt.bootstrap import process; process.outlive_reader('stdout', 1)\n"
     process = subprocess.Popen(
         [sys.executable, "-c", lasting + code], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": ""}
     )
@@ -129,7 +133,7 @@ def lines_through(code: str) -> tuple[subprocess.Popen[bytes], list[Any]]:
 
 def test_a_reader_that_has_stalled_holds_nobody_up() -> None:
     """Far more than a pipe holds, and nobody reads: the writer waits a moment once and goes on to its end."""
-    process, ended = lines_through("kernel.LastingStream.PATIENCE_S = 0.2\nfor i in range(3000): print('x' * 500)")
+    process, ended = lines_through("process.LastingStream.PATIENCE_S = 0.2\nfor i in range(3000): print('x' * 500)")
     end_s = time.monotonic() + 60
     while not ended and time.monotonic() < end_s:
         time.sleep(0.02)
@@ -141,7 +145,7 @@ def test_a_reader_that_has_stalled_holds_nobody_up() -> None:
 
 
 def test_a_slow_reader_gets_every_line() -> None:
-    process, _ = lines_through("kernel.LastingStream.PATIENCE_S = 60\nfor i in range(3000): print(i, 'y' * 100)")
+    process, _ = lines_through("process.LastingStream.PATIENCE_S = 60\nfor i in range(3000): print(i, 'y' * 100)")
     assert process.stdout is not None
     found = []
     while piece := process.stdout.read(50_000):

@@ -38,7 +38,7 @@ def test_a_command_ends_quietly_when_its_reader_is_gone() -> None:
 
 def test_unbuffered_output_stays_unbuffered() -> None:
     """As under `python -u`: the first line is there while the script still waits to be told to end."""
-    code = "import kernel; kernel.last('stdout', 1); print('here'); input()"
+    code = "from arc_ttt.bootstrap.process import outlive_reader; outlive_reader('stdout', 1); print('here'); input()"
     command = [sys.executable, "-u", "-c", code]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENV, cwd=ROOT) as process:
         assert process.stdin is not None
@@ -80,7 +80,7 @@ def test_what_the_kernel_prints_never_ends_it(tmp_path: Path, kind: str) -> None
         os.close(reading)
     else:
         stdout = os.open("/dev/full", os.O_WRONLY)
-    script = "import kernel, sys\nkernel.last('stdout', 1)\nkernel.last('stderr', 2)\n"
+    script = "import sys\nfrom arc_ttt.bootstrap.process import outlive_readers\noutlive_readers()\n"
     script += "for stream in (sys.stdout, sys.stderr) * 2: print('x' * 9000, file=stream, flush=True)\n"
     script += "print('unflushed')\nopen(sys.argv[1], 'w').write('went on')"
     shell = 'exec "$@" >&- 2>&-' if kind == "closed" else 'exec "$@" 2>&1'
@@ -92,7 +92,8 @@ def test_what_the_kernel_prints_never_ends_it(tmp_path: Path, kind: str) -> None
 
 
 def test_words_reach_a_reader_that_stays(tmp_path: Path) -> None:
-    script = "import kernel, sys\nkernel.last('stdout', 1)\nprint('first', flush=True)\nprint('last é')"
+    script = "import sys\nfrom arc_ttt.bootstrap.process import outlive_readers\noutlive_readers()\n"
+    script += "print('first', flush=True)\nprint('last é')"
     with (tmp_path / "log").open("a", encoding="utf-8") as log:
         log.write("before\n")
         log.flush()

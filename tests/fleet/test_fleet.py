@@ -233,7 +233,7 @@ def test_a_slot_that_loads_slowly_gets_more_time_at_each_start(make: Make) -> No
     """Else a model that takes longer than that to load would never be ready, and its deaths too rare to count."""
     fleet = make("import sys, time\ntime.sleep(0.9)\n" + PREAMBLE + "time.sleep(600)", preamble="", load_s=0.3)
     for _ in range(4):
-        events = events_until(fleet, lambda seen: bool(seen))
+        events = events_until(fleet, lambda seen: bool(deaths(seen) or bodies(seen, 0, "ready")))
         if not deaths(events):
             break
         assert "silent" in deaths(events)[0].cause

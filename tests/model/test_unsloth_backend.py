@@ -170,10 +170,11 @@ def test_where_unsloth_fails_transformers_takes_over_unpatched(
     use(monkeypatch, FakeUnsloth(fault))
     solver, notes = ready_solver(settings(folder), CPU)
     assert len(notes) == 1
-    assert notes[0].startswith("backend: transformers instead of unsloth: ")
+    assert notes[0].less
+    assert notes[0].text.startswith("backend: transformers instead of unsloth: ")
     said = {"load": "negligible GPU", "vocabulary": "tokens", "attach": "Rank", "idle": "gradients"}[fault]
-    assert said in notes[0]
-    assert "\n" not in notes[0]
+    assert said in notes[0].text
+    assert "\n" not in notes[0].text
     assert solver.base.unsloth is None
     assert solver.settings.model.backend == "transformers"
     from transformers.models.llama.modeling_llama import LlamaModel
@@ -216,7 +217,7 @@ def test_what_unsloth_cannot_do_is_refused_before_it_is_imported(
         changes = {**changes, "model__quantize": "none"}
     _, notes = ready_solver(settings(folder, **changes), CPU)
     assert len(notes) == 1
-    assert said in notes[0]
+    assert said in notes[0].text
 
 
 def test_targets_of_the_presets() -> None:

@@ -608,7 +608,8 @@ def test_a_killed_coordinator_leaves_a_valid_submission_and_no_worker(tmp_path: 
     """At ten random moments, from the first submission to the last; its workers end with it."""
     document = {f"t{i}": {"train": [PAIR], "test": [{"input": [[1]]}]} for i in range(60)}
     start = f"sys.path[:0] = [{str(ROOT / 'src')!r}, {str(Path(__import__('numpy').__file__).parent.parent)!r}]\n"
-    start += "from arc_ttt.worker.serve import _die_with_parent\n_die_with_parent()\n"
+    start += "from arc_ttt.bootstrap.process import die_with_parent\n"
+    start += "die_with_parent(int(os.environ['ARC_TTT_COORDINATOR']))\n"
     start += "signal.signal(signal.SIGPIPE, signal.SIG_IGN)"
     command = worker_script(tmp_path / "worker.py", "time.sleep(0.05)\nanswer(job)", start)
     runner = tmp_path / "coordinator.py"

@@ -31,7 +31,7 @@ TASK = Task("t", (Example(grid("012", "340"), grid("21", "04")), Example(grid("5
 def test_a_cpu_needs_no_plan() -> None:
     changes = {"model.dtype": "float32", "ttt.micro_batch_tokens": 0, "ttt.scope": "none"}
     solver, notes = ready_solver(Settings().override(changes.items()), CPU)
-    assert solver.memory is None
+    assert solver.answerer.memory is None
     assert solver.settings.ttt.micro_batch_tokens == CPU_TOKENS
     assert notes == []
 
@@ -50,7 +50,7 @@ def test_small_memory_means_smaller_batches_and_the_same_answers(monkeypatch: py
     monkeypatch.setattr(PromptBatch, "__init__", counted)
     whole = solver.answer(TASK, Deadline.never())
     config = solver.base.llama.config.to_dict()
-    solver.memory = plan(config, L4, solver.settings.ttt, four_bit=False, checkpointing=False)
+    solver.answerer.memory = plan(config, L4, solver.settings.ttt, four_bit=False, checkpointing=False)
     monkeypatch.setattr(MemoryPlan, "views", lambda self, prompt, answer, batch, kept: (min(batch, 2), min(kept, 4)))
     cut = solver.answer(TASK, Deadline.never())
     assert sizes == [6, 2, 2, 2]

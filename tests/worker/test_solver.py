@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from arc_ttt.adapt import batches, training
+from arc_ttt.adapt import adapter_trainer, batches, training
 from arc_ttt.deadline import Deadline, VirtualClock
-from arc_ttt.decode.answerer import Answers
+from arc_ttt.decode import answerer, scoring
 from arc_ttt.decode.prompts import answer_limits, fit_prompt
 from arc_ttt.errors import SequenceTooLong
 from arc_ttt.formats.compact import CompactFormat
 from arc_ttt.model.load import load_model
 from arc_ttt.model.loaded import LoadedModel
-from arc_ttt.protocol.jobs import Outcome
+from arc_ttt.protocol.jobs import Effort, Outcome
 from arc_ttt.settings import Settings
 from arc_ttt.tasks.grids import Example, Grid, Task, freeze, grid_bytes
 from arc_ttt.tasks.views import identity_view, sample_views, task_rng
-from arc_ttt.worker import solver as solve
-from arc_ttt.worker.solver import TaskSolver
+from arc_ttt.worker import solver as solver_module
+from arc_ttt.worker.solver import PassAnswers, TaskSolver
 
 CPU = torch.device("cpu")
 torch.set_num_threads(1)  # more would wait for each other where cores are shared
@@ -77,7 +77,7 @@ def base(solver: TaskSolver) -> LoadedModel:
     return solver.base
 
 
-def whole(answers: Answers) -> list[Any]:
+def whole(answers: PassAnswers) -> list[Any]:
     """All that a vote may look at, exactly."""
     found = [(c.task_id, c.test_index, grid_bytes(c.grid), c.group, c.nll, c.stage) for c in answers.candidates]
     scored = [(c.task_id, c.test_index, grid_bytes(c.grid), c.nll_by_view, c.stage) for c in answers.scored]
@@ -117,14 +117,14 @@ def test_every_test_input_gets_candidates_of_its_own(solver: TaskSolver) -> None
 def test_candidates_come_back_undone(solver: TaskSolver, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the model writes under a view, the candidate is what stands under the identity."""
     views: list[Any] = []
-    original = solve.greedy
+    original = answerer.greedy
 
     def copying(batch: Any, deadline: Deadline) -> list[Any]:
         answers = original(batch, deadline)
         views.extend(answers)
         return answers
 
-    monkeypatch.setattr(solve, "greedy", copying)
+    monkeypatch.setattr(answerer, "greedy", copying)
     answers = solver.answer(OTHER, Deadline.never())
     drawn = sample_views(5, 2, task_rng(0, "other", "views 0"))
     assert len(views) == len(drawn) == len(answers.candidates)
@@ -150,14 +150,14 @@ def test_both_stages_look_through_the_same_views(solver: TaskSolver, monkeypatch
     """Else a difference between them would be one of views, not of training."""
     prompts: dict[str, list[bytes]] = {"base": [], "ttt": []}
     stage = ""
-    original = solve.fit_prompt
+    original = answerer.fit_prompt
 
     def copying(*arguments: Any) -> Any:
         prompt = original(*arguments)
         prompts[stage].append(prompt.ids.tobytes())
         return prompt
 
-    monkeypatch.setattr(solve, "fit_prompt", copying)
+    monkeypatch.setattr(answerer, "fit_prompt", copying)
     stage = "base"
     solver.answer(TASK, Deadline.never())
     stage = "ttt"
@@ -187,7 +187,7 @@ def test_a_shared_adapter_changes_training_and_never_the_base_pass() -> None:
 
 
 def test_a_share_trains_on_fewer_sequences(solver: TaskSolver) -> None:
-    whole_, part = (solver.adapt(OTHER, Deadline.never(), share=share).training for share in (1.0, 0.01))
+    whole_, part = (solver.adapt(OTHER, Deadline.never(), effort=Effort(share=share)).training for share in (1.0, 0.01))
     assert whole_ is not None
     assert part is not None
     assert part.tokens <= whole_.tokens
@@ -199,7 +199,7 @@ def test_a_deadline_cuts_training_and_says_so(solver: TaskSolver) -> None:
     def slow(phase: str, done: int, of: int) -> None:
         clock.sleep(50.0 if phase == "train" else 0.0)
 
-    answers = solver.adapt(TASK, Deadline.after(100.0, clock), slow, decode_s=200.0)
+    answers = solver.adapt(TASK, Deadline.after(100.0, clock), slow, Effort(decode_s=200.0))
     assert answers.outcome == Outcome.CUT  # no time was left to train, but there was time to answer
     assert answers.training is not None
     assert answers.training.steps == 0
@@ -218,7 +218,7 @@ def test_answers_say_how_much_of_the_training_there_was(solver: TaskSolver) -> N
 
     part = new_solver(run_settings(**{"ttt.max_sequences": 32, "ttt.batch_sequences": 8, "ttt.stop_loss": 0.0}))
     part.on_found = lambda index, answers: told.append(answers.trained)
-    answers = part.adapt(TASK, Deadline.after(45.0, clock), slow, decode_s=20.0)
+    answers = part.adapt(TASK, Deadline.after(45.0, clock), slow, Effort(decode_s=20.0))
     assert answers.training is not None
     assert (answers.training.steps, answers.training.planned) == (3, 4)
     assert answers.trained == 0.75
@@ -235,7 +235,7 @@ def test_most_of_the_time_left_is_never_kept_from_training(solver: TaskSolver) -
     def slow(phase: str, done: int, of: int) -> None:
         clock.sleep(1.0 if phase == "train" and done else 0.0)
 
-    answers = solver.adapt(TASK, Deadline.after(100.0, clock), slow, decode_s=1000.0)
+    answers = solver.adapt(TASK, Deadline.after(100.0, clock), slow, Effort(decode_s=1000.0))
     assert answers.outcome == Outcome.FINISHED
     assert answers.trained == 1.0
 
@@ -334,14 +334,14 @@ def test_one_sequence_at_a_time_trains_the_same(solver: TaskSolver, monkeypatch:
 def test_answers_are_read_with_as_many_views_at_once_as_fit(
     solver: TaskSolver, monkeypatch: pytest.MonkeyPatch, most: int, degraded: list[str], views: int
 ) -> None:
-    original = solve.greedy
+    original = answerer.greedy
 
     def small_device(batch: Any, deadline: Deadline) -> list[Any]:
         if len(batch.prompts) > most:
             raise no_memory(torch.OutOfMemoryError)
         return original(batch, deadline)
 
-    monkeypatch.setattr(solve, "greedy", small_device)
+    monkeypatch.setattr(answerer, "greedy", small_device)
     answers = solver.answer(ONE, Deadline.never())
     assert len(answers.candidates) == views
     assert answers.degraded[: len(degraded)] == degraded
@@ -351,7 +351,7 @@ def test_answers_are_read_with_as_many_views_at_once_as_fit(
 def test_a_prompt_that_alone_does_not_fit_loses_demonstrations(
     solver: TaskSolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, longest = solve.greedy, []
+    original, longest = answerer.greedy, []
 
     def small_device(batch: Any, deadline: Deadline) -> list[Any]:
         longest.append(batch.longest)
@@ -359,7 +359,7 @@ def test_a_prompt_that_alone_does_not_fit_loses_demonstrations(
             raise no_memory(torch.OutOfMemoryError)
         return original(batch, deadline)
 
-    monkeypatch.setattr(solve, "greedy", small_device)
+    monkeypatch.setattr(answerer, "greedy", small_device)
     answers = solver.answer(Task("many", PAIRS * 3, TASK.tests[:1]), Deadline.never())
     assert len(answers.candidates) == 5
     assert answers.degraded == ["fewer views at once", "shorter prompts"]
@@ -369,7 +369,7 @@ def test_scores_that_do_not_fit_leave_the_candidates(solver: TaskSolver, monkeyp
     def no_room(*arguments: Any) -> Any:
         raise no_memory(torch.OutOfMemoryError)
 
-    monkeypatch.setattr(solve, "score", no_room)
+    monkeypatch.setattr(scoring, "score", no_room)
     answers = solver.answer(ONE, Deadline.never())
     assert (len(answers.candidates), answers.scored, answers.degraded) == (5, [], ["no scores"])
     assert answers.outcome == Outcome.FINISHED
@@ -385,7 +385,7 @@ def test_another_error_of_the_device_is_not_taken_for_memory(
     with pytest.raises(RuntimeError, match="device-side"):
         solver.adapt(ONE, Deadline.never())
     monkeypatch.undo()
-    monkeypatch.setattr(solve, "greedy", broken)
+    monkeypatch.setattr(answerer, "greedy", broken)
     with pytest.raises(RuntimeError, match="device-side"):
         solver.answer(ONE, Deadline.never())
 
@@ -398,7 +398,7 @@ def test_answers_that_are_no_numbers_never_vote_and_the_base_model_answers_inste
 ) -> None:
     """An adapter whose weights went wrong at its last step passes every check of training."""
     base = solver.answer(ONE, Deadline.never())
-    original = solve.train
+    original = adapter_trainer.train
 
     def poisoned(*arguments: Any) -> Any:
         report = original(*arguments)
@@ -407,7 +407,7 @@ def test_answers_that_are_no_numbers_never_vote_and_the_base_model_answers_inste
                 weight.fill_(float("nan"))
         return report
 
-    monkeypatch.setattr(solve, "train", poisoned)
+    monkeypatch.setattr(adapter_trainer, "train", poisoned)
     answers = solver.adapt(ONE, Deadline.never())
     assert answers.outcome == Outcome.DIVERGED
     assert answers.trained == 0.0
@@ -419,7 +419,7 @@ def test_scores_that_are_no_numbers_leave_the_count_to_decide(
     solver: TaskSolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        solve, "score", lambda batch, views, grids, deadline: [[float("nan")] * len(views)] * len(grids)
+        scoring, "score", lambda batch, views, grids, deadline: [[float("nan")] * len(views)] * len(grids)
     )
     answers = solver.answer(ONE, Deadline.never())
     assert len(answers.candidates) == 5
@@ -499,21 +499,14 @@ def test_random_numbers_depend_on_seed_task_and_purpose_alone() -> None:
     names = [(0, "a", "x"), (1, "a", "x"), (0, "b", "x"), (0, "a", "y"), (0, "\ud800", "x")]
     here = [int(task_rng(*name).integers(2**62)) for name in names]
     assert len(set(here)) == len(names)
-    source = str(Path(solve.__file__).parents[2])
+    source = str(Path(solver_module.__file__).parents[2])
     code = (
-        "import sys, types\n"
-        f"sys.path.insert(0, {source!r})\n"
-        "class Any(types.ModuleType):\n"
-        "    def __getattr__(self, name):\n"
-        "        if name.startswith('__'): raise AttributeError(name)\n"
-        "        return Any(name)\n"
-        "    def __call__(self, *a, **k): return a[0] if a and callable(a[0]) else self\n"
-        "    def __or__(self, other): return self\n"
-        "    def __mro_entries__(self, bases): return ()\n"
-        "for name in ('torch', 'torch.nn', 'torch.nn.functional', 'safetensors', 'safetensors.torch'):\n"
-        "    sys.modules[name] = Any(name)\n"
-        "from arc_ttt.worker.solver import task_rng\n"
-        f"print([int(task_rng(*name).integers(2**62)) for name in {names!r}])\n"
+        f"import sys; sys.path.insert(0, {source!r})
+"
+        "from arc_ttt.tasks.views import task_rng
+"
+        f"print([int(task_rng(*name).integers(2**62)) for name in {names!r}])
+"
     )
     for hash_seed in ("0", "4711"):
         done = subprocess.run(

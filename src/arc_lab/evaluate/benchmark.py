@@ -86,7 +86,7 @@ def measure(solver: TaskSolver, settings: Settings, task: Task, steps: int, peak
     prompts = [fit_prompt(base, task, 0, view, settings.model.max_tokens) for view in views]
     rows_columns = answer_limits(task, 0)
     limits = [rows_columns[::-1] if turns_sides(view.dihedral) else rows_columns for view in views]
-    decoder = solver.decoder()
+    decoder = solver.answerer.decoder()
     read_s = best_of(lambda: PromptBatch(decoder, prompts), base.device, 2)
     batch = PromptBatch(decoder, prompts, limits)
     start_s = time.perf_counter()

@@ -15,9 +15,12 @@ from typing import Any, NoReturn
 from arc_lab.data.datasets import DATASETS_HELP, Dataset, load_dataset, read_ids, select
 from arc_lab.evaluate.report import make_report, print_report, read_submission
 from arc_ttt.atomic import write_atomically
+from arc_ttt.bootstrap.environment import owns_container
+from arc_ttt.bootstrap.process import outlive_readers
 from arc_ttt.checkpoints.folders import SIZES, model_folder, read_config
-from arc_ttt.deadline import REAL_CLOCK, format_duration, parse_duration
+from arc_ttt.deadline import REAL_CLOCK, format_duration, parse_duration, run_start
 from arc_ttt.errors import InputError, SettingsError, TaskFileError
+from arc_ttt.formats.registry import FORMATS
 from arc_ttt.machine import count_gpus
 from arc_ttt.protocol.jobs import TTT
 from arc_ttt.run.report import Status
@@ -28,7 +31,6 @@ from arc_ttt.settings import TRANSDUCTIVE, Settings, parse_overrides
 from arc_ttt.tasks.grids import LoadedTasks, Solutions
 
 PLAIN_LINE_EVERY_S = 10.0
-PRESET_OF_FORMAT = {"compact": "embedded", "architects": "llama-1b-3b", "marc": "llama-8b", "barc": "llama-8b"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="folder of a Llama checkpoint, embedded-XS or embedded-M (default: M with a GPU, XS without)",
     )
-    add("--format", choices=tuple(PRESET_OF_FORMAT), help="how that checkpoint reads tasks; needed with --model")
+    add("--format", choices=tuple(FORMATS), help="how that checkpoint reads tasks; needed with --model")
     add("--seed", type=int, metavar="N", help="seed of everything random (default: 0)")
     add("--out", default="out", metavar="DIR", help="folder for submission.json, report and logs (default: out)")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting; may be repeated")
@@ -74,7 +76,7 @@ def make_settings(options: argparse.Namespace) -> Settings:
         options.format = options.format or "compact"
     if bool(options.model) != bool(options.format):
         raise SettingsError("--model and --format go together: a checkpoint and the format it was trained with")
-    preset = PRESET_OF_FORMAT[options.format] if options.format else "embedded"
+    preset = FORMATS[options.format].preset if options.format else "embedded"
     settings = Settings.of("embedded-gpu" if preset == "embedded" and count_gpus() else preset)
     changes: list[tuple[str, Any]] = [("run.limit_s", parse_duration(options.limit))]
     if options.model:
@@ -84,6 +86,15 @@ def make_settings(options: argparse.Namespace) -> Settings:
     if options.seed is not None:
         changes.append(("run.seed", options.seed))
     return settings.override([*changes, *parse_overrides(options.set)])
+
+
+def begin(argv: Sequence[str], seen_s: float, signals: list[int]) -> int:
+    """What kernel.py calls away from Kaggle: `main` in a process that outlives its readers.
+
+    seen_s: when the process first looked at the clock.
+    """
+    outlive_readers()
+    return main(argv, run_start(seen_s, container=owns_container()), signals)
 
 
 def main(argv: Sequence[str], start_s: float, signals: list[int] | None = None) -> int:

@@ -30,9 +30,9 @@ from arc_ttt.run.journal import read_journal
 from arc_ttt.run.recovery import past_lines
 from arc_ttt.tasks.grids import Grid, grid_bytes
 from arc_ttt.votes.candidates import SEARCHED, Candidate, ScoredCandidate
+from arc_ttt.votes.rules import RULES
 
 ALL = 10**9  # views: everything that a run found
-RULES = ("product", "flattened", "hierarchical", "paper")
 
 
 @dataclass(frozen=True, slots=True)

@@ -306,7 +306,7 @@ class VirtualFleet:
         yield seconds, Message(slot, Done(Outcome.FINISHED, seconds=seconds))
 
     def _answer(self, slot: int, order: AnswerOrder) -> Iterator[tuple[float, Event]]:
-        task, kind, share = order.task, order.kind, order.share
+        task, kind, share = order.task, order.kind, order.effort.share
         train_s, decode_s = (part * self._workers[slot].slowness for part in self.truth.parts(task, kind, share))
         train_s *= self._stretch * self.rng.lognormvariate(0, self.faults.train_noise)
         decode_s *= self.rng.lognormvariate(0, self.faults.decode_noise)
@@ -319,7 +319,7 @@ class VirtualFleet:
             outcome, reason, trained = Outcome.FAILED, "out of memory in training, the base model answers", 0.0
             train_s *= 0.05
         left_s = self._left_s(order)
-        free_s = min(order.decode_s, MOST_FREE * max(0.0, left_s))
+        free_s = min(order.effort.decode_s, MOST_FREE * max(0.0, left_s))
         if train_s > left_s - free_s > 0:
             outcome, trained = Outcome.CUT, (left_s - free_s) / train_s
             train_s = left_s - free_s

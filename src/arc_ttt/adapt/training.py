@@ -11,6 +11,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol
 
 import torch
@@ -23,16 +24,40 @@ from arc_ttt.model.loaded import LoadedModel
 from arc_ttt.settings import TttSettings
 
 
+class TrainingEnd(StrEnum):
+    """Why a training ended."""
+
+    FINISHED = "finished"
+    """All its steps are done."""
+    LEARNED = "learned"
+    """The loss is so low that more steps would change nothing."""
+    DEADLINE = "deadline"
+    """Its time was over."""
+    FAILED = "failed"
+    """It diverged, or did not fit the memory; the adapter is the untrained one."""
+
+
 @dataclass(slots=True)
 class TrainingReport:
-    """What a training did. losses: one a step that counted, nats a target. stopped_by: finished, learned or deadline.
-    restores: how often it went back to earlier weights at half the learning rate. preparing_s: those of its seconds in
-    which steps were recorded. planned: steps that it was given."""
+    """What a training did.
+
+    Args:
+        steps: optimizer steps that it did.
+        tokens: tokens that it trained on.
+        losses: one for each step that counted, nats a target.
+        stopped_by: why it ended.
+        error: what went wrong, if it failed.
+        seconds: of the whole training.
+        restores: how often it went back to earlier weights at half the learning rate.
+        preparing_s: those of its seconds in which steps were recorded.
+        planned: steps that it was given.
+    """
 
     steps: int = 0
     tokens: int = 0
     losses: list[float] = field(default_factory=list)
-    stopped_by: str = "finished"
+    stopped_by: TrainingEnd = TrainingEnd.FINISHED
+    error: str = ""
     seconds: float = 0.0
     restores: int = 0
     preparing_s: float = 0.0
@@ -41,7 +66,7 @@ class TrainingReport:
     @property
     def share(self) -> float:
         """Part of the planned steps that it did, 0 to 1; all of them where it had learned before their end."""
-        return 1.0 if self.stopped_by == "learned" else self.steps / max(1, self.planned)
+        return 1.0 if self.stopped_by is TrainingEnd.LEARNED else self.steps / max(1, self.planned)
 
 
 def learning_rate_factor(step: int, total: int, settings: TttSettings) -> float:
@@ -111,7 +136,7 @@ def train(
         with _checkpointing(base, settings.checkpointing):
             for number, step in enumerate(steps):
                 if deadline.passed():
-                    report.stopped_by = "deadline"
+                    report.stopped_by = TrainingEnd.DEADLINE
                     break
                 for group in optimizer.param_groups:
                     group["lr"] = rate * learning_rate_factor(number, len(steps), settings)
@@ -137,7 +162,7 @@ def train(
                 report.losses.append(loss)
                 on_step(number + 1, loss)
                 if report.steps > 3 and sum(report.losses[-4:]) / 4 < settings.stop_loss:
-                    report.stopped_by = "learned"
+                    report.stopped_by = TrainingEnd.LEARNED
                     break
             if report.restores and not report.steps:
                 raise TrainingDiverged(fault)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from arc_ttt.atomic import write_atomically
-from arc_ttt.bootstrap.environment import is_rerun, scratch_folder, set_environment, starts
+from arc_ttt.bootstrap.environment import is_rerun, owns_container, scratch_folder, set_environment, starts
 from arc_ttt.bootstrap.mounts import find_mounts
 from arc_ttt.bootstrap.packages import BITSANDBYTES, prepare_packages
-from arc_ttt.deadline import REAL_CLOCK
+from arc_ttt.bootstrap.process import die_with_parent, outlive_readers
+from arc_ttt.deadline import REAL_CLOCK, run_start
 from arc_ttt.errors import SubmissionError
 from arc_ttt.kaggle.first_answers import load_mounted, write_first
 from arc_ttt.kaggle.record import RECORD, Setup
@@ -46,6 +47,27 @@ MOST_PACKAGES_S = 1200.0
 
 class _Signalled(BaseException):
     """SIGTERM or SIGINT came while there was nothing to save and nobody to look at a flag."""
+
+
+def begin(
+    root: Path,
+    chosen: Mapping[str, Any],
+    commit_tasks: int,
+    seen_s: float,
+    signals: list[int],
+    *,
+    strict: bool,
+    guard: int,
+) -> int:
+    """What kernel.py calls: `kaggle_run` in a process that outlives its readers and ends with its guard.
+
+    seen_s: when the process first looked at the clock. guard: the guard's process id; 0 without one.
+    """
+    outlive_readers()
+    if guard:
+        die_with_parent(guard)
+    start_s = run_start(seen_s, container=owns_container())
+    return kaggle_run(root, chosen, commit_tasks, start_s, signals, strict=strict)
 
 
 def kaggle_run(

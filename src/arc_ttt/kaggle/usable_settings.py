@@ -11,11 +11,11 @@ from arc_ttt.checkpoints.memory_plan import SMALL_PARAMETERS
 from arc_ttt.checkpoints.shape import parameter_count
 from arc_ttt.deadline import format_duration
 from arc_ttt.errors import ModelError, SettingsError
+from arc_ttt.formats.registry import FORMATS
 from arc_ttt.kaggle.record import Setup
 from arc_ttt.machine import available_memory, count_gpus, gpu_memory_bytes
 from arc_ttt.settings import Settings
 
-PRESETS = {"architects": "llama-1b-3b", "marc": "llama-8b", "barc": "llama-8b"}  # of a format, by its first model
 LIMIT_S = 11.5 * 3600  # where SETTINGS name none that can be used; Kaggle ends a run after 12 hours
 HEADROOM = 1.25  # memory for adapters and activations, as a factor of the weights
 
@@ -24,7 +24,8 @@ def chosen_settings(chosen: dict[str, Any], setup: Setup) -> tuple[Settings, dic
     """The settings chosen, or of wrong ones only the limit; and what they were made from, without the preset."""
     try:
         preset = str(chosen.pop("preset", "embedded"))
-        if preset == "embedded" and (other := PRESETS.get(str(chosen.get("model.format", "")))):
+        row = FORMATS.get(str(chosen.get("model.format", "")))
+        if preset == "embedded" and row is not None and (other := row.preset) != preset:
             setup.fall_back(
                 f"SETTINGS: preset embedded trains no model of format {chosen['model.format']}; {other} does"
             )

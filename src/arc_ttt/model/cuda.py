@@ -16,7 +16,7 @@ from arc_ttt.model.loaded import LoadedModel
 from arc_ttt.presets import DEVICE_PRESETS, device_preset
 
 
-def free_memory(device: torch.device) -> None:
+def release_memory(device: torch.device) -> None:
     """Give back what an attempt that did not fit has left behind."""
     gc.collect()
     if device.type == "cuda":

@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from arc_ttt.errors import ModelError
-from arc_ttt.formats.architects import ArchitectsFormat
-from arc_ttt.formats.barc import BarcFormat
-from arc_ttt.formats.compact import CompactFormat
 from arc_ttt.formats.format import Format
-from arc_ttt.formats.marc import MarcFormat
+from arc_ttt.formats.registry import FORMATS, Special, compact_format
 
 
 class HubTokenizer:
@@ -40,25 +37,26 @@ class HubTokenizer:
 
 
 def format_of(name: str, folder: Path, config: Any) -> Format:
-    """The format object for a checkpoint; its special tokens come from the tokenizer files."""
-    if name == "compact":
-        form = CompactFormat()
-        if config.vocab_size != form.vocabulary:
-            raise ModelError(
-                f"{folder}: format compact needs {form.vocabulary} tokens, the model has {config.vocab_size}"
-            )
-        return form
-    tokenizer = HubTokenizer(folder, config.vocab_size)
+    """The format object for a checkpoint; its special tokens come from the tokenizer files.
+
+    Raises:
+        ModelError: the checkpoint cannot be written to in this format.
+    """
+    make = FORMATS[name].make
+    try:
+        if make is None:
+            return compact_format(config.vocab_size)
+        tokenizer = HubTokenizer(folder, config.vocab_size)
+        return make(tokenizer, _special(tokenizer, config))
+    except ModelError as error:
+        raise error if str(folder) in str(error) else ModelError(f"{folder}: {error}") from error
+
+
+def _special(tokenizer: HubTokenizer, config: Any) -> Special:
     texts = tokenizer.token_texts()
     eos = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
     pad = next(token for token in (config.pad_token_id, eos, 0) if token is not None)
-    if name == "architects":
-        bos_text, eos_text = (
-            texts[token] if token is not None and 0 <= token < len(texts) else None
-            for token in (config.bos_token_id, eos)
-        )
-        if (config.bos_token_id is not None and not bos_text) or not eos_text:
-            raise ModelError(f"{folder}: the tokenizer has no text for the start or the end of a sequence")
-        return ArchitectsFormat(tokenizer, pad=pad, bos=bos_text or "", eos=eos_text)
-    kinds = {"marc": MarcFormat, "barc": BarcFormat}
-    return kinds[name](tokenizer, pad=pad)
+    bos_text, eos_text = (
+        texts[token] if token is not None and 0 <= token < len(texts) else None for token in (config.bos_token_id, eos)
+    )
+    return Special(pad, "" if config.bos_token_id is None else bos_text or None, eos_text)

@@ -61,6 +61,36 @@ class Job:
             return None
 
 
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much of a training a pass gets.
+
+    Args:
+        number: which training of its task it is; each has sequences, an order and views of its own.
+        share: part of the training sequences to use, 0 to 1.
+        views: how many views to answer under; 0 for the setting.
+        longest: tokens of the longest training sequence, if that is less than the setting; 0 for the setting.
+        decode_s: seconds that training leaves for answering, but never more than MOST_FREE of those left.
+    """
+
+    number: int = 0
+    share: float = 1.0
+    views: int = 0
+    longest: int = 0
+    decode_s: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields by name."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> Effort:
+        return cls(*(line[name] for name in cls.__slots__))
+
+
+FULL_EFFORT = Effort()
+
+
 class Outcome(StrEnum):
     """How a job ended."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from arc_ttt.deadline import Deadline
-from arc_ttt.protocol.jobs import BASE, JOINT, SYNTHESIS, TTT, JobKind
+from arc_ttt.protocol.jobs import BASE, FULL_EFFORT, JOINT, SYNTHESIS, TTT, Effort, JobKind
 from arc_ttt.tasks.grids import Grid, Task
 from arc_ttt.tasks.parse import parse_grid, parse_task
 
@@ -59,11 +59,7 @@ class AnswerOrder:
         id: number of the job, which its messages repeat.
         kind: BASE or TTT.
         deadline: when the job must end.
-        number: which training of the task it is; see `adapt`.
-        share: part of a full training, 0 to 1.
-        views: how many views to answer under; 0 for the setting.
-        longest: tokens of the longest training sequence; 0 for the setting.
-        decode_s: seconds that training leaves for answering.
+        effort: how much of a training it gets.
         programs: by test input, grids that synthesis has found.
         joint: file of the adapter to start from; empty for a fresh one.
     """
@@ -72,11 +68,7 @@ class AnswerOrder:
     kind: JobKind
     task: Task
     deadline: Deadline
-    number: int = 0
-    share: float = 1.0
-    views: int = 0
-    longest: int = 0
-    decode_s: float = 0.0
+    effort: Effort = FULL_EFFORT
     programs: Mapping[int, Sequence[Grid]] = field(default_factory=dict)
     joint: str = ""
 
@@ -85,11 +77,7 @@ class AnswerOrder:
             **_order_json(self),
             "task_id": self.task.task_id,
             "task": _task_json(self.task),
-            "number": self.number,
-            "share": self.share,
-            "views": self.views,
-            "longest": self.longest,
-            "decode_s": self.decode_s,
+            **self.effort.to_json(),
             "programs": {index: [grid.tolist() for grid in grids] for index, grids in self.programs.items()},
             "joint": self.joint,
         }
@@ -100,8 +88,14 @@ class AnswerOrder:
             int(index): [parse_grid(rows, where="program", task_id="") for rows in grids]
             for index, grids in line["programs"].items()
         }
-        plain = {name: line[name] for name in ("number", "share", "views", "longest", "decode_s", "joint")}
-        return cls(**_order_fields(line), kind=JobKind(line["kind"]), task=_task(line), programs=programs, **plain)
+        return cls(
+            **_order_fields(line),
+            kind=JobKind(line["kind"]),
+            task=_task(line),
+            effort=Effort.from_json(line),
+            programs=programs,
+            joint=line["joint"],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from arc_ttt.deadline import Deadline
-from arc_ttt.protocol.jobs import JOINT, SYNTHESIS, TTT, Job
+from arc_ttt.protocol.jobs import JOINT, SYNTHESIS, TTT, Effort, Job
 from arc_ttt.protocol.orders import AnswerOrder, JointOrder, Order, SearchOrder
 from arc_ttt.run.state import RunState
 from arc_ttt.schedule.shapes import views_of
@@ -34,11 +34,13 @@ def order_of(state: RunState, job: Job, slot: int, number: int) -> Order:
         kind=job.kind,
         task=task,
         deadline=until,
-        number=job.number,
-        share=job.share,
-        views=views_of(TTT, job.share, state.settings),
-        longest=state.cost.longest(),
-        decode_s=state.cost.decoding(task, job.share) * state.cost.drift(slot),
+        effort=Effort(
+            job.number,
+            job.share,
+            views=views_of(TTT, job.share, state.settings),
+            longest=state.cost.longest(),
+            decode_s=state.cost.decoding(task, job.share) * state.cost.drift(slot),
+        ),
         programs=state.findings.programs_for(job.task_id),
         joint=state.joint_path,
     )

@@ -136,6 +136,6 @@ def task_rng(seed: int, task_id: str, purpose: str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
 
-def numbered(purpose: str, number: int) -> str:
+def purpose_of(purpose: str, number: int) -> str:
     """The purpose of a generator in training `number` of a task."""
     return f"{purpose} of {number}" if number else purpose

@@ -1,4 +1,4 @@
-"""Candidates and the rules that rank them into two attempts.
+"""The rules that rank candidates. To add one: a function, and a row in RULES at the end.
 
 All rules are deterministic in the order of the candidates. Ties never waste an attempt, except under `paper`, which
 keeps the official code's behaviour for comparison.
@@ -7,7 +7,8 @@ keeps the official code's behaviour for comparison.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from arc_ttt.errors import SettingsError
@@ -16,26 +17,34 @@ from arc_ttt.votes.candidates import Candidate, ScoredCandidate, flattened, mean
 from arc_ttt.votes.paper import hierarchical, paper
 
 
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A way to rank the answers to one test input.
+
+    Args:
+        rank: distinct grids, best first, from candidates and scores.
+        about: one line for people.
+        needs_scores: it reads likelihoods under many views, which take time to compute.
+    """
+
+    rank: Callable[[Sequence[Candidate], Sequence[ScoredCandidate]], list[Grid]]
+    about: str
+    needs_scores: bool = False
+
+
 def rank(candidates: Sequence[Candidate], scored: Sequence[ScoredCandidate], *, rule: str) -> list[Grid]:
-    """Distinct grids of one test input, best first. `scored` is read by the rule `product` only.
+    """Distinct grids of one test input, best first.
 
     Raises:
         SettingsError: no such rule.
     """
-    if rule == "product":
-        return _product(candidates, scored)
-    rules: Mapping[str, Callable[[Sequence[Candidate]], list[Grid]]] = {
-        "hierarchical": hierarchical,
-        "paper": paper,
-        "flattened": flattened,
-    }
-    if rule not in rules:
-        raise SettingsError(f"vote.rule is {rule!r}; it must be one of product, {', '.join(rules)}")
-    return rules[rule](candidates)
+    if rule not in RULES:
+        raise SettingsError(f"vote.rule is {rule!r}; it must be one of {', '.join(RULES)}")
+    return RULES[rule].rank(candidates, scored)
 
 
 class Pass(Protocol):
-    """One training's answers to a test input. weight: its say beside others; shares: see `pass_shares`."""
+    """One training's answers to a test input, with its say beside others (`weight`, `shares`; see `pass_shares`)."""
 
     @property
     def weight(self) -> float: ...
@@ -72,7 +81,7 @@ def rank_passes(passes: Sequence[Pass], *, rule: str) -> list[Grid]:
     ours, a mixture of the trainings' products of experts.
     """
     candidates = [c for one in passes for c in one.candidates]
-    if rule != "product":
+    if not RULES[rule].needs_scores:
         return rank(candidates, (), rule=rule)
     total: dict[bytes, float] = {}
     for one in passes:
@@ -97,3 +106,12 @@ def _product(candidates: Sequence[Candidate], scored: Sequence[ScoredCandidate])
             best[identity] = (mean, item.grid)
     ranked = [grid for _, grid in sorted(best.values(), key=lambda pair: pair[0])]
     return ranked + flattened([c for c in candidates if grid_bytes(c.grid) not in best])
+
+
+RULES: dict[str, Rule] = {
+    "product": Rule(_product, "log-likelihood summed over scoring views", needs_scores=True),
+    "hierarchical": Rule(lambda candidates, _: hierarchical(candidates), "the paper's vote, made sound"),
+    "paper": Rule(lambda candidates, _: paper(candidates), "the vote as the official code does it"),
+    "flattened": Rule(lambda candidates, _: flattened(candidates), "one count over all views"),
+}
+"""All rules by the names that `vote.rule` takes. A new rule is one function and one row."""

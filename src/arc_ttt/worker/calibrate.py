@@ -14,7 +14,7 @@ from arc_ttt.adapt.training import StepGradients, train
 from arc_ttt.deadline import Deadline
 from arc_ttt.errors import TrainingDiverged, out_of_memory
 from arc_ttt.formats.format import TokenSequence
-from arc_ttt.model.cuda import free_memory
+from arc_ttt.model.cuda import release_memory
 from arc_ttt.model.loaded import LoadedModel
 from arc_ttt.settings import TttSettings
 from arc_ttt.tasks.grids import Example, freeze
@@ -52,7 +52,7 @@ def calibrate(
             if not out_of_memory(error):
                 raise
             row["fitted"] = False
-            free_memory(base.device)
+            release_memory(base.device)
         finally:
             adapter.reset()
         rows.append(row)

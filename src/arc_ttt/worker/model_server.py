@@ -18,7 +18,7 @@ from arc_ttt.worker.pulse import Inbox, JobDeadline, Send
 from arc_ttt.worker.server import Server
 
 if TYPE_CHECKING:
-    from arc_ttt.decode.answerer import Answers
+    from arc_ttt.worker.solver import PassAnswers
 
 CALIBRATE_S = 120.0
 """The most seconds that training steps are tried out before the first job."""
@@ -89,9 +89,15 @@ class ModelServer(Server):
         if order.kind == BASE:
             answers = self.solver.answer(task, deadline, progress)
         else:
-            effort = {name: getattr(order, name) for name in ("number", "share", "views", "longest", "decode_s")}
-            answers = self.solver.adapt(task, deadline, progress, programs=order.programs, **effort)
-        done = Done(answers.outcome, answers.reason, tokens=answers.tokens, degraded=answers.degraded)
+            answers = self.solver.adapt(task, deadline, progress, order.effort, order.programs)
+        done = Done(
+            answers.outcome,
+            answers.reason,
+            tokens=answers.tokens,
+            degraded=answers.degraded,
+            out_of_memory=answers.out_of_memory,
+            shortened=answers.shortened,
+        )
         if answers.training is None:
             return done
         report = answers.training
@@ -104,7 +110,7 @@ class ModelServer(Server):
             loss=[round(report.losses[0], 4), round(report.losses[-1], 4)] if report.losses else [],
         )
 
-    def _send_found(self, order: AnswerOrder, index: int, answers: Answers) -> None:
+    def _send_found(self, order: AnswerOrder, index: int, answers: PassAnswers) -> None:
         """Send what was found for one test input."""
         candidates = [FoundGrid(c.grid, c.group, c.nll, c.view) for c in answers.candidates if c.test_index == index]
         scored = [ScoredGrid(s.grid, s.nll_by_view, s.stage) for s in answers.scored if s.test_index == index]
@@ -116,4 +122,4 @@ class ModelServer(Server):
             raise ArcError("without test-time training there is no adapter to share")
         self.solver.adapter.save(Path(order.path))
         self._joint_loaded = order.path
-        return Done(Outcome.FINISHED, steps=report.steps, train_tokens=report.tokens)
+        return Done(Outcome.FINISHED, report.error, steps=report.steps, train_tokens=report.tokens)

@@ -136,7 +136,7 @@ def check_backend(solver: TaskSolver) -> float:
         (got * signs * real[..., None]).sum().backward()  # type: ignore[no-untyped-call]
         missing = [n for n, w in adapter.trainable.items() if w.grad is None or not bool(w.grad.isfinite().all())]
         base.inference()
-        decoder = solver.decoder()
+        decoder = solver.answerer.decoder()
         cache = decoder.new_cache(2, PROBE_TOKENS)
         want = decoder.forward(ids, positions, counts.to(base.device), cache, PROBE_TOKENS).float()
         difference = float(((got.detach() - want).norm(dim=-1) / want.norm(dim=-1))[real].max())

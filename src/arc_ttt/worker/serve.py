@@ -9,7 +9,6 @@ working thread itself: a worker that is stuck anywhere falls silent.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import io
 import json
@@ -20,6 +19,7 @@ import traceback
 from pathlib import Path
 from typing import IO
 
+from arc_ttt.bootstrap.process import die_with_parent
 from arc_ttt.errors import ModelError, device_lost
 from arc_ttt.protocol.messages import EXIT_DEVICE_LOST, EXIT_FATAL, Fatal, Said
 from arc_ttt.protocol.orders import PARENT, Cancel, Hello, read_order
@@ -31,12 +31,11 @@ from arc_ttt.worker.server import Server
 
 OOM_SCORES = {"device": "500", "synthesis": "900"}
 """When the machine runs out of memory, the kernel kills processes with a high score first."""
-PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
     """Serve jobs until the input ends. Returns the exit code."""
-    _die_with_parent()
+    die_with_parent(int(os.environ.get(PARENT, os.getppid())))  # it may have died before this line
     faulthandler.enable()
     faulthandler.register(signal.SIGTERM, chain=True)  # a worker that hangs leaves in its log where
     channel = os.fdopen(os.dup(1), "wb", buffering=0)
@@ -102,14 +101,3 @@ def _offer_to_the_oom_killer(score: str) -> None:
     """Let the kernel kill this process before the coordinator when the machine runs out of memory."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(score)
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process when the coordinator dies; end at once if it is dead already."""
-    parent = int(os.environ.get(PARENT, os.getppid()))  # it may have died before this line
-    try:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    except (OSError, AttributeError):
-        return  # not Linux: the end of the input ends the worker
-    if os.getppid() != parent:
-        os._exit(0)

@@ -14,7 +14,7 @@ from arc_ttt.checkpoints.folders import SIZES, read_config
 from arc_ttt.checkpoints.memory_plan import SMALL_PARAMETERS
 from arc_ttt.checkpoints.shape import parameter_count
 from arc_ttt.errors import InputError
-from arc_ttt.kaggle.usable_settings import PRESETS
+from arc_ttt.formats.registry import FORMATS
 from arc_ttt.model.unsloth import adapter_refusal
 from arc_ttt.settings import Settings
 
@@ -78,7 +78,8 @@ def _preset_problem(plan: Plan, settings: Settings) -> str:
     if not preset.startswith("embedded"):
         return ""
     if form != "compact":
-        return f"preset {preset} has the wrong learning rate for a model of format {form}: name preset {PRESETS[form]}"
+        other = FORMATS[form].preset
+        return f"preset {preset} has the wrong learning rate for a model of format {form}: name preset {other}"
     if not path or path in SIZES:
         return ""
     advice = "name preset llama-1b-3b or llama-8b, and model.format"
