@@ -501,12 +501,9 @@ def test_random_numbers_depend_on_seed_task_and_purpose_alone() -> None:
     assert len(set(here)) == len(names)
     source = str(Path(solver_module.__file__).parents[2])
     code = (
-        f"import sys; sys.path.insert(0, {source!r})
-"
-        "from arc_ttt.tasks.views import task_rng
-"
-        f"print([int(task_rng(*name).integers(2**62)) for name in {names!r}])
-"
+        f"import sys; sys.path.insert(0, {source!r})\n"
+        "from arc_ttt.tasks.views import task_rng\n"
+        f"print([int(task_rng(*name).integers(2**62)) for name in {names!r}])\n"
     )
     for hash_seed in ("0", "4711"):
         done = subprocess.run(
