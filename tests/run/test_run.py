@@ -34,7 +34,7 @@ from arc_ttt.run.journal import read_journal
 from arc_ttt.run.report import RunResult, Status
 from arc_ttt.run.spec import RunSpec
 from arc_ttt.run.submission import check_submission
-from arc_ttt.schedule.plan import FAILURES
+from arc_ttt.schedule.gains import FAILURES
 from arc_ttt.schedule.shapes import work
 from arc_ttt.settings import Settings
 from arc_ttt.tasks.grids import LoadedTasks

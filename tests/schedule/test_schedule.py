@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arc_ttt.protocol.jobs import BASE, JOINT, SYNTHESIS, TTT, Job
-from arc_ttt.schedule.gains import FIRST_MOST, least_share
-from arc_ttt.schedule.plan import FAILURES, FIRST_SHARE, Plan, Policy
+from arc_ttt.schedule.gains import FAILURES, FIRST_MOST, least_share
+from arc_ttt.schedule.plan import FIRST_SHARE, Plan, Policy
 from arc_ttt.schedule.searches import SearchQueue
 from arc_ttt.tasks.grids import Example, Task, freeze
 

@@ -17,6 +17,7 @@ from arc_lab.evaluate.scores import Summary, TaskScore, score_task, summarize
 from arc_ttt.errors import TaskFileError
 from arc_ttt.protocol.jobs import BASE, SYNTHESIS, TTT
 from arc_ttt.run.findings import TaskResult, rank_result
+from arc_ttt.run.provenance import provenance
 from arc_ttt.run.report import RunResult, report_lines, run_report
 from arc_ttt.settings import Settings
 from arc_ttt.tasks.files import read_json
@@ -48,7 +49,8 @@ def make_report(dataset: Dataset, settings: Settings, result: RunResult, submitt
     """
     rule = settings.vote.rule
     scores: dict[str, dict[str, TaskScore]] = {BASE: {}, TTT: {}, SYNTHESIS: {}, JOINED: {}}
-    rows: dict[str, dict[str, Any]] = {}
+    reasons = result.by_task(trains=settings.ttt.scope != "none")
+    rows: dict[str, dict[str, Any]] = {task_id: dict(why) for task_id, why in reasons.items()}
     for (stage, task_id), found in result.results.items():
         row = rows.setdefault(task_id, {})
         row[stage] = {"outcome": found.outcome, "reason": found.reason, "seconds": found.seconds}
@@ -94,6 +96,7 @@ def make_report(dataset: Dataset, settings: Settings, result: RunResult, submitt
         "train_tokens_per_second": round(result.train_tokens / result.train_s) if result.train_s else 0,
         "peak_memory_mib": _peak_memory_mib(),
         "settings": json.loads(settings.to_json()),
+        "run": provenance(settings.run.seed, result.devices),
         "by_task": rows,
     }
 

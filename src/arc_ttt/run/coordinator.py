@@ -15,7 +15,7 @@ from arc_ttt.deadline import Clock
 from arc_ttt.fleet.launch import make_hello
 from arc_ttt.fleet.workers import Death, Message, Workers
 from arc_ttt.protocol.jobs import JOINT, CallBack, DeathKind, Job, Outcome
-from arc_ttt.protocol.messages import Done, Fatal, Found, Note, Programs, Ready, Unreadable
+from arc_ttt.protocol.messages import Done, Fatal, Found, Programs, Ready, Unreadable
 from arc_ttt.run.board import JobBoard, RunningJob
 from arc_ttt.run.crew import Crew
 from arc_ttt.run.dispatcher import Dispatcher
@@ -30,9 +30,6 @@ from arc_ttt.run.state import RunState
 from arc_ttt.run.submission import Submission
 from arc_ttt.run.writer import SubmissionWriter
 from arc_ttt.schedule.cost import CostModel
-
-MOST_NOTES = 50
-"""Notes of workers that a run keeps."""
 
 
 class Coordinator:
@@ -228,7 +225,9 @@ class Coordinator:
             self.result.devices[slot] = f"{message.device} {message.dtype}".strip()
         self.result.ledger.spend(slot, self.clock.now(), LOAD)
         self.journal.append("ready", slot=slot, device=message.device, dtype=message.dtype)
-        self._keep_notes(message.notes)
+        for note in message.notes:
+            if self.result.keep(note):
+                self.journal.append("note", text=note.text, less=note.less)
         if message.calibration:  # workers that are started later need not try again
             self.journal.append("calibrated", rows=[trial.to_json() for trial in message.calibration])
             self.state.cost.calibrate(message.calibration)
@@ -242,13 +241,6 @@ class Coordinator:
         deadline, generation = self.state.deadlines.work, self.trust.generation
         hello = make_hello(self.state.settings, deadline, calibrate=self._calibrates, generation=generation)
         self.workers.set_hello(hello)
-
-    def _keep_notes(self, notes: Sequence[Note]) -> None:
-        """Keep what a worker did otherwise than asked while it loaded, once for all that did so."""
-        for note in notes:
-            if note not in self.result.notes and len(self.result.notes) < MOST_NOTES:
-                self.result.notes.append(note)
-                self.journal.append("note", text=note.text, less=note.less)
 
     def _refused(self, slot: int, message: Fatal) -> None:
         """A worker says that it cannot load the model. Its end follows, as one of its deaths."""

@@ -30,6 +30,10 @@ ACCOUNTS = (TRAIN, DECODE, LOAD, COMPILE, KILLED, IDLE, RESERVE)
 """What the seconds of a device were spent on."""
 
 
+MOST_NOTES = 50
+"""Notes of workers that a run keeps."""
+
+
 class StopKind(StrEnum):
     """Why a run ended."""
 
@@ -142,6 +146,13 @@ class RunResult:
     def stop(self, kind: StopKind, text: str) -> None:
         """Note why the run ends."""
         self.stop_kind, self.stopped_by = kind, text
+
+    def keep(self, note: Note) -> bool:
+        """Keep what a worker did otherwise than asked, once for all that did so. Returns whether it is news."""
+        if note in self.notes or len(self.notes) >= MOST_NOTES:
+            return False
+        self.notes.append(note)
+        return True
 
     def status(self, elapsed_s: float, tasks: int, running: list[str]) -> Status:
         """This moment of the run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 FIRST_LEAST = 0.04
@@ -24,12 +25,34 @@ DOUBT_AFTER_FAILURE = 0.25
 """Each failed training of a task leaves this fraction of its expected gain; a guess."""
 
 
+KILLS = 2
+"""A task is left alone after this many workers died under it, each another process."""
+FAILURES = 2
+"""A task is not trained again after this many of its trainings failed."""
+
+
 def least_share(sequences: int) -> float:
     """The smallest part of a full training that is worth its start.
 
     sequences: of the full training, repetitions counted.
     """
     return min(1.0, max(FIRST_LEAST, FIRST_SEQUENCES / max(1, sequences)))
+
+
+def first_share(predict_s: Callable[[float], float], usable_s: float, least: float) -> float:
+    """The largest size of short trainings at which all that wait fit their part of the time.
+
+    Args:
+        predict_s: seconds of all of them, by their share of a full training.
+        usable_s: seconds that they may take.
+        least: below this share a training is not worth its start.
+    """
+    share, least = max(FIRST_MOST, least), max(FIRST_LEAST, least)
+    while share > least:
+        if predict_s(share) <= usable_s:
+            return share
+        share *= 0.8
+    return least
 
 
 @dataclass(slots=True)
@@ -46,6 +69,11 @@ class TaskState:
     """A program is taken for right."""
     rate: float = 0.0
     """The value by which it stands in the ranking."""
+
+    def wanted(self, passes: int) -> bool:
+        """Whether the task has a training left, of `passes` that it may have."""
+        left = bool(self.again) or self.next_number < passes
+        return left and self.kills < KILLS and self.failures < FAILURES
 
     @property
     def number(self) -> int:

@@ -16,15 +16,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from arc_ttt.protocol.jobs import BASE, JOINT, SYNTHESIS, TTT, Job, JobKind
-from arc_ttt.schedule.gains import FIRST_LEAST, FIRST_MOST, TaskState, least_share
+from arc_ttt.schedule.gains import FIRST_LEAST, FIRST_MOST, KILLS, TaskState, first_share, least_share
 from arc_ttt.schedule.searches import SearchQueue
 from arc_ttt.settings import Settings
 from arc_ttt.tasks.grids import Task
 
-KILLS = 2
-"""A task is left alone after this many workers died under it, each another process."""
-FAILURES = 2
-"""A task is not trained again after this many of its trainings failed."""
 FIRST_SHARE = 0.6
 """Short trainings may take this part of the devices' time before longer ones are weighed against them."""
 
@@ -121,10 +117,13 @@ class Plan:
             return self._take(base)
         if self.joint_state == "running":
             return self._take(base)
-        first = self._next_first(remaining_s)
+        first = self._fitting(self._first, remaining_s)
         if first is not None and self._first_spent_s + first.predicted_s <= self._first_budget_s:
             return self._take(first)
-        return self._take(self._next_best(remaining_s) or base or self._shrunk(remaining_s))
+        best = self._fitting(
+            (task_id for _, task_id in self._ranking), remaining_s
+        )  # of largest expected gain a second
+        return self._take(best or base or self._shrunk(remaining_s))
 
     def _next_base(self, remaining_s: float) -> Job | None:
         for task_id in self._base:
@@ -133,21 +132,10 @@ class Plan:
                 return Job(BASE, task_id, predicted)
         return None
 
-    def _next_first(self, remaining_s: float) -> Job | None:
-        """The cheapest short training that waits and fits."""
-        for task_id in self._first:
-            job = self._training(task_id)
-            if job.predicted_s <= remaining_s:
-                return job
-        return None
-
-    def _next_best(self, remaining_s: float) -> Job | None:
-        """The training of largest expected gain a second that fits."""
-        for _, task_id in self._ranking:
-            job = self._training(task_id)
-            if job.predicted_s <= remaining_s:
-                return job
-        return None
+    def _fitting(self, task_ids: Iterable[str], remaining_s: float) -> Job | None:
+        """The training of the first of these tasks whose training fits."""
+        jobs = (self._training(task_id) for task_id in task_ids)
+        return next((job for job in jobs if job.predicted_s <= remaining_s), None)
 
     def _shrunk(self, remaining_s: float) -> Job | None:
         """The largest part of the cheapest training that fits, with a tenth to spare, if that part is worth it."""
@@ -219,13 +207,9 @@ class Plan:
 
     def _choose_first_share(self) -> float:
         """The largest size of short trainings at which those that wait take no more than their part of the time."""
-        usable_s = self._first_budget_s - self._first_spent_s
-        share, least = max(FIRST_MOST, self.policy.least_share), max(FIRST_LEAST, self.policy.least_share)
-        while share > least:
-            if sum(self.predict(self._tasks[task_id], TTT, share) for task_id in self._first) <= usable_s:
-                return share
-            share *= 0.8
-        return least
+        tasks = [self._tasks[task_id] for task_id in self._first]
+        usable_s, least = self._first_budget_s - self._first_spent_s, self.policy.least_share
+        return first_share(lambda share: sum(self.predict(task, TTT, share) for task in tasks), usable_s, least)
 
     def _by_cost(self, task_ids: Iterable[str]) -> list[str]:
         """Cheapest training first; tasks with a sure program last."""
@@ -233,9 +217,7 @@ class Plan:
 
     def _wanted(self, task_id: str) -> bool:
         """Whether a task has a training left."""
-        state = self._states[task_id]
-        left = bool(state.again) or state.next_number < (self.policy.passes if self._tasks[task_id].train else 1)
-        return left and state.kills < KILLS and state.failures < FAILURES
+        return self._states[task_id].wanted(self.policy.passes if self._tasks[task_id].train else 1)
 
     def _comes_first(self, task_id: str) -> bool:
         """Whether a task's short training comes before any are weighed: with a sure program it has little to gain."""
@@ -356,7 +338,7 @@ class Plan:
     def _first_trainings_wait(self, remaining_s: float) -> bool:
         """Whether a task without a sure program could still have its first training, within the part of those."""
         if self.policy.passes > 1:
-            first = self._next_first(remaining_s)
+            first = self._fitting(self._first, remaining_s)
             return first is not None and self._first_spent_s + first.predicted_s <= self._first_budget_s
         waiting = (i for _, i in self._ranking if not self._states[i].sure)
         return any(self._training(i).predicted_s <= remaining_s for i in waiting)

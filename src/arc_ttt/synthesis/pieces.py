@@ -16,15 +16,7 @@ import numpy as np
 from arc_ttt.synthesis.budget import Budget
 from arc_ttt.synthesis.frames import Problem
 from arc_ttt.synthesis.images import MAX_CELLS, Image, Size, State, colour_counts, state_bytes, state_key
-from arc_ttt.synthesis.primitives.images import (
-    Primitive,
-    fill,
-    halo,
-    hull,
-    overlay_mirror,
-    smear,
-    unary_primitives,
-)
+from arc_ttt.synthesis.primitives.images import Primitive, fill, halo, hull, smear, unary_primitives
 from arc_ttt.synthesis.primitives.others import other_outputs
 from arc_ttt.synthesis.primitives.parts import (
     SELECTION_NAMES,
@@ -39,6 +31,7 @@ from arc_ttt.synthesis.primitives.parts import (
 )
 from arc_ttt.synthesis.primitives.patterns import attract, pattern_primitives, symmetric_about
 from arc_ttt.synthesis.primitives.repair import repair, repaired_part
+from arc_ttt.synthesis.primitives.scaling import overlay_mirror
 from arc_ttt.synthesis.primitives.sized import SizedPrimitive, sized_primitives
 
 CUT_COST = 10  # cutting and choosing together count as one step

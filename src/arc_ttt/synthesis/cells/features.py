@@ -7,42 +7,28 @@ that a rule may only compare with constants. Background is 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from arc_ttt.synthesis.cells.feature_set import NONE, Features, Numbers, colour_everywhere, constant, most_and_least
+from arc_ttt.synthesis.cells.object_features import MAX_OBJECTS, add_object_features, labelled
 from arc_ttt.synthesis.images import (
     DIRECTIONS,
     Cells,
     Image,
-    Labels,
-    Mask,
     bounding_box,
     colour_counts,
     enclosed,
     fill_towards,
     label,
     majority,
-    padded,
     shifted,
 )
 from arc_ttt.synthesis.primitives.parts import panels
 from arc_ttt.synthesis.primitives.repair import HIDDEN, by_period, by_symmetry
-
-NONE = -1
-MAX_OBJECTS = 60  # object features of a grid with more parts are left empty: they cost much and say little
-Numbers = NDArray[np.int16]
-
-
-@dataclass(slots=True)
-class Features:
-    """Features of one grid, each (H, W)."""
-
-    expressions: dict[str, Cells] = field(default_factory=dict)
-    conditions: dict[str, Numbers] = field(default_factory=dict)
 
 
 def features(grid: Cells, layers: dict[str, Cells], colours: Sequence[int], hidden: int) -> Features:
@@ -71,21 +57,13 @@ def _features(raw: bytes, shape: tuple[int, int], colours: tuple[int, ...], hidd
     _background(found, grid)
     _panels(found, grid)
     for name, eight, single in (("object", True, False), ("part", True, True), ("part4", False, True)):
-        _objects(found, grid, name, *_labelled(grid, eight=eight, single=single))
+        add_object_features(found, grid, name, *labelled(grid, eight=eight, single=single))
     return found
-
-
-def _constant(grid: Cells, value: int) -> NDArray[np.int16]:
-    return np.full(grid.shape, value, dtype=np.int16)
-
-
-def _colour_everywhere(grid: Cells, colour: int) -> Cells:
-    return np.full(grid.shape, colour, dtype=np.int8)
 
 
 def _neighbours(found: Features, grid: Cells) -> None:
     full = (grid != 0).astype(np.int8)
-    straight, diagonal, equal = _constant(grid, 0), _constant(grid, 0), _constant(grid, 0)
+    straight, diagonal, equal = constant(grid, 0), constant(grid, 0), constant(grid, 0)
     for name, (dy, dx) in DIRECTIONS.items():
         beside = shifted(grid, -dy, -dx, NONE)
         found.expressions[f"neighbour {name}"] = beside
@@ -105,13 +83,13 @@ def _blocks(found: Features, grid: Cells) -> None:
     rows, columns = grid.shape
     for side in (2, 3):
         if min(rows, columns) < side:
-            found.conditions[f"in block of {side}"] = _constant(grid, 0)
+            found.conditions[f"in block of {side}"] = constant(grid, 0)
             continue
         corner = grid[: rows - side + 1, : columns - side + 1]
         steps = [(y, x) for y in range(side) for x in range(side)]
         parts = [(slice(y, rows - side + 1 + y), slice(x, columns - side + 1 + x)) for y, x in steps]
         equal = np.logical_and.reduce([grid[part] == corner for part in parts])
-        covered = _constant(grid, 0)
+        covered = constant(grid, 0)
         for part in parts:
             covered[part] |= equal
         found.conditions[f"in block of {side}"] = covered
@@ -150,22 +128,13 @@ def _mirrors(found: Features, grid: Cells, hidden: int) -> None:
     found.expressions["by period"] = by_period(covered)
 
 
-def _most(cells: Cells) -> tuple[int, int]:
-    counts = colour_counts(cells)
-    counts[0] = 0
-    present = counts.nonzero()[0]
-    if not len(present):
-        return NONE, NONE
-    return int(counts.argmax()), int(present[counts[present].argmin()])
-
-
 def _lines(found: Features, grid: Cells) -> None:
     rows, columns = grid.shape
-    most, least = _most(grid)
-    found.expressions["most frequent colour"] = _colour_everywhere(grid, most)
-    found.expressions["rarest colour"] = _colour_everywhere(grid, least)
+    most, least = most_and_least(grid)
+    found.expressions["most frequent colour"] = colour_everywhere(grid, most)
+    found.expressions["rarest colour"] = colour_everywhere(grid, least)
     shown = colour_counts(grid)
-    found.conditions["colours"] = _constant(grid, int((shown[1:] > 0).sum()))
+    found.conditions["colours"] = constant(grid, int((shown[1:] > 0).sum()))
     row_most = np.array([majority(line) or NONE for line in grid], dtype=np.int8)
     column_most = np.array([majority(line) or NONE for line in grid.T], dtype=np.int8)
     found.expressions["most in row"] = np.repeat(row_most[:, None], columns, axis=1)
@@ -220,8 +189,8 @@ def _positions(found: Features, grid: Cells) -> None:
         found.expressions["nearest"] = grid[near_y, near_x]
         found.conditions["distance"] = np.minimum(distance, 12).astype(np.int16)
     else:
-        found.expressions["nearest"] = _colour_everywhere(grid, NONE)
-        found.conditions["distance"] = _constant(grid, 0)
+        found.expressions["nearest"] = colour_everywhere(grid, NONE)
+        found.conditions["distance"] = constant(grid, 0)
 
 
 def _by_colour(found: Features, grid: Cells, colour: int) -> None:
@@ -238,12 +207,12 @@ def _by_colour(found: Features, grid: Cells, colour: int) -> None:
     found.conditions[f"{colour} in column"] = np.repeat(whole.sum(axis=0, dtype=np.int16)[None], rows, axis=0)
     found.conditions[f"enclosed by {colour}"] = enclosed(mask, eight=False).astype(np.int16)
     found.conditions[f"enclosed by {colour}, 8"] = enclosed(mask, eight=True).astype(np.int16)
-    inside = _constant(grid, 0)
+    inside = constant(grid, 0)
     box = bounding_box(mask)
     if box:
         inside[box[0] : box[1], box[2] : box[3]] = 1
     found.conditions[f"in box of {colour}"] = inside
-    straight, diagonal = _constant(grid, 0), _constant(grid, 0)
+    straight, diagonal = constant(grid, 0), constant(grid, 0)
     for dy, dx in DIRECTIONS.values():
         near = shifted(mask.astype(np.int8), -dy, -dx)
         if dy == 0 or dx == 0:
@@ -318,7 +287,7 @@ def _panels(found: Features, grid: Cells) -> None:
         "of any": layers.max(axis=0),
     }
     order = np.arange(len(parts)).reshape(len(tops), len(lefts))
-    at, row_in, column_in = (_constant(grid, NONE) for _ in range(3))
+    at, row_in, column_in = (constant(grid, NONE) for _ in range(3))
     for number, part in enumerate(parts):
         window = slice(part.y, part.y + tall), slice(part.x, part.x + wide)
         at[window] = number
@@ -335,117 +304,3 @@ def _panels(found: Features, grid: Cells) -> None:
         if picture.shape == order.shape:
             shown = np.where(inside, picture.ravel()[at], NONE)
             found.expressions[f"panel's own cell {name}"] = shown.astype(np.int8)
-
-
-def _labelled(grid: Cells, *, eight: bool, single: bool) -> tuple[Labels, int]:
-    if not single:
-        return label(grid != 0, eight=eight)
-    labels = np.zeros(grid.shape, dtype=np.int32)
-    count = 0
-    for colour in colour_counts(grid)[1:].nonzero()[0] + 1:
-        found, number = label(grid == colour, eight=eight)
-        labels[found > 0] = found[found > 0] + count
-        count += number
-    return labels, count
-
-
-_OBJECT_NUMBERS = (
-    "size",
-    "size rank",
-    "size rank from below",
-    "at edge",
-    "holes",
-    "height",
-    "width",
-    "rectangle",
-    "copies",
-    "of its colour",
-    "symmetry",
-    "colours",
-    "from the left",
-    "from the top",
-)
-
-
-def _objects(found: Features, grid: Cells, name: str, labels: Labels, count: int) -> None:
-    table = np.full((count + 1, len(_OBJECT_NUMBERS)), NONE, dtype=np.int16)
-    most, least = (np.full(count + 1, NONE, dtype=np.int8) for _ in range(2))
-    if name == "object":
-        found.expressions |= {f"{name} {how}": np.full(grid.shape, NONE, dtype=np.int8) for how in _TURNS}
-    from_edge, order, in_box = _constant(grid, NONE), _constant(grid, NONE), _constant(grid, 0)
-    box_colour = _colour_everywhere(grid, NONE)
-    if 0 < count <= MAX_OBJECTS:
-        windows = ndimage.find_objects(labels)
-        masks = [labels[window] == number for number, window in enumerate(windows, 1)]
-        for number, (window, mask) in enumerate(zip(windows, masks, strict=True), 1):
-            cells = grid[window]
-            most[number], least[number] = _most(np.where(mask, cells, 0).astype(np.int8))
-            _inside_object(window, mask, from_edge, order)
-            in_box[window] += 1
-            if name == "object":
-                for how, turned in _turned(cells):
-                    found.expressions[f"{name} {how}"][window] = turned
-            box_colour[window] = most[number]
-        table[1:] = _object_table(grid, windows, masks, most[1:])
-    for column, number_name in enumerate(_OBJECT_NUMBERS):
-        found.conditions[f"{name} {number_name}"] = table[:, column][labels]
-    found.conditions |= {f"{name} depth": from_edge, f"{name} order": order, f"{name} boxes": in_box}
-    found.conditions[f"{name} count"] = _constant(grid, min(count, 12))
-    found.expressions[f"{name} box colour"] = box_colour
-    if name == "object":
-        found.expressions["object colour"], found.expressions["object other colour"] = most[labels], least[labels]
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    largest = int(most[int(sizes.argmax()) + 1]) if count else NONE
-    smallest = int(most[int(sizes.argmin()) + 1]) if count else NONE
-    found.expressions[f"colour of largest {name}"] = _colour_everywhere(grid, largest)
-    found.expressions[f"colour of smallest {name}"] = _colour_everywhere(grid, smallest)
-
-
-_TURNS = ("mirrored columns", "mirrored rows", "turned by half", "transposed")
-
-
-def _turned(cells: Cells) -> list[tuple[str, Cells]]:
-    turned = [cells[:, ::-1], cells[::-1], cells[::-1, ::-1]]
-    return list(zip(_TURNS, [*turned, cells.T] if cells.shape[0] == cells.shape[1] else turned, strict=False))
-
-
-def _inside_object(window: tuple[slice, slice], mask: Mask, from_edge: Numbers, order: Numbers) -> None:
-    rows, columns = mask.shape
-    y, x = np.mgrid[:rows, :columns]
-    depth = np.minimum(np.minimum(y, rows - 1 - y), np.minimum(x, columns - 1 - x))
-    from_edge[window][mask] = depth[mask]
-    order[window][mask] = ((y + x) % 2)[mask]
-
-
-def _object_table(
-    grid: Cells, windows: list[tuple[slice, slice]], masks: list[Mask], colours: NDArray[np.int8]
-) -> NDArray[np.int16]:
-    sizes = np.array([int(mask.sum()) for mask in masks])
-    levels = np.unique(sizes)
-    shapes = [(mask.shape, mask.tobytes()) for mask in masks]
-    rows = []
-    for at, ((tall, wide), mask, size) in enumerate(zip(windows, masks, sizes, strict=True)):
-        height, width = mask.shape
-        rank = int(np.searchsorted(levels, size))
-        edge = tall.start == 0 or wide.start == 0 or tall.stop == grid.shape[0] or wide.stop == grid.shape[1]
-        symmetry = int((mask == mask[:, ::-1]).all()) + 2 * int((mask == mask[::-1]).all())
-        shown = grid[tall, wide][mask]
-        rows.append(
-            (
-                size,
-                len(levels) - 1 - rank,
-                rank,
-                edge,
-                0 if min(mask.shape) < 3 else label(padded(~mask, True), eight=False)[1] - 1,
-                height,
-                width,
-                int(size == height * width) + 2 * int(height == width),
-                shapes.count(shapes[at]),
-                int((colours == colours[at]).sum()),
-                symmetry,
-                len(np.unique(shown)),
-                sum(other[1].start < wide.start for other in windows),
-                sum(other[0].start < tall.start for other in windows),
-            )
-        )
-    return np.array(rows, dtype=np.int16)

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arc_ttt.synthesis.budget import Budget
-from arc_ttt.synthesis.cells.features import Features, features
+from arc_ttt.synthesis.cells.feature_set import Features
+from arc_ttt.synthesis.cells.features import features
 from arc_ttt.synthesis.cells.tree import CellTable, Fitted, Grower, describe, predict
 from arc_ttt.synthesis.frames import Problem
 from arc_ttt.synthesis.images import Cells, colour_counts
