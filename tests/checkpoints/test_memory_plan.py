@@ -23,7 +23,7 @@ from arc_ttt.checkpoints.memory_formulas import (
     weight_bytes,
 )
 from arc_ttt.checkpoints.memory_plan import SHORTEST, MemoryPlan, fitted, plan
-from arc_ttt.checkpoints.shape import Shape
+from arc_ttt.checkpoints.shape import LlamaShape
 from arc_ttt.decode.kv_cache import KVCache
 from arc_ttt.formats.compact import CompactFormat
 from arc_ttt.model.load import load_model
@@ -45,17 +45,17 @@ GIB = 1024**3
 @pytest.mark.parametrize(
     ("shape", "rank", "targets", "rows", "length", "shared", "checkpointing"),
     [
-        (Shape(64, 3, 4, 2, 16, 160, 50, True), 8, LINEAR_LAYERS, 2, 128, False, False),
-        (Shape(64, 3, 4, 2, 16, 160, 50, True), 8, LINEAR_LAYERS, 2, 128, True, True),
-        (Shape(64, 6, 4, 4, 16, 256, 64, True), 4, PAPER, 1, 256, True, False),
-        (Shape(96, 5, 4, 1, 24, 256, 100, True), 16, PAPER, 1, 400, False, True),
-        (Shape(64, 3, 4, 2, 16, 128, 4000, True), 8, PAPER, 1, 200, False, True),
+        (LlamaShape(64, 3, 4, 2, 16, 160, 50, True), 8, LINEAR_LAYERS, 2, 128, False, False),
+        (LlamaShape(64, 3, 4, 2, 16, 160, 50, True), 8, LINEAR_LAYERS, 2, 128, True, True),
+        (LlamaShape(64, 6, 4, 4, 16, 256, 64, True), 4, PAPER, 1, 256, True, False),
+        (LlamaShape(96, 5, 4, 1, 24, 256, 100, True), 16, PAPER, 1, 400, False, True),
+        (LlamaShape(64, 3, 4, 2, 16, 128, 4000, True), 8, PAPER, 1, 200, False, True),
     ],
     ids=["all layers", "checkpointed", "full heads", "one key head", "large vocabulary"],
 )
 def test_activations_are_what_a_step_allocates(
     monkeypatch: pytest.MonkeyPatch,
-    shape: Shape,
+    shape: LlamaShape,
     rank: int,
     targets: tuple[str, ...],
     rows: int,
@@ -107,7 +107,7 @@ def test_weights_are_what_a_loaded_model_holds(tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = tokenizer_for("marc", "llama").inner
-    shape = Shape(128, 3, 4, 2, 32, 512, tokenizer.get_vocab_size() + 6, False)
+    shape = LlamaShape(128, 3, 4, 2, 32, 512, tokenizer.get_vocab_size() + 6, False)
     special = {"bos_token_id": tokenizer.token_to_id(BOS), "eos_token_id": tokenizer.token_to_id(EOS)}
     with torch.random.fork_rng():
         LlamaForCausalLM(LlamaConfig(**config_of(shape), **special)).to(torch.bfloat16).save_pretrained(tmp_path)
@@ -133,7 +133,7 @@ def test_an_adapter_costs_its_weights_and_the_optimizer_its_moments() -> None:
     weight.grad = torch.ones_like(weight)
     optimizer.step()
     moments = [s for s in optimizer.state[weight].values() if s.numel() > 1]
-    found = plan(LLAMA["1B"], L4, preset("1B").ttt, four_bit=True, checkpointing=True)
+    found = plan(LlamaShape.of(LLAMA["1B"]), L4, preset("1B").ttt, four_bit=True, checkpointing=True)
     held = weight.grad.nbytes + sum(moment.nbytes for moment in moments)
     assert found.optimizer / found.adapter == held / weight.nbytes
 
@@ -141,7 +141,7 @@ def test_an_adapter_costs_its_weights_and_the_optimizer_its_moments() -> None:
 def test_a_cache_is_as_large_as_its_tensors() -> None:
     from transformers import LlamaConfig
 
-    shape = Shape(64, 3, 4, 2, 16, 160, 50, True)
+    shape = LlamaShape(64, 3, 4, 2, 16, 160, 50, True)
     cache = KVCache(LlamaConfig(**config_of(shape)), 5, 77, CPU, torch.bfloat16)
     assert cache_bytes(shape, 5, 77, 2) == cache.keys.nbytes + cache.values.nbytes
 
@@ -155,7 +155,7 @@ def test_a_cache_is_as_large_as_its_tensors() -> None:
 )
 def test_published_sizes(name: str, weights: int, adapter: float) -> None:
     """Parameters of the checkpoints, and of the paper's adapters at rank 128."""
-    shape = Shape.of(LLAMA[name])
+    shape = LlamaShape.of(LLAMA[name])
     assert shape.parameters == weights
     assert adapter_weights(shape, preset(name).ttt) == pytest.approx(adapter, rel=0.001)
 
@@ -164,19 +164,19 @@ def test_published_sizes(name: str, weights: int, adapter: float) -> None:
 def test_the_presets_fit_both_kaggle_devices(name: str) -> None:
     settings = preset(name)
     for device, least in ((T4, 4096 if name == "8B" else 8192), (L4, 8192)):
-        found = plan(LLAMA[name], device, settings.ttt, four_bit=True, checkpointing=True)
+        found = plan(LlamaShape.of(LLAMA[name]), device, settings.ttt, four_bit=True, checkpointing=True)
         assert found.tokens >= least
         fit, notes = fitted(settings, found)
         assert fit.ttt.max_sequence_tokens == min(8192, found.tokens)
         assert bool(notes) == (found.tokens < 8192)
         assert found.views(8192, 930, 8, 8)[0] >= 1
         assert found.views(2000, 200, 8, 8)[1] == 8
-    unpacked = plan(LLAMA["8B"], T4, preset("8B").ttt, four_bit=False, checkpointing=True)
+    unpacked = plan(LlamaShape.of(LLAMA["8B"]), T4, preset("8B").ttt, four_bit=False, checkpointing=True)
     assert unpacked.tokens == 0
 
 
 def test_repeated_keys_cost_memory_on_a_t4() -> None:
-    shape = Shape.of(LLAMA["8B"])
+    shape = LlamaShape.of(LLAMA["8B"])
     ttt = preset("8B").ttt
     fused, repeated = (
         activation_bytes(shape, ttt, Device(0, fused_groups=fused), 8192, checkpointing=False, four_bit=True)
@@ -188,7 +188,7 @@ def test_repeated_keys_cost_memory_on_a_t4() -> None:
 # Plans
 
 shapes = st.builds(
-    lambda head, kv, groups, layers, wide, vocabulary, tied: Shape(
+    lambda head, kv, groups, layers, wide, vocabulary, tied: LlamaShape(
         head * kv * groups, layers, kv * groups, kv, head, wide, vocabulary, tied
     ),
     st.sampled_from([32, 64, 128]),
@@ -205,10 +205,10 @@ devices = st.builds(Device, st.integers(1, 40).map(lambda gib: gib * GIB), st.bo
 @given(shapes, devices, st.integers(1, 256), st.booleans(), st.booleans())
 @hypothesis_settings(deadline=None, max_examples=60)
 def test_a_plan_fills_the_device_and_no_more(
-    shape: Shape, device: Device, rank: int, four_bit: bool, checkpointing: bool
+    shape: LlamaShape, device: Device, rank: int, four_bit: bool, checkpointing: bool
 ) -> None:
     ttt = TttSettings(rank=rank)
-    found = plan(config_of(shape), device, ttt, four_bit=four_bit, checkpointing=checkpointing)
+    found = plan(shape, device, ttt, four_bit=four_bit, checkpointing=checkpointing)
 
     def bytes_with(tokens: int) -> int:
         activations = activation_bytes(shape, ttt, device, tokens, checkpointing=checkpointing, four_bit=four_bit)
@@ -222,9 +222,9 @@ def test_a_plan_fills_the_device_and_no_more(
 @given(shapes, devices, st.integers(1, 9000), st.integers(1, 1900), st.integers(1, 32), st.integers(1, 32))
 @hypothesis_settings(deadline=None, max_examples=60)
 def test_views_fit_and_are_at_most_those_wanted(
-    shape: Shape, device: Device, prompt: int, answer: int, batch_views: int, kept_views: int
+    shape: LlamaShape, device: Device, prompt: int, answer: int, batch_views: int, kept_views: int
 ) -> None:
-    found = plan(config_of(shape), device, TttSettings(), four_bit=True, checkpointing=True)
+    found = plan(shape, device, TttSettings(), four_bit=True, checkpointing=True)
     batch, kept = found.views(prompt, answer, batch_views, kept_views)
     assert 1 <= batch <= batch_views
     assert 1 <= kept <= kept_views
@@ -236,15 +236,15 @@ def test_views_fit_and_are_at_most_those_wanted(
 
 @given(shapes, devices)
 @hypothesis_settings(deadline=None, max_examples=60)
-def test_the_decoder_copies_plain_layers_only_where_there_is_room(shape: Shape, device: Device) -> None:
-    found = plan(config_of(shape), device, TttSettings(), four_bit=False, checkpointing=True)
+def test_the_decoder_copies_plain_layers_only_where_there_is_room(shape: LlamaShape, device: Device) -> None:
+    found = plan(shape, device, TttSettings(), four_bit=False, checkpointing=True)
     assert found.fused in (0, shape.linear_weights * device.itemsize)
     assert found.fused <= max(0, device.usable / 4)
-    assert plan(config_of(shape), device, TttSettings(), four_bit=True, checkpointing=True).fused == 0
+    assert plan(shape, device, TttSettings(), four_bit=True, checkpointing=True).fused == 0
 
 
 def a_plan(tokens: int) -> MemoryPlan:
-    return MemoryPlan(Shape.of(LLAMA["8B"]), T4, 5 * GIB, GIB, 3 * GIB, 0, tokens)
+    return MemoryPlan(LlamaShape.of(LLAMA["8B"]), T4, 5 * GIB, GIB, 3 * GIB, 0, tokens)
 
 
 def test_settings_that_fit_stay_and_others_are_cut_with_a_word() -> None:

@@ -14,7 +14,7 @@ import torch
 from arc_ttt.adapt.adapter import Adapter
 from arc_ttt.adapt.batches import cross_entropy_sum
 from arc_ttt.checkpoints.memory_formulas import Device, activation_bytes, adapter_weights, weight_bytes
-from arc_ttt.checkpoints.shape import Shape
+from arc_ttt.checkpoints.shape import LlamaShape
 from arc_ttt.model.attention import fused_groups
 from arc_ttt.model.load import load_model
 from arc_ttt.settings import ModelSettings, Settings
@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
     pytest.mark.filterwarnings("default"),
 ]
-SHAPE = Shape(2048, 4, 32, 8, 64, 8192, 32_000, False)  # 374M parameters: layers are checkpointed
+SHAPE = LlamaShape(2048, 4, 32, 8, 64, 8192, 32_000, False)  # 374M parameters: layers are checkpointed
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from arc_ttt.bootstrap import environment, packages
 from arc_ttt.bootstrap.environment import scratch_folder
 from arc_ttt.bootstrap.mounts import CHALLENGES, Mounts
 from arc_ttt.bootstrap.packages import Packages
-from arc_ttt.checkpoints.shape import parameter_count
+from arc_ttt.checkpoints.shape import LlamaShape
 from arc_ttt.kaggle import record, usable_settings
 from arc_ttt.kaggle import run as kaggle
 from arc_ttt.protocol.messages import Note
@@ -224,7 +224,7 @@ def test_what_a_worker_does_otherwise_than_asked_is_told_at_the_end(
 
 
 def test_the_count_of_weights_is_the_published_one() -> None:
-    assert parameter_count(LLAMA_1B) == pytest.approx(1_235_814_400, rel=1e-3)
+    assert LlamaShape.of(LLAMA_1B).matrix_weights == pytest.approx(1_235_814_400, rel=1e-3)
 
 
 def test_scratch_goes_elsewhere_when_its_folder_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

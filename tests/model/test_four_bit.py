@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from arc_ttt.checkpoints.folders import EMBEDDED, read_config
-from arc_ttt.checkpoints.shape import parameter_count
+from arc_ttt.checkpoints.checkpoint import Checkpoint
+from arc_ttt.checkpoints.folders import EMBEDDED
 from arc_ttt.errors import ModelError
 from arc_ttt.model.four_bit import expand, read_expanded
 
@@ -38,7 +38,7 @@ def test_expanded_weights_are_those_of_bitsandbytes_bit_for_bit(
 def test_every_weight_of_the_embedded_model_is_read() -> None:
     weights = read_expanded(EMBEDDED, torch.float32)
     matrices = sum(weight.numel() for weight in weights.values() if weight.dim() == 2)
-    assert matrices == parameter_count(read_config(EMBEDDED))
+    assert matrices == Checkpoint.read(EMBEDDED).shape.matrix_weights
     assert all(torch.isfinite(weight).all() for weight in weights.values())
 
 

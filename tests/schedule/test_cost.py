@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arc_ttt.adapt.sequences import ttt_sequences
-from arc_ttt.checkpoints.folders import EMBEDDED, read_config
-from arc_ttt.checkpoints.shape import Model
+from arc_ttt.checkpoints.checkpoint import Checkpoint
+from arc_ttt.checkpoints.folders import EMBEDDED
+from arc_ttt.checkpoints.shape import ModelSize
 from arc_ttt.formats.compact import CompactFormat
 from arc_ttt.protocol.jobs import BASE, TTT
 from arc_ttt.schedule.cost import CostModel, Took
@@ -53,7 +54,7 @@ def observe(cost: CostModel, task: Task, train_s: float, decode_s: float, device
 @given(st.integers(1, 29), st.integers(1, 5), st.sampled_from(sorted(DEVICE_TYPES)), st.sampled_from([BASE, TTT]))
 def test_predictions_grow_with_the_task_and_the_share(side: int, demonstrations: int, device: str, kind: str) -> None:
     """Not under the paper's augmentations, of which there are fewer where doubled grids would be too large."""
-    cost = CostModel(LLAMA.override([("ttt.augment", "dihedral")]), Model(3.2e9, 28, 3072, 128256), device)
+    cost = CostModel(LLAMA.override([("ttt.augment", "dihedral")]), ModelSize(3.2e9, 28, 3072, 128256), device)
     small, large = make_task("small", side, demonstrations), make_task("large", side + 1, demonstrations)
     assert 0 < cost.predict(small, kind) < cost.predict(large, kind)
     assert cost.predict(large, kind) < cost.predict(make_task("two", side + 1, demonstrations, 2), kind)
@@ -62,7 +63,7 @@ def test_predictions_grow_with_the_task_and_the_share(side: int, demonstrations:
 
 def test_the_embedded_model_costs_what_was_measured_on_one_core() -> None:
     """2306 to 2535 tokens a second in training, on two cores of the machine that the prior is from."""
-    model = Model.of(read_config(EMBEDDED))
+    model = Checkpoint.read(EMBEDDED).size
     assert model.parameters == pytest.approx(2.7e6, rel=0.05)
     task = make_task("t", 6)
     train_s, _ = CostModel(EMBEDDED_SETTINGS, model).parts(task, TTT)
@@ -74,8 +75,8 @@ def test_the_embedded_model_costs_what_was_measured_on_one_core() -> None:
 def test_twenty_jobs_are_enough_for_trainings_to_within_fifteen_percent(slower: float) -> None:
     """Nine of ten, on a device whose steps, tokens and attention each differ from the prior in another way."""
     rng = random.Random(7)
-    cost = CostModel(LLAMA, Model(3.2e9, 28, 3072, 128256), "t4")
-    prior = CostModel(LLAMA, Model(3.2e9, 28, 3072, 128256), "t4")
+    cost = CostModel(LLAMA, ModelSize(3.2e9, 28, 3072, 128256), "t4")
+    prior = CostModel(LLAMA, ModelSize(3.2e9, 28, 3072, 128256), "t4")
     a, b, c = prior._train.now
 
     def true_s(task: Task) -> float:
@@ -132,7 +133,7 @@ def test_passes_with_little_training_answer_under_few_views() -> None:
 
 def test_the_longest_sequence_is_found_from_what_fitted_and_what_did_not() -> None:
     """Halfway between the two, so every report that contradicts it halves what is open."""
-    cost = CostModel(LLAMA, Model(8e9, 32, 4096, 128256), "t4")
+    cost = CostModel(LLAMA, ModelSize(8e9, 32, 4096, 128256), "t4")
     true_limit, tried = 3000, []
     for number in range(24):
         task = make_task(f"large {number % 3}", 12)  # doubled in both directions it has 3600 tokens
@@ -144,7 +145,7 @@ def test_the_longest_sequence_is_found_from_what_fitted_and_what_did_not() -> No
 
 
 def test_one_task_that_runs_out_of_memory_does_not_shorten_the_others() -> None:
-    cost = CostModel(EMBEDDED_SETTINGS, Model(8e9, 32, 4096, 128256), "t4")
+    cost = CostModel(EMBEDDED_SETTINGS, ModelSize(8e9, 32, 4096, 128256), "t4")
     for _ in range(3):
         cost.observe_memory(make_task("first", 3), fitted=False)
     assert cost.longest() == EMBEDDED_SETTINGS.ttt.max_sequence_tokens
@@ -194,7 +195,7 @@ def test_the_shape_of_a_training_knows_what_is_too_long(preset: str, tokens: int
 
 def test_a_share_of_a_training_is_one_of_the_most_sequences_it_may_have() -> None:
     """As the solver cuts it: a task that makes few sequences has them all in a short training."""
-    cost = CostModel(LLAMA, Model(3.2e9, 28, 3072, 128256), "t4")
+    cost = CostModel(LLAMA, ModelSize(3.2e9, 28, 3072, 128256), "t4")
     few = make_task("few", 20, 2)  # its grids cannot be doubled, so it has 64 sequences of 250
     count, _, _ = training_shape(few, LLAMA.ttt)
     assert count < 0.5 * LLAMA.ttt.max_sequences * LLAMA.ttt.epochs
@@ -248,7 +249,7 @@ def test_a_slow_device_is_known_by_its_cut_trainings_beside_a_quick_one() -> Non
 
 
 def test_a_small_model_on_a_large_device_is_not_shortened() -> None:
-    assert CostModel(LLAMA, Model(1.2e9, 16, 2048, 128256), "h100").longest() == LLAMA.ttt.max_sequence_tokens
+    assert CostModel(LLAMA, ModelSize(1.2e9, 16, 2048, 128256), "h100").longest() == LLAMA.ttt.max_sequence_tokens
     assert CostModel(EMBEDDED_SETTINGS).longest() == EMBEDDED_SETTINGS.ttt.max_sequence_tokens
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from arc_ttt.checkpoints.shape import Shape
+from arc_ttt.checkpoints.shape import LlamaShape
 from arc_ttt.settings import Settings
 
 LLAMA_1B = {
@@ -55,7 +55,7 @@ def preset(name: str) -> Settings:
     return Settings.of(f"llama-{name.lower()}")
 
 
-def config_of(shape: Shape) -> dict[str, Any]:
+def config_of(shape: LlamaShape) -> dict[str, Any]:
     return {
         "hidden_size": shape.hidden,
         "num_hidden_layers": shape.layers,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from arc_ttt.adapt.adapter import Adapter
-from arc_ttt.checkpoints.shape import Model
+from arc_ttt.checkpoints.shape import ModelSize
 from arc_ttt.deadline import Deadline, VirtualClock
 from arc_ttt.model.load import load_model
 from arc_ttt.model.loaded import LoadedModel
@@ -83,7 +83,7 @@ def test_a_made_up_sequence_is_as_long_as_asked_and_not_longer(base: LoadedModel
 def test_predictions_follow_what_was_tried_out(base: LoadedModel) -> None:
     """A device ten times slower than its prior, from three rows."""
     llama = Settings.of("llama-1b-3b")
-    cost, prior = (CostModel(llama, Model(3.2e9, 28, 3072, 128256), "t4") for _ in range(2))
+    cost, prior = (CostModel(llama, ModelSize(3.2e9, 28, 3072, 128256), "t4") for _ in range(2))
     a, b, c = prior._train.now
     lengths = [(length, length * 2) for length in (1000, 4000, 8000)]
     cost.calibrate(Trial(t, 2, 10 * (a + n * b + n * t * c), True) for t, n in lengths)

@@ -10,6 +10,7 @@ import torch
 
 from arc_ttt.checkpoints.memory_formulas import L4, T4, Device
 from arc_ttt.checkpoints.memory_plan import MemoryPlan, plan
+from arc_ttt.checkpoints.shape import LlamaShape
 from arc_ttt.deadline import Deadline
 from arc_ttt.decode.prompts import PromptBatch
 from arc_ttt.settings import Settings
@@ -50,7 +51,7 @@ def test_small_memory_means_smaller_batches_and_the_same_answers(monkeypatch: py
     monkeypatch.setattr(PromptBatch, "__init__", counted)
     whole = solver.answer(TASK, Deadline.never())
     config = solver.base.llama.config.to_dict()
-    solver.answerer.memory = plan(config, L4, solver.settings.ttt, four_bit=False, checkpointing=False)
+    solver.answerer.memory = plan(LlamaShape.of(config), L4, solver.settings.ttt, four_bit=False, checkpointing=False)
     monkeypatch.setattr(MemoryPlan, "views", lambda self, prompt, answer, batch, kept: (min(batch, 2), min(kept, 4)))
     cut = solver.answer(TASK, Deadline.never())
     assert sizes == [6, 2, 2, 2]
@@ -77,7 +78,7 @@ def test_layers_are_computed_twice_only_where_memory_asks_for_it(
     name: str, device: Device, own: bool, checkpoints: bool
 ) -> None:
     llama, settings = Checkpointed(), preset(name)
-    found = choose_plan(llama, LLAMA[name], device, settings, four_bit=True, large=True, own=own)
+    found = choose_plan(llama, LlamaShape.of(LLAMA[name]), device, settings, four_bit=True, large=True, own=own)
     assert llama.checkpoints == checkpoints
-    assert found == plan(LLAMA[name], device, settings.ttt, four_bit=True, checkpointing=checkpoints)
+    assert found == plan(LlamaShape.of(LLAMA[name]), device, settings.ttt, four_bit=True, checkpointing=checkpoints)
     assert found.tokens >= settings.ttt.max_sequence_tokens

@@ -26,7 +26,7 @@ from arc_lab.data.datasets import DATASETS_HELP, read_ids, usable_tasks
 from arc_lab.evaluate import dry_run
 from arc_lab.evaluate.scores import Paired, TaskScore, summarize
 from arc_ttt.atomic import write_atomically
-from arc_ttt.checkpoints.folders import model_folder, weights_mark
+from arc_ttt.checkpoints.folders import model_folder, weights_fingerprint
 from arc_ttt.deadline import REAL_CLOCK
 from arc_ttt.errors import InputError, SettingsError
 from arc_ttt.machine import count_gpus
@@ -193,7 +193,7 @@ def run_variant(variant: Variant, options: argparse.Namespace) -> dict[str, Any]
     asked = out / "asked.json"
     report = out / "report.json"
     model = dry_run.make_settings(dry_run.make_parser().parse_args(argv)).model.path
-    question = json.dumps([argv, weights_mark(model_folder(model, gpu=count_gpus() > 0))])
+    question = json.dumps([argv, weights_fingerprint(model_folder(model, gpu=count_gpus() > 0))])
     same = asked.is_file() and asked.read_text(encoding="utf-8") == question
     if not (same and report.is_file()):
         print(f"== {variant.name}: {variant.about}", flush=True)

@@ -17,7 +17,8 @@ from arc_lab.evaluate.report import make_report, print_report, read_submission
 from arc_ttt.atomic import write_atomically
 from arc_ttt.bootstrap.environment import owns_container
 from arc_ttt.bootstrap.process import outlive_readers
-from arc_ttt.checkpoints.folders import SIZES, model_folder, read_config
+from arc_ttt.checkpoints.checkpoint import Checkpoint
+from arc_ttt.checkpoints.folders import SIZES
 from arc_ttt.deadline import REAL_CLOCK, format_duration, parse_duration, run_start
 from arc_ttt.errors import InputError, SettingsError, TaskFileError
 from arc_ttt.formats.registry import FORMATS
@@ -105,7 +106,7 @@ def main(argv: Sequence[str], start_s: float, signals: list[int] | None = None) 
     options = make_parser().parse_args(argv)
     try:
         settings = make_settings(options)
-        read_config(model_folder(settings.model.path))
+        Checkpoint.of_path(settings.model.path)
         if options.first is not None and options.first < 1:
             raise SettingsError(f"--first {options.first}: must be at least 1")
         dataset = _dataset(options, settings)

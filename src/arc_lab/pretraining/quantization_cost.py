@@ -18,7 +18,7 @@ from arc_lab.data.packs import Pack
 from arc_lab.pretraining.held import measuring_sequences
 from arc_lab.pretraining.measure import exact_match
 from arc_ttt.atomic import write_atomically
-from arc_ttt.checkpoints.folders import weights_mark
+from arc_ttt.checkpoints.folders import weights_fingerprint
 from arc_ttt.deadline import REAL_CLOCK, Deadline, format_duration
 from arc_ttt.decode.answerer import Answers
 from arc_ttt.formats.format import TokenSequence
@@ -174,7 +174,7 @@ def measure(
     say: Callable[[str], None] = functools.partial(print, flush=True),  # noqa: B008
 ) -> dict[str, Any]:
     """All costs, JSON-ready by name. kept: a file to go on from after an interruption; say: takes lines of progress."""
-    question = json.dumps([settings.to_json(), pack.sha256, weights_mark(model), weights_mark(nf4)])
+    question = json.dumps([settings.to_json(), pack.sha256, weights_fingerprint(model), weights_fingerprint(nf4)])
     folders = {PLAIN: model, FOUR_BIT: nf4}
     measurement = Measurement(folders, settings, Measured(kept, question), say)
     costs = {}

@@ -18,8 +18,8 @@ from arc_lab.simulate.faults import MIXES, Faults
 from arc_lab.simulate.scenarios import MODELS, Scenario, loaded_from, made_up_tasks
 from arc_lab.simulate.simulation import random_runs, simulate
 from arc_lab.simulate.tables import answer_lines, summary_lines
-from arc_ttt.checkpoints.folders import model_folder, read_config
-from arc_ttt.checkpoints.shape import Model
+from arc_ttt.checkpoints.checkpoint import Checkpoint
+from arc_ttt.checkpoints.shape import ModelSize
 from arc_ttt.deadline import format_duration, parse_duration
 from arc_ttt.errors import InputError, SettingsError
 from arc_ttt.schedule.devices import DEVICE_TYPES
@@ -152,11 +152,11 @@ def _mix(name: str) -> Faults:
     return MIXES[name]
 
 
-def _model(options: argparse.Namespace, limit: str) -> tuple[Settings, Model]:
+def _model(options: argparse.Namespace, limit: str) -> tuple[Settings, ModelSize]:
     preset, model = MODELS.get(options.model, ("llama-1b-3b", None))
     path = "" if options.model in MODELS else options.model
     with contextlib.suppress(KeyError):
-        model = model or Model.of(read_config(model_folder(path, gpu=options.device_type != "cpu")))
+        model = model or Checkpoint.of_path(path, gpu=options.device_type != "cpu").size
     changes = [("run.limit_s", str(parse_duration(limit)))]
     settings = Settings.of(preset).override([*changes, *parse_overrides(options.set)])
-    return settings, model or Model()
+    return settings, model or ModelSize()

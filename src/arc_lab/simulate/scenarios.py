@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from arc_lab.simulate.faults import MIXES, Faults
-from arc_ttt.checkpoints.shape import Model
+from arc_ttt.checkpoints.shape import ModelSize
 from arc_ttt.settings import Settings
 from arc_ttt.tasks.grids import Example, LoadedTasks, Task, freeze
 
 MODELS = {  # preset, and the published checkpoint's shape
     "embedded": ("embedded", None),
-    "1b": ("llama-1b-3b", Model(1.24e9, 16, 2048, 128256)),
-    "3b": ("llama-1b-3b", Model(3.21e9, 28, 3072, 128256)),
-    "8b": ("llama-8b", Model(8.03e9, 32, 4096, 128256)),
+    "1b": ("llama-1b-3b", ModelSize(1.24e9, 16, 2048, 128256)),
+    "3b": ("llama-1b-3b", ModelSize(3.21e9, 28, 3072, 128256)),
+    "8b": ("llama-8b", ModelSize(8.03e9, 32, 4096, 128256)),
 }
 SURE = 0.2  # in random runs; after 2 CPU seconds 102 of 419 public evaluation inputs of ARC-AGI-1 have a sure program
 PRIOR_ERROR = 2.5  # random runs are up to so many times slower or faster than predicted at first
@@ -37,7 +37,7 @@ class Scenario:
 
     tasks: LoadedTasks
     settings: Settings
-    model: Model
+    model: ModelSize
     device_type: str = "t4"
     devices: int = 2
     cores: int = 4
@@ -85,7 +85,7 @@ def random_scenario(
     scenario = Scenario(
         tasks=loaded_from(tasks),
         settings=settings,
-        model=MODELS["3b"][1] or Model(),
+        model=MODELS["3b"][1] or ModelSize(),
         devices=devices,
         load=math.exp(rng.uniform(math.log(0.2), math.log(5.0))),
         load_s=60.0,

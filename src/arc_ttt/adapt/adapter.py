@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from arc_ttt.checkpoints.memory_plan import SMALL_PARAMETERS
+from arc_ttt.checkpoints.shape import SMALL_PARAMETERS
 from arc_ttt.errors import ModelError
 from arc_ttt.model.loaded import LoadedModel
 from arc_ttt.settings import TttSettings

@@ -9,9 +9,13 @@ from typing import Any
 
 from arc_ttt.errors import ModelError
 
-EMBEDDED = Path(__file__).parent / "embedded" / "xs"  # size XS, 2.7 million parameters
-EMBEDDED_M = Path(__file__).parent / "embedded" / "m"  # 26 million
-SAMPLES, SAMPLE_BYTES = 64, 256  # of a file of weights
+EMBEDDED = Path(__file__).parent / "embedded" / "xs"
+"""Size XS, 2.7 million parameters."""
+EMBEDDED_M = Path(__file__).parent / "embedded" / "m"
+"""Size M, 26 million parameters."""
+SAMPLES = 64
+"""Samples of a file of weights that its fingerprint reads."""
+SAMPLE_BYTES = 256
 SIZES = {"embedded-XS": EMBEDDED, "embedded-M": EMBEDDED_M}
 
 
@@ -41,8 +45,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def weights_mark(folder: Path) -> str:
-    """A text that tells checkpoints apart: a hash of the config, and of names, sizes and samples of the weight files.
+def weights_fingerprint(folder: Path) -> str:
+    """A hash of the config, and of names, sizes and samples of the weight files.
 
     Training changes weights everywhere, so samples tell; reading all of an 8B would take a minute. Source: ours.
     """

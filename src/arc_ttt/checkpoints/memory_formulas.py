@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from arc_ttt.checkpoints.shape import Shape
+from arc_ttt.checkpoints.shape import LlamaShape
 from arc_ttt.presets import LINEAR_LAYERS
 from arc_ttt.settings import TttSettings
 
@@ -36,14 +36,14 @@ T4 = Device(15_095 * 1024**2, fused_groups=False)  # of 15 GiB, what CUDA report
 L4 = Device(22 * 1024**3)
 
 
-def weight_bytes(shape: Shape, *, four_bit: bool, itemsize: int = 2) -> int:
+def weight_bytes(shape: LlamaShape, *, four_bit: bool, itemsize: int = 2) -> int:
     """A loaded model: linear layers in NF4 with double quantization or plain, the rest plain."""
     linear = shape.linear_weights
     packed = linear // 2 + linear // BLOCK + linear // BLOCK // 256 * 4
     return (packed if four_bit else linear * itemsize) + shape.other_weights * itemsize
 
 
-def adapter_weights(shape: Shape, ttt: TttSettings) -> int:
+def adapter_weights(shape: LlamaShape, ttt: TttSettings) -> int:
     """Trainable weights."""
     if ttt.adapter == "full":
         return shape.parameters
@@ -54,12 +54,12 @@ def adapter_weights(shape: Shape, ttt: TttSettings) -> int:
     )
 
 
-def cache_bytes(shape: Shape, rows: int, capacity: int, itemsize: int) -> int:
+def cache_bytes(shape: LlamaShape, rows: int, capacity: int, itemsize: int) -> int:
     """Keys and values of a batch."""
     return 2 * shape.layers * rows * shape.heads_kv * capacity * shape.head * itemsize
 
 
-def layer_bytes(shape: Shape, ttt: TttSettings, device: Device, *, shared_inputs: bool) -> int:
+def layer_bytes(shape: LlamaShape, ttt: TttSettings, device: Device, *, shared_inputs: bool) -> int:
     """Bytes that one decoder layer keeps for its gradients, for each token.
 
     shared_inputs: adapters of one input keep it once (4-bit layers on CUDA); others keep a copy each.
@@ -76,14 +76,14 @@ def layer_bytes(shape: Shape, ttt: TttSettings, device: Device, *, shared_inputs
     return norms + attention + feed_forward + (sum(inputs.values()) + low_rank) * size
 
 
-def forward_bytes(shape: Shape, device: Device) -> int:
+def forward_bytes(shape: LlamaShape, device: Device) -> int:
     """Bytes for each token that exist at once in a layer without gradients."""
     width = shape.heads * shape.head
     return (4 * shape.hidden + max(3 * shape.feed_forward, 4 * width)) * device.itemsize + 8 * shape.hidden
 
 
 def activation_bytes(
-    shape: Shape,
+    shape: LlamaShape,
     ttt: TttSettings,
     device: Device,
     tokens: int,

@@ -10,9 +10,7 @@ of transformers and peft keep for their gradients under autocast, and the tests 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from arc_ttt.checkpoints.memory_formulas import (
     Device,
@@ -22,14 +20,13 @@ from arc_ttt.checkpoints.memory_formulas import (
     forward_bytes,
     weight_bytes,
 )
-from arc_ttt.checkpoints.shape import Shape
+from arc_ttt.checkpoints.shape import LlamaShape
 from arc_ttt.protocol.messages import Note
 from arc_ttt.settings import Settings, TttSettings
 
 MOST_FUSED = 0.25  # of the usable memory, that the decoder's copy of plain layers may take
 SCORING_PIECE = 1 << 25  # and in scoring
 ROOM = 32  # places behind a prompt in its cache
-SMALL_PARAMETERS = 200_000_000  # models below it keep activations and are never held in 4 bits
 SHORTEST = 256  # tokens; a device that cannot train on so many cannot train
 
 
@@ -42,7 +39,7 @@ class MemoryPlan:
     trained.
     """
 
-    shape: Shape
+    shape: LlamaShape
     device: Device
     weights: int
     adapter: int
@@ -70,7 +67,7 @@ class MemoryPlan:
 
 
 def plan(
-    config: Mapping[str, Any],
+    shape: LlamaShape,
     device: Device,
     ttt: TttSettings,
     *,
@@ -82,7 +79,6 @@ def plan(
 
     host_copies: the adapter's fresh values are kept in host memory.
     """
-    shape = Shape.of(config)
     count = adapter_weights(shape, ttt) if ttt.scope != "none" else 0
     weights = weight_bytes(shape, four_bit=four_bit, itemsize=device.itemsize)
     if ttt.adapter == "full" and count:

@@ -6,9 +6,9 @@ from typing import Any
 
 from arc_ttt.bootstrap.mounts import Mounts, find_model
 from arc_ttt.bootstrap.packages import Packages
-from arc_ttt.checkpoints.folders import SIZES, model_folder, read_config
-from arc_ttt.checkpoints.memory_plan import SMALL_PARAMETERS
-from arc_ttt.checkpoints.shape import parameter_count
+from arc_ttt.checkpoints.checkpoint import Checkpoint
+from arc_ttt.checkpoints.folders import SIZES, model_folder
+from arc_ttt.checkpoints.shape import LlamaShape
 from arc_ttt.deadline import format_duration
 from arc_ttt.errors import ModelError, SettingsError
 from arc_ttt.formats.registry import FORMATS
@@ -56,9 +56,8 @@ def is_embedded(settings: Settings) -> bool:
 def is_large(settings: Settings) -> bool:
     """Whether the model is too large for its steps to be recorded as CUDA graphs."""
     try:
-        config = read_config(model_folder(settings.model.path, gpu=count_gpus() > 0))
-        return parameter_count(config) >= SMALL_PARAMETERS
-    except (ModelError, KeyError, TypeError, ValueError):
+        return not Checkpoint.of_path(settings.model.path, gpu=count_gpus() > 0).shape.is_small
+    except ModelError:
         return False
 
 
@@ -80,9 +79,9 @@ def usable_settings(
                 setup.fall_back(other)
             folder = found
             changes.append(("model.path", str(folder)))
-        config = read_config(folder)
+        checkpoint = Checkpoint.read(folder)
         if not packages.four_bit and settings.model.quantize != "none":
-            _check_memory(config, settings)
+            _check_memory(checkpoint.shape, settings)
             setup.note("the model's weights are held in 16 bits (32 on a CPU)")
             changes.append(("model.quantize", "none"))
     except ModelError as error:
@@ -91,11 +90,11 @@ def usable_settings(
     return settings.override(changes)
 
 
-def _check_memory(config: dict[str, Any], settings: Settings) -> None:
+def _check_memory(shape: LlamaShape, settings: Settings) -> None:
     """Raises ModelError if the weights do not fit without 4 bits: on a GPU in 16, else for each process in 32."""
     on_gpu = gpu_memory_bytes() if count_gpus() else 0
     held = on_gpu or (available_memory() or 0) // (settings.run.workers or 2)
-    needed = parameter_count(config) * (2 if on_gpu else 4) * HEADROOM
+    needed = shape.matrix_weights * (2 if on_gpu else 4) * HEADROOM
     if held and needed > held:
         raise ModelError(f"without 4-bit weights the model needs {needed / 2**30:.1f} GiB of {held / 2**30:.1f}")
 

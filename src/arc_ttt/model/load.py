@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from arc_ttt.checkpoints.folders import model_folder, read_config
-from arc_ttt.checkpoints.memory_plan import SMALL_PARAMETERS
+from arc_ttt.checkpoints.checkpoint import Checkpoint
+from arc_ttt.checkpoints.shape import SMALL_PARAMETERS
 from arc_ttt.errors import ModelError
 from arc_ttt.model.attention import fused_groups, repeat_groups
 from arc_ttt.model.cuda import compute_dtype
@@ -36,8 +36,8 @@ def load_model(settings: ModelSettings, device: torch.device, *, seed: int = 0) 
     Raises:
         ModelError: the folder is missing or no Llama, weights are missing, or its tokenizer cannot write the format.
     """
-    folder = model_folder(settings.path, gpu=device.type == "cuda")
-    config = read_config(folder)
+    checkpoint = Checkpoint.of_path(settings.path, gpu=device.type == "cuda")
+    folder = checkpoint.folder
     dtype = compute_dtype(settings.dtype, device)
     if settings.backend == "unsloth":
         return _load_with_unsloth(folder, settings, device, dtype)
@@ -45,7 +45,7 @@ def load_model(settings: ModelSettings, device: torch.device, *, seed: int = 0) 
     if settings.random_start:
         llama = _random_llama(folder, seed).to(device=device)
     else:
-        llama = _from_folder(folder, config, settings, device, dtype)
+        llama = _from_folder(checkpoint, settings, device, dtype)
     llama.eval().requires_grad_(False)
     parameters = _count_parameters(llama)
     four_bit = any(type(module).__name__ == "Linear4bit" for module in llama.modules())
@@ -66,11 +66,9 @@ def load_model(settings: ModelSettings, device: torch.device, *, seed: int = 0) 
     return LoadedModel(llama, form, device, dtype, four_bit, parameters, record=settings.record)
 
 
-def _from_folder(
-    folder: Path, config: dict[str, Any], settings: ModelSettings, device: torch.device, dtype: torch.dtype
-) -> Any:
+def _from_folder(checkpoint: Checkpoint, settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> Any:
     """The checkpoint with weights as stored (4-bit) or quantized while loading."""
-    stored = config.get("quantization_config")
+    folder, stored = checkpoint.folder, checkpoint.config.get("quantization_config")
     if stored and settings.quantize == "none":
         return _from_expanded(folder, dtype).to(device=device)
     quantization: Any = None

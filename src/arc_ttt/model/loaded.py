@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from arc_ttt.checkpoints.memory_plan import SMALL_PARAMETERS
+from arc_ttt.checkpoints.shape import SMALL_PARAMETERS
 from arc_ttt.formats.format import Format
 from arc_ttt.model.attention import rotary_is_fixed
 from arc_ttt.model.unsloth import Unsloth

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arc_ttt.checkpoints.folders import weights_mark
+from arc_ttt.checkpoints.folders import weights_fingerprint
 from arc_ttt.protocol.jobs import Job
 from arc_ttt.protocol.messages import Done, Found, Programs, Unreadable, read_message
 from arc_ttt.run.journal import read_journal
@@ -37,14 +37,14 @@ class PastDeath:
 def fingerprint(loaded: LoadedTasks, settings: Settings, model: Path | None = None) -> str:
     """A text that two runs share if they ask the same questions in the same way, however long and on what.
 
-    model: the checkpoint's folder; two are the same if their `weights_mark` is.
+    model: the checkpoint's folder; two are the same if their `weights_fingerprint` is.
     """
     asked = json.loads(settings.to_json())
     asked["run"] = {name: value for name, value in asked["run"].items() if name not in _OF_THE_MACHINE}
     digest = hashlib.sha256(json.dumps([asked, list(loaded.test_counts.items())]).encode())
     if model is not None:
         try:
-            digest.update(weights_mark(model).encode())
+            digest.update(weights_fingerprint(model).encode())
         except OSError as error:  # the workers will say what is wrong with it
             digest.update(f"unreadable: {error.errno}".encode())
     for task in loaded.tasks:

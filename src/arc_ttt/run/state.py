@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from arc_ttt.checkpoints.folders import model_folder, read_config
-from arc_ttt.checkpoints.shape import Model
+from arc_ttt.checkpoints.checkpoint import Checkpoint
+from arc_ttt.checkpoints.shape import ModelSize
 from arc_ttt.errors import ArcError
 from arc_ttt.protocol.jobs import SYNTHESIS
 from arc_ttt.run.findings import Findings
@@ -70,11 +70,10 @@ class RunState:
 
     def _make_cost(self) -> CostModel:
         try:
-            folder = model_folder(self.settings.model.path, gpu=self.spec.device != "cpu")
-            model = Model.of(read_config(folder))
-        except (ArcError, KeyError, TypeError, ValueError):
-            model = Model()  # the workers will say what is wrong with it
-        return CostModel(self.settings, model, self.spec.device)
+            size = Checkpoint.of_path(self.settings.model.path, gpu=self.spec.device != "cpu").size
+        except ArcError:
+            size = ModelSize()  # the workers will say what is wrong with it
+        return CostModel(self.settings, size, self.spec.device)
 
     def _make_plan(self, devices: int) -> Plan:
         synthesis, cores = self.settings.synthesis, self.spec.cores

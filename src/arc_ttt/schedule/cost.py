@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from arc_ttt.checkpoints.shape import Model
+from arc_ttt.checkpoints.shape import ModelSize
 from arc_ttt.protocol.jobs import TTT
 from arc_ttt.protocol.messages import Trial
 from arc_ttt.schedule.devices import DEVICE_TYPES
@@ -98,8 +98,8 @@ class _Seen:
 class CostModel:
     """Seconds of jobs, learned from jobs that ended; one drift factor for each device."""
 
-    def __init__(self, settings: Settings, model: Model | None = None, device: str = "cpu") -> None:
-        self.settings, self.model = settings, model or Model()
+    def __init__(self, settings: Settings, model: ModelSize | None = None, device: str = "cpu") -> None:
+        self.settings, self.model = settings, model or ModelSize()
         self.device = DEVICE_TYPES[device]
         token_s = 6 * self.model.parameters / self.device.flops
         square_s = 6 * self.model.layers * self.model.width / self.device.flops

@@ -8,14 +8,14 @@ Every deviation from the settings comes back as one line.
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from arc_ttt.checkpoints.memory_formulas import CONTEXT, Device
-from arc_ttt.checkpoints.memory_plan import SMALL_PARAMETERS, MemoryPlan, fitted, plan
+from arc_ttt.checkpoints.memory_plan import MemoryPlan, fitted, plan
+from arc_ttt.checkpoints.shape import SMALL_PARAMETERS, LlamaShape
 from arc_ttt.errors import ModelError
 from arc_ttt.model.attention import fused_groups, hidden_states
 from arc_ttt.model.load import load_model
@@ -83,27 +83,27 @@ def memory_plan(base: LoadedModel, settings: Settings) -> MemoryPlan | None:
     """The plan for a loaded model on its GPU, from what is free there and what it has; None on a CPU."""
     if base.device.type != "cuda":
         return None
-    config, large = base.llama.config.to_dict(), base.parameters >= SMALL_PARAMETERS
+    shape, large = LlamaShape.of(base.llama.config.to_dict()), base.parameters >= SMALL_PARAMETERS
     free, _ = torch.cuda.mem_get_info(base.device)
     total = free + torch.cuda.memory_reserved(base.device) + CONTEXT
     device = Device(total, fused_groups(base.device), base.dtype.itemsize)
     return choose_plan(
-        base.llama, config, device, settings, four_bit=base.four_bit, large=large, own=base.unsloth is None
+        base.llama, shape, device, settings, four_bit=base.four_bit, large=large, own=base.unsloth is None
     )
 
 
 def choose_plan(
-    llama: Any, config: Mapping[str, Any], device: Device, settings: Settings, *, four_bit: bool, large: bool, own: bool
+    llama: Any, shape: LlamaShape, device: Device, settings: Settings, *, four_bit: bool, large: bool, own: bool
 ) -> MemoryPlan:
     """The plan without gradient checkpointing where the longest sequences fit so with room to spare, as that saves the
     second forward pass; else with it. large: the model checkpoints now. own: it may be told not to."""
     if not large:
-        return plan(config, device, settings.ttt, four_bit=four_bit, checkpointing=False, host_copies=False)
-    quick = plan(config, device, settings.ttt, four_bit=four_bit, checkpointing=False)
+        return plan(shape, device, settings.ttt, four_bit=four_bit, checkpointing=False, host_copies=False)
+    quick = plan(shape, device, settings.ttt, four_bit=four_bit, checkpointing=False)
     if own and quick.tokens >= SPARE * settings.ttt.max_sequence_tokens:
         llama.gradient_checkpointing_disable()
         return quick
-    return plan(config, device, settings.ttt, four_bit=four_bit, checkpointing=True)
+    return plan(shape, device, settings.ttt, four_bit=four_bit, checkpointing=True)
 
 
 def check_backend(solver: TaskSolver) -> float:

@@ -26,7 +26,7 @@ from arc_lab.simulate.simulation import Outcome, random_runs, simulate
 from arc_lab.simulate.tables import summary_lines
 from arc_lab.simulate.virtual_fleet import VirtualFleet, VirtualMachine
 from arc_ttt import settings as settings_module
-from arc_ttt.checkpoints.shape import Model
+from arc_ttt.checkpoints.shape import ModelSize
 from arc_ttt.deadline import KILL_S, TURN_S, WRITE_S, Deadline, VirtualClock, least_reserve
 from arc_ttt.fleet.patience import PATIENCE
 from arc_ttt.fleet.workers import Death, Message
@@ -149,7 +149,7 @@ def run_of(limit_h: float, mix: str, load: float, seed: int = 0, tasks: int = 15
         Scenario(
             tasks=loaded_from(made_up_tasks(400)[:tasks]),
             settings=Settings.of("llama-1b-3b").override(changes),
-            model=Model(3.2e9, 28, 3072, 128256),
+            model=ModelSize(3.2e9, 28, 3072, 128256),
             devices=devices,
             load=load,
             load_s=60.0,
@@ -260,7 +260,7 @@ def test_jobs_whose_task_gets_a_sure_program_are_called_back_and_the_deaf_are_ki
 
 def test_without_gpus_devices_and_programs_share_the_cores() -> None:
     scenario = dataclasses.replace(
-        cruel(3), device_type="cpu", devices=2, load=0.0, model=Model(), tasks=loaded_from(made_up_tasks(400)[:50])
+        cruel(3), device_type="cpu", devices=2, load=0.0, model=ModelSize(), tasks=loaded_from(made_up_tasks(400)[:50])
     )
     settings_ = Settings.of("embedded").override([("run.limit_s", 300.0)])
     outcome = simulate(dataclasses.replace(scenario, settings=settings_, faults=MIXES["none"], load_s=10.0))
@@ -312,7 +312,7 @@ def test_what_happens_while_the_coordinator_turns_comes_with_the_next_poll() -> 
     tasks = {task.task_id: task for task in made_up_tasks(3)}
     settings_ = Settings.of("llama-1b-3b")
     machine = VirtualMachine(devices=1, limit_s=3600.0, searchers=1)
-    fleet = VirtualFleet(machine, tasks, CostModel(settings_, Model(), "t4"), clock, Faults(), random.Random(0))
+    fleet = VirtualFleet(machine, tasks, CostModel(settings_, ModelSize(), "t4"), clock, Faults(), random.Random(0))
     assert fleet.slots == [0, 1]
     for slot in fleet.slots:
         fleet.start(slot)

@@ -10,9 +10,9 @@ from arc_lab.publish.kernel_file import read_settings
 from arc_lab.publish.metadata import dataset_names, kernel_problems, model_path_problem, read_metadata, source_of
 from arc_lab.publish.preflight.checkup import Plan, _is_bundle, chosen_settings, model_here
 from arc_lab.publish.preflight.findings import FAIL, OK, WARN, Finding
-from arc_ttt.checkpoints.folders import SIZES, read_config
-from arc_ttt.checkpoints.memory_plan import SMALL_PARAMETERS
-from arc_ttt.checkpoints.shape import parameter_count
+from arc_ttt.checkpoints.checkpoint import Checkpoint
+from arc_ttt.checkpoints.folders import SIZES
+from arc_ttt.checkpoints.shape import SMALL_PARAMETERS
 from arc_ttt.errors import InputError
 from arc_ttt.formats.registry import FORMATS
 from arc_ttt.model.unsloth import adapter_refusal
@@ -84,7 +84,7 @@ def _preset_problem(plan: Plan, settings: Settings) -> str:
         return ""
     advice = "name preset llama-1b-3b or llama-8b, and model.format"
     try:
-        large = parameter_count(read_config(model_here(plan))) >= SMALL_PARAMETERS
+        large = Checkpoint.read(model_here(plan)).shape.matrix_weights >= SMALL_PARAMETERS
     except InputError:
         large = "model.format" not in chosen
         advice += "; for a small model of your own write model.format compact"

@@ -13,11 +13,10 @@ from safetensors import SafetensorError, safe_open
 
 from arc_lab.publish.preflight.checkup import Plan, chosen_settings, machine, model_here
 from arc_lab.publish.preflight.findings import FAIL, OK, WARN, Finding
-from arc_ttt.checkpoints.folders import read_config
+from arc_ttt.checkpoints.checkpoint import Checkpoint
 from arc_ttt.checkpoints.memory_formulas import L4, T4
-from arc_ttt.checkpoints.memory_plan import SMALL_PARAMETERS
 from arc_ttt.checkpoints.memory_plan import plan as memory_plan
-from arc_ttt.checkpoints.shape import Shape, parameter_count
+from arc_ttt.checkpoints.shape import LlamaShape
 from arc_ttt.errors import ModelError
 from arc_ttt.presets import LINEAR_LAYERS
 from arc_ttt.tasks.grids import Example, freeze
@@ -27,16 +26,17 @@ MEMORY = {"t4": T4, "l4": L4}
 
 def check_model(plan: Plan) -> Iterator[Finding]:
     settings, folder = chosen_settings(plan), model_here(plan)
-    config = read_config(folder)
-    count = parameter_count(config)
-    problems = [*weight_problems(folder, Shape.of(config)), *format_problems(settings.model.format, folder, config)]
+    checkpoint = Checkpoint.read(folder)
+    shape, form = checkpoint.shape, settings.model.format
+    count = shape.matrix_weights
+    problems = [*weight_problems(folder, shape), *format_problems(form, folder, dict(checkpoint.config))]
     yield from (Finding(FAIL, "model", f"{folder}: {text}") for text in problems)
     if not problems:
         text = f"{folder.name}: {count / 1e6:.0f}M weights, all there; format {settings.model.format} can be written"
         yield Finding(OK, "model", text)
 
 
-def weight_problems(folder: Path, shape: Shape) -> list[str]:
+def weight_problems(folder: Path, shape: LlamaShape) -> list[str]:
     """What is wrong with a checkpoint's weight files, by their headers: damaged, cut short, not all that the config
     asks for, or of other sizes."""
     files = sorted(folder.glob("*.safetensors"))
@@ -86,12 +86,12 @@ def format_problems(name: str, folder: Path, config: dict[str, Any]) -> list[str
 
 def check_memory(plan: Plan) -> Iterator[Finding]:
     """What of the model fits each kind of GPU. Only that of kernel-metadata.json must hold it."""
-    settings, config = chosen_settings(plan), read_config(model_here(plan))
+    settings, shape = chosen_settings(plan), Checkpoint.read(model_here(plan)).shape
     model, ttt = settings.model, settings.ttt
-    large = parameter_count(config) >= SMALL_PARAMETERS
+    large = not shape.is_small
     four_bit = model.quantize == "nf4" and (model.dequantize == "never" or (large and model.dequantize == "auto"))
     for kind, device in MEMORY.items():
-        found = memory_plan(config, device, ttt, four_bit=four_bit, checkpointing=large, host_copies=large)
+        found = memory_plan(shape, device, ttt, four_bit=four_bit, checkpointing=large, host_copies=large)
         weights = f"{found.weights / 2**30:.2f} GiB of weights in {4 if four_bit else 16} bits"
         usable = f"{device.usable / 2**30:.1f} GiB"
         longest = min(found.tokens, ttt.max_sequence_tokens)

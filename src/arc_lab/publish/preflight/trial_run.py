@@ -17,8 +17,8 @@ from arc_lab.publish.preflight.findings import FAIL, OK, SKIPPED, WARN, Finding
 from arc_lab.publish.stage import Stage, perform, set_stage, some_tasks
 from arc_lab.simulate.scenarios import Scenario, loaded_from, made_up_tasks
 from arc_lab.simulate.simulation import simulate
-from arc_ttt.checkpoints.folders import SIZES, read_config
-from arc_ttt.checkpoints.shape import Model
+from arc_ttt.checkpoints.checkpoint import Checkpoint
+from arc_ttt.checkpoints.folders import SIZES
 from arc_ttt.deadline import format_duration
 from arc_ttt.protocol.jobs import BASE, TTT
 from arc_ttt.run.journal import read_journal
@@ -119,7 +119,7 @@ def check_forecast(plan: Plan) -> Iterator[Finding]:
     """The real scheduler in virtual time over as many made-up tasks as the competition has."""
     device_type, devices = machine(plan)
     settings = chosen_settings(plan).override([("synthesis.enabled", False)])
-    model = Model.of(read_config(model_here(plan)))
+    model = Checkpoint.read(model_here(plan)).size
     tasks = loaded_from(made_up_tasks(HIDDEN_TASKS))
     outcome = simulate(Scenario(tasks=tasks, settings=settings, model=model, device_type=device_type, devices=devices))
     text = (
