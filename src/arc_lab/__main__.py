@@ -22,7 +22,7 @@ COMMANDS = {  # command: (module with `main(argv) -> exit status`, one sentence 
         "Check at home everything about a submission that can be checked at home.",
     ),
     "pretrain": (
-        "arc_lab.pretraining.pretrain",
+        "arc_lab.pretraining.command",
         "Train a small Llama on a pack of pairs, from nothing or from a checkpoint.",
     ),
     "push": (
