@@ -37,7 +37,7 @@ class MonotonicClock:
 
 @dataclass(slots=True)
 class VirtualClock:
-    """A clock for tests and simulations. It moves only when told."""
+    """A clock for tests and simulations. It moves only by `sleep` and `advance`."""
 
     at_s: float = 0.0
 
@@ -100,9 +100,12 @@ class Deadline:
         return Deadline(self.at_s - reserve_s, self.clock)
 
 
-TURN_S = 1.0  # a turn of the coordinator's loop, without a write: a poll, what it read, votes
-WRITE_S = 60.0  # the longest stall of a disk that a run is to survive; a second a minute of runs under an hour
-KILL_S = 1.0  # killing all workers, which is not waited for any longer
+TURN_S = 1.0
+"""Seconds of a turn of the coordinator's loop without a write: a poll, what it read, votes."""
+WRITE_S = 60.0
+"""Seconds of the longest stall of a disk that a run is to survive; a second a minute for runs under an hour."""
+KILL_S = 1.0
+"""Seconds for killing all workers; nobody waits longer for that."""
 CLOCK_ERROR_S = 0.1
 
 
@@ -161,11 +164,13 @@ CONTAINER_MAX_AGE_S = 3600.0
 def run_start(seen_s: float, *, container: bool = False) -> float:
     """The moment from which a limit counts: the start of this process, or of its container where that is earlier.
 
-    seen_s: when this process first looked at the clock, before it had children. container: whether the container was
-    started for this run, so that its start counts; that of a home machine's first process does not.
-
     A process that has had children by then was another program before: a shell that became its last command. What it
     did before, such as installing packages, is no part of the run, unless all that the container does is.
+
+    Args:
+        seen_s: when this process first looked at the clock, before it had children.
+        container: whether the container was started for this run, so that its start counts; that of a home machine's
+            first process does not.
     """
     starts = [seen_s]
     if container or resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss == 0:

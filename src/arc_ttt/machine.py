@@ -7,12 +7,14 @@ import os
 import subprocess
 from pathlib import Path
 
-PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+PROC = Path("/proc")
+CGROUP = Path("/sys/fs/cgroup")
 _CGROUP_FILES = (  # limit, used, statistics and the name of the page cache in them; of versions 2 and 1
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
 )
-UNLIMITED = 1 << 60  # version 1 of cgroups writes a number near 2**63 for no limit
+UNLIMITED = 1 << 60
+"""Version 1 of cgroups writes a number near 2**63 for no limit."""
 
 
 def available_memory(proc: Path = PROC, cgroup: Path = CGROUP) -> int | None:

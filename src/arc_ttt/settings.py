@@ -222,7 +222,7 @@ class VoteSettings:
     scoring_views: int = 8
     """Views under which each distinct candidate is scored for the product rule; their prompts are cached already."""
     max_scored: int = 12
-    """At most so many candidates of a test input, the most frequent first, are scored."""
+    """The most candidates of a test input that are scored; the most frequent come first."""
 
     def __post_init__(self) -> None:
         _one_of("vote.rule", self.rule, tuple(RULES))

@@ -15,8 +15,10 @@ from arc_ttt.model.attention import attend_without_mask, hidden_states
 from arc_ttt.model.cuda import recording_failed, warm_up
 from arc_ttt.model.loaded import LoadedModel
 
-RECORDED_TOKENS = 16_384  # of a micro-batch
-MOST_RECORDINGS = 48  # kept at once
+RECORDED_TOKENS = 16_384
+"""Tokens of a micro-batch whose step is recorded."""
+MOST_RECORDINGS = 48
+"""Recordings kept at once."""
 
 
 class RecordedGradients:

@@ -98,9 +98,12 @@ class StepGradients(Protocol):
         """
 
 
-MOST_RESTORES = 2  # after so many the training has diverged
-KEEP_EVERY = 8  # steps between copies of the weights to go back to
-MOST_SKIPPED = 10  # steps in a row that a loss scaler may pass over
+MOST_RESTORES = 2
+"""A training that has gone back to earlier weights this often has diverged when it fails again."""
+KEEP_EVERY = 8
+"""Steps between copies of the weights to go back to."""
+MOST_SKIPPED = 10
+"""Steps in a row that a loss scaler may pass over."""
 
 
 def train(
@@ -179,8 +182,12 @@ def train(
 def add_gradients(
     base: LoadedModel, loss_sum: Callable[[], torch.Tensor], count: int, scaler: torch.amp.GradScaler
 ) -> torch.Tensor:
-    """Add the gradients of a micro-batch. loss_sum: its loss summed over targets, computed when called. count: targets
-    of the whole step. Returns the loss over `count`, a detached scalar on the device."""
+    """Add the gradients of a micro-batch. Returns the loss over `count`, a detached scalar on the device.
+
+    Args:
+        loss_sum: its loss summed over targets, computed when called.
+        count: targets of the whole step.
+    """
     with torch.autocast(base.device.type, dtype=base.dtype, enabled=base.autocast):
         loss = loss_sum() / max(1, count)
     scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

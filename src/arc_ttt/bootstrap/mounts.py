@@ -19,9 +19,14 @@ MANIFEST = "arc_ttt_manifest.json"
 class Mounts:
     """What was found below the input folder.
 
-    challenges, sample: the competition's files, None where there are none. others: further files of challenges.
-    wheels: every .whl. unpacked: folders that hold an unpacked wheel, by distribution. models: folders with a
-    config.json. digests: sha256 by name of file, as the bundle's manifest tells them. problems: what could not be read.
+    Args:
+        challenges, sample: the competition's files, None where there are none.
+        others: further files of challenges.
+        wheels: every .whl.
+        unpacked: folders that hold an unpacked wheel, by distribution.
+        models: folders with a config.json.
+        digests: sha256 by name of file, as the bundle's manifest tells them.
+        problems: what could not be read.
     """
 
     challenges: Path | None = None

@@ -17,9 +17,12 @@ from arc_ttt.bootstrap.wheels import _version, damage, distribution, misfit
 PROJECT = "arc-ttt"
 BASE = frozenset({"bitsandbytes"})
 """Distributions of the base set; every other wheel but the project's own belongs to the set of unsloth."""
-BITSANDBYTES, UNSLOTH = "bitsandbytes", "unsloth"
-LEAST_PROBE_S = 60.0  # with less time than this, an import is not tried out before it is needed
+BITSANDBYTES = "bitsandbytes"
+UNSLOTH = "unsloth"
+LEAST_PROBE_S = 60.0
+"""With less time than this, an import is not tried out before it is needed."""
 MOST_PROBE_S = 300.0
+"""The most seconds for trying out an import."""
 PROBES = {
     "bitsandbytes": """
 import torch

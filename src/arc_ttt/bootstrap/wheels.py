@@ -22,8 +22,11 @@ def distribution(wheel: str) -> str:
 def misfit(wheel: str, python: tuple[int, int] = sys.version_info[:2], glibc: int = 0) -> str:
     """Why a wheel does not fit an interpreter on Linux, by its file name; empty if it does.
 
-    python: version of the interpreter. glibc: minor version of glibc 2, 0 for this machine's. Source: the packaging
-    guide's platform compatibility tags, for CPython on glibc.
+    Source: the packaging guide's platform compatibility tags, for CPython on glibc.
+
+    Args:
+        python: version of the interpreter.
+        glibc: minor version of glibc 2, 0 for this machine's.
     """
     parts = wheel.removesuffix(".whl").split("-")
     if not wheel.endswith(".whl") or len(parts) not in (5, 6):

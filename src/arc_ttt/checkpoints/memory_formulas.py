@@ -8,18 +8,25 @@ from arc_ttt.checkpoints.shape import LlamaShape
 from arc_ttt.presets import LINEAR_LAYERS
 from arc_ttt.settings import TttSettings
 
-CONTEXT = 450 * 1024**2  # CUDA context, kernels and library workspaces of one process
-MARGIN = 0.08  # of the device, lost to fragments of the allocator
-BLOCK = 64  # weights of one NF4 block, which has a scale of one byte; 256 scales share a second one of four
-PIECE = 1 << 24  # logits that exist at once in training
+CONTEXT = 450 * 1024**2
+"""Bytes of the CUDA context, kernels and library workspaces of one process."""
+MARGIN = 0.08
+"""Part of the device that is lost to fragments of the allocator."""
+BLOCK = 64
+"""Weights of one NF4 block, which has a scale of one byte; 256 scales share a second scale of four bytes."""
+PIECE = 1 << 24
+"""Logits that exist at once in training."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
     """What a plan needs to know of a device.
 
-    total: bytes. fused_groups: its attention kernels take fewer key heads than query heads (compute capability 8 and
-    above); elsewhere keys and values are repeated. itemsize: bytes of a number of the compute type.
+    Args:
+        total: bytes.
+        fused_groups: its attention kernels take fewer key heads than query heads (compute capability 8 and above);
+            elsewhere keys and values are repeated.
+        itemsize: bytes of a number of the compute type.
     """
 
     total: int

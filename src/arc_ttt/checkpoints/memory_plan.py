@@ -24,19 +24,25 @@ from arc_ttt.checkpoints.shape import LlamaShape
 from arc_ttt.protocol.messages import Note
 from arc_ttt.settings import Settings, TttSettings
 
-MOST_FUSED = 0.25  # of the usable memory, that the decoder's copy of plain layers may take
-SCORING_PIECE = 1 << 25  # and in scoring
-ROOM = 32  # places behind a prompt in its cache
-SHORTEST = 256  # tokens; a device that cannot train on so many cannot train
+MOST_FUSED = 0.25
+"""The decoder's copy of plain layers may take this part of the usable memory."""
+SCORING_PIECE = 1 << 25
+"""Logits that exist at once in scoring."""
+ROOM = 32
+"""Places behind a prompt in its cache."""
+SHORTEST = 256
+"""A device that cannot train on this many tokens cannot train."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """What fits.
 
-    weights, adapter, optimizer, fused: bytes; the last is the decoder's copy of plain layers, 0 where there is to be
-    none. tokens: of a micro-batch, padding included, and so also the longest training sequence; 0 where nothing can be
-    trained.
+    Args:
+        weights, adapter, optimizer, fused: bytes; the last is the decoder's copy of plain layers, 0 where there is to
+            be none.
+        tokens: of a micro-batch, padding included, and so also the longest training sequence; 0 where nothing can be
+            trained.
     """
 
     shape: LlamaShape

@@ -18,7 +18,8 @@ from arc_ttt.decode.layers import call_linear, fuse_linears, masked_attention, r
 from arc_ttt.model.attention import fused_groups, rotary_is_fixed
 from arc_ttt.model.loaded import LoadedModel
 
-LOGITS_AT_ONCE = 1 << 25  # numbers of one piece of logits
+LOGITS_AT_ONCE = 1 << 25
+"""Numbers of one piece of logits."""
 
 
 class Decoder:
@@ -52,8 +53,11 @@ class Decoder:
     def forward(self, ids: Tensor, positions: Tensor, counts: Tensor, cache: KVCache, longest: int) -> Tensor:
         """Append tokens to every row of `cache` and return their last hidden states, normed, (B, S, D).
 
-        ids, positions: (B, S), padded to the right. counts: (B,), how many of the S are real. longest: an upper bound
-        of the rows' new lengths. A padded place writes garbage behind the row's length, where the next token goes.
+        Args:
+            ids, positions: (B, S), padded to the right.
+            counts: (B,), how many of the S are real.
+            longest: an upper bound of the rows' new lengths. A padded place writes garbage behind the row's length,
+                where the next token goes.
         """
         reach = min(cache.longest + ids.shape[1], cache.capacity)
         with _any_kernel():
@@ -67,7 +71,9 @@ class Decoder:
     ) -> Tensor:
         """The forward pass alone: tokens go behind `lengths` (B,) into the cache, whose own lengths stay.
 
-        reach: places of the cache that may hold tokens after it. fresh: the cache is empty.
+        Args:
+            reach: places of the cache that may hold tokens after it.
+            fresh: the cache is empty.
         """
         rows, steps = ids.shape
         body = self.llama.model

@@ -54,12 +54,18 @@ class Recorded:
         return self.log_probabilities
 
 
-RECORDED_ROOM = 256  # places made at once where steps are recorded: a larger cache needs another recording
+RECORDED_ROOM = 256
+"""Places made at once where steps are recorded: a larger cache needs another recording."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """One answer of one row of a prompt batch. nll: nats, closing token included. grid: None if it was cut."""
+    """One answer of one row of a prompt batch.
+
+    Args:
+        nll: nats, closing token included.
+        grid: None if it was cut.
+    """
 
     row: int
     grid: Grid | None

@@ -17,7 +17,8 @@ from arc_ttt.model.loaded import LoadedModel
 from arc_ttt.tasks.grids import MAX_SIDE, Task
 from arc_ttt.tasks.views import View
 
-SHORTEST_PROMPT = 16  # tokens; below it nothing is left to answer from
+SHORTEST_PROMPT = 16
+"""Tokens; below this length nothing is left to answer from."""
 
 
 def fit_prompt(base: LoadedModel, task: Task, index: int, view: View, max_tokens: int) -> TokenSequence:
@@ -56,7 +57,8 @@ def answer_limits(task: Task, index: int) -> tuple[int, int]:
     return limits[0], limits[1]
 
 
-ROOM = 32  # new places a cache grows by while answers are read
+ROOM = 32
+"""Places by which a cache grows while answers are read."""
 
 
 class PromptBatch:

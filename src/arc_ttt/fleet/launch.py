@@ -14,7 +14,9 @@ from arc_ttt.protocol.orders import Hello
 from arc_ttt.settings import Settings
 
 MOST_PROGRAMS = 8
-CALIBRATE_FROM_S = 3600.0  # a shorter run has no minutes for it
+"""The most workers of synthesis beside GPUs."""
+CALIBRATE_FROM_S = 3600.0
+"""A shorter run has no minutes for trying out steps."""
 
 
 def make_hello(settings: Settings, deadline: Deadline, *, calibrate: bool = True, generation: int = 0) -> Hello:

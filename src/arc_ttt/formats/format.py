@@ -23,9 +23,11 @@ from arc_ttt.tasks.grids import COLOURS, MAX_SIDE, Example, Grid, freeze
 class TokenSequence:
     """Tokens of a prompt or of a training sequence.
 
-    ids, positions: (T,) int64. outputs: half-open spans of token indices, one for each output grid that the sequence
-    holds, in order; a span ends with the token that closes the grid. loss_mask: (T,) bool, True where the token is a
-    target (its prediction, one place earlier, carries loss).
+    Args:
+        ids, positions: (T,) int64.
+        outputs: half-open spans of token indices, one for each output grid that the sequence holds, in order; a span
+            ends with the token that closes the grid.
+        loss_mask: (T,) bool, True where the token is a target (its prediction, one place earlier, carries loss).
     """
 
     ids: Ids
@@ -85,7 +87,9 @@ class AnswerCursor:
 class Format:
     """A way to write tasks for a model. Subclasses give the texts; this class cuts tokens, spans and masks.
 
-    vocabulary: number of token ids of the model. pad: an id for padding that attention never reads.
+    Args:
+        vocabulary: number of token ids of the model.
+        pad: an id for padding that attention never reads.
     """
 
     name: str

@@ -31,7 +31,8 @@ class GridSyntax:
 
 
 DIGITS = tuple("0123456789")
-STATE = tuple[str, bool, int, int, int]  # pending text, first row?, cells left in the row, rows left, width
+STATE = tuple[str, bool, int, int, int]
+"""Pending text, whether this is the first row, cells left in the row, rows left, width."""
 
 
 @dataclass(slots=True)
@@ -109,4 +110,5 @@ class AnswerReader:
         return freeze(np.array(self.rows)) if self.done else None
 
 
-_STOP, _NEW_ROW = -1, 100
+_STOP = -1
+_NEW_ROW = 100

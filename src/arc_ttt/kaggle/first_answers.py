@@ -25,9 +25,9 @@ def load_mounted(mounts: Mounts, setup: Setup) -> LoadedTasks:
         setup.note(f"{len(loaded.test_counts)} tasks of {mounts.challenges}, {len(loaded.problems)} of them unusable")
         if mounts.others:
             left = ", ".join(map(str, mounts.others))
-            told = f"there is more than one {CHALLENGES}: {mounts.challenges} is used, not {left}"
+            said = f"there is more than one {CHALLENGES}: {mounts.challenges} is used, not {left}"
             kinds = ["competitions" in path.parts for path in (mounts.challenges, *mounts.others)]
-            (setup.note if kinds[0] and not any(kinds[1:]) else setup.fall_back)(told)
+            (setup.note if kinds[0] and not any(kinds[1:]) else setup.fall_back)(said)
         for problem in loaded.problems[:20]:
             setup.note(f"  {problem}")
         return loaded

@@ -38,11 +38,16 @@ from arc_ttt.schedule.shapes import work
 from arc_ttt.settings import TRANSDUCTIVE, Settings
 from arc_ttt.tasks.grids import LoadedTasks
 
-LONG_S = 600.0  # a run of this length has time to train something
-COMMIT_PASSES = 2  # trainings of a task in the public commit run, to save quota
-START_AGAIN = 75  # the exit status for a failure that may pass
-PACKAGES_SHARE = 0.2  # of the limit, at most MOST_PACKAGES_S: for installing and trying out packages
+LONG_S = 600.0
+"""A run of this many seconds has time to train something."""
+COMMIT_PASSES = 2
+"""Trainings of a task in the public commit run, to save quota."""
+START_AGAIN = 75
+"""The exit code for a failure that may pass."""
+PACKAGES_SHARE = 0.2
+"""Part of the limit that installing and trying out packages may take."""
 MOST_PACKAGES_S = 1200.0
+"""The most seconds for that."""
 
 
 class _Signalled(BaseException):
@@ -61,7 +66,9 @@ def begin(
 ) -> int:
     """What kernel.py calls: `kaggle_run` in a process that outlives its readers and ends with its guard.
 
-    seen_s: when the process first looked at the clock. guard: the guard's process id; 0 without one.
+    Args:
+        seen_s: when the process first looked at the clock.
+        guard: the guard's process id; 0 without one.
     """
     outlive_readers()
     if guard:
@@ -81,11 +88,15 @@ def kaggle_run(
 ) -> int:
     """The whole of a Kaggle run. Leaves a submission if any can be written; never raises.
 
-    root: /kaggle, or where a rehearsal has its mounts. chosen: settings by dotted name, and `preset`. commit_tasks:
-    how many tasks, the cheapest ones, the public commit run works on; the scoring rerun takes all. signals: SIGTERM
-    and SIGINT that have come already; they end the run, with its submission, as soon as it can end. strict: the commit
-    run returns 1 if it could not do what `chosen` asks for. The scoring rerun returns 0, for an error would lose the
-    day; only to kernel.py's guard, which starts it again, it returns START_AGAIN after an error.
+    Args:
+        root: /kaggle, or where a rehearsal has its mounts.
+        chosen: settings by dotted name, and `preset`.
+        commit_tasks: how many tasks, the cheapest ones, the public commit run works on; the scoring rerun takes all.
+        signals: SIGTERM and SIGINT that have come already; they end the run, with its submission, as soon as it can
+            end.
+        strict: the commit run returns 1 if it could not do what `chosen` asks for. The scoring rerun returns 0, for an
+            error would lose the day; only to kernel.py's guard, which starts it again, it returns START_AGAIN after an
+            error.
     """
     out = root / "working"
     setup, failed = Setup(), False
@@ -105,8 +116,8 @@ def kaggle_run(
         return START_AGAIN
     if is_rerun() or not strict or not setup.fallbacks:
         return 0
-    told = "; ".join(setup.fallbacks)
-    print(f"this commit run is not what was asked for, and ends as an error (COMMIT_STRICT): {told}", flush=True)
+    reasons = "; ".join(setup.fallbacks)
+    print(f"this commit run is not what was asked for, and ends as an error (COMMIT_STRICT): {reasons}", flush=True)
     return 1
 
 

@@ -16,8 +16,10 @@ from arc_ttt.kaggle.record import Setup
 from arc_ttt.machine import available_memory, count_gpus, gpu_memory_bytes
 from arc_ttt.settings import Settings
 
-LIMIT_S = 11.5 * 3600  # where SETTINGS name none that can be used; Kaggle ends a run after 12 hours
-HEADROOM = 1.25  # memory for adapters and activations, as a factor of the weights
+LIMIT_S = 11.5 * 3600
+"""The limit where SETTINGS name none that can be used; Kaggle ends a run after 12 hours."""
+HEADROOM = 1.25
+"""Memory of adapters and activations, as a factor of the weights."""
 
 
 def chosen_settings(chosen: dict[str, Any], setup: Setup) -> tuple[Settings, dict[str, Any]]:

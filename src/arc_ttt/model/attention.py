@@ -49,7 +49,7 @@ def hidden_states(llama: Any, ids: torch.Tensor, positions: torch.Tensor, **atte
     """Last hidden states (B, T, D) of right-padded sequences. ids, positions: (B, T).
 
     The mask of ones is not idle: without it, transformers would cut sequences at every jump of the positions. Padding
-    stands to the right, where no real token sees it. attention: what an attention function of one's own is told.
+    stands to the right, where no real token sees it. attention: an argument for a custom attention function.
     """
     output = llama.model(
         input_ids=ids, position_ids=positions, attention_mask=torch.ones_like(ids), use_cache=False, **attention

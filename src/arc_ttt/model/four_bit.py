@@ -50,7 +50,9 @@ def read_expanded(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 def expand(packed: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """One weight in float32, in its own shape.
 
-    packed: bytes, the first value in the high half. parts: the tensors beside it, by the end of their names.
+    Args:
+        packed: bytes, the first value in the high half.
+        parts: the tensors beside it, by the end of their names.
 
     Raises:
         KeyError: a part is missing. ValueError: the state is not JSON. RuntimeError: sizes do not fit each other.

@@ -19,10 +19,14 @@ SMALL_VOCABULARY = 1024
 class LoadedModel:
     """A Llama ready to run, its format, and where it runs.
 
-    llama: the transformers LlamaForCausalLM; adapters replace its layers in place. dtype: compute type. four_bit: its
-    linear layers hold 4-bit weights now (False once expanded). parameters: number of weights. unsloth: the backend that
-    loaded it, if not transformers. rotary: the rotary embedding for decoding where the model's own is another's.
-    record: whether CUDA graphs may be used; what fails to make one sets it to False.
+    Args:
+        llama: the transformers LlamaForCausalLM; adapters replace its layers in place.
+        dtype: compute type.
+        four_bit: its linear layers hold 4-bit weights now (False once expanded).
+        parameters: number of weights.
+        unsloth: the backend that loaded it, if not transformers.
+        rotary: the rotary embedding for decoding where the model's own is another's.
+        record: whether CUDA graphs may be used; what fails to make one sets it to False.
     """
 
     llama: Any

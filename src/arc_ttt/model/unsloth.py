@@ -41,7 +41,8 @@ ENVIRONMENT = {
     "UNSLOTH_BLOCK_COMPILE_LEGACY": "0",  # compiling each layer for every new length costs minutes
 }
 LOCK = Path(tempfile.gettempdir()) / "arc_ttt_unsloth.lock"
-LOCK_WAIT_S = 300.0  # after that a worker imports beside the other
+LOCK_WAIT_S = 300.0
+"""After this many seconds a worker imports beside the other."""
 MODELING = "transformers.models.llama.modeling_llama"
 LARGEST_SEED = 2**32
 

@@ -27,7 +27,10 @@ class JobKind(StrEnum):
     """One adapter is trained over the demonstrations of all tasks."""
 
 
-BASE, TTT, SYNTHESIS, JOINT = JobKind.BASE, JobKind.TTT, JobKind.SYNTHESIS, JobKind.JOINT
+BASE = JobKind.BASE
+TTT = JobKind.TTT
+SYNTHESIS = JobKind.SYNTHESIS
+JOINT = JobKind.JOINT
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class FoundGrid:
-    """A grid that the model wrote. nll: its negative log-likelihood. view: number of the view, None if unknown."""
+    """A grid that the model wrote.
+
+    Args:
+        nll: its negative log-likelihood.
+        view: number of the view, None if unknown.
+    """
 
     grid: Grid
     group: str

@@ -82,8 +82,8 @@ class TaskResult:
 
 
 LEAST_TRAINED = 0.02
-"""Least part of its training for which a pass counts: one that was cut short, or in which the base model answered after
-all, must not stand against a training that went well, but may be the only one."""
+"""A pass counts as this part of a training at least. A pass that was cut short, or in which the base model answered
+after all, must not stand against a training that went well, but may be the only one."""
 
 Results = dict[tuple[str, str], TaskResult]  # by stage and task id
 

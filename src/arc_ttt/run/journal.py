@@ -18,10 +18,14 @@ from typing import Any
 
 from arc_ttt.deadline import REAL_CLOCK, Clock
 
-SYNC_EVERY_S = 1.0  # at most so often the disk is asked to keep what it has
-SYNC_SHARE = 0.02  # of the time at most goes into asking, however slow the disk is
-RETRY_EVERY_S = 1.0  # so often a disk that refused is tried again
-MOST_WAITING = 16 * 1024 * 1024  # bytes that wait in memory for such a disk
+SYNC_EVERY_S = 1.0
+"""The disk is asked at most this often to keep what it has."""
+SYNC_SHARE = 0.02
+"""Part of the time that may go into asking, however slow the disk is."""
+RETRY_EVERY_S = 1.0
+"""A disk that refused is tried again this often."""
+MOST_WAITING = 16 * 1024 * 1024
+"""Bytes that wait in memory for such a disk."""
 _CHECKSUM = b', "crc": "'
 
 

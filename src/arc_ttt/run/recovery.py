@@ -37,7 +37,7 @@ class PastDeath:
 def fingerprint(loaded: LoadedTasks, settings: Settings, model: Path | None = None) -> str:
     """A text that two runs share if they ask the same questions in the same way, however long and on what.
 
-    model: the checkpoint's folder; two are the same if their `weights_fingerprint` is.
+    model: the checkpoint's folder, which `weights_fingerprint` tells from others.
     """
     asked = json.loads(settings.to_json())
     asked["run"] = {name: value for name, value in asked["run"].items() if name not in _OF_THE_MACHINE}

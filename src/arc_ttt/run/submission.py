@@ -17,7 +17,8 @@ from arc_ttt.errors import SubmissionError
 from arc_ttt.tasks.grids import COLOURS, MAX_SIDE, Grid, LoadedTasks, freeze
 from arc_ttt.votes.attempts import attempts, fallback_grids
 
-BALLAST_BYTES = 8 * 1024 * 1024  # three times the largest submission
+BALLAST_BYTES = 8 * 1024 * 1024
+"""Three times the largest submission."""
 
 
 class Submission:

@@ -87,7 +87,12 @@ class _Fit:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A job that is over. training: steps, tokens, tokens times length. decoding: seconds by the prior."""
+    """A job that is over.
+
+    Args:
+        training: steps, tokens, tokens times length.
+        decoding: seconds by the prior.
+    """
 
     training: tuple[float, float, float]
     decoding: float
@@ -250,7 +255,7 @@ class CostModel:
         return shape
 
     def rescale(self, factor: float) -> None:
-        """Make all predictions so many times longer."""
+        """Make all predictions `factor` times longer."""
         self._predicted.clear()
         self._train.prior = self._train.prior * factor
         self._train.now = tuple(self._train.prior.tolist())

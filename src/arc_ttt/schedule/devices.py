@@ -9,9 +9,12 @@ from dataclasses import dataclass
 class DeviceType:
     """Prior of a kind of device, until jobs have shown how fast it is.
 
-    flops: sustained in training, a second. step_s: fixed time of an optimizer step. layer_s: time of one layer for one
-    written token of all views that are decoded at once, where that does not depend on the work. load_s: from the start
-    of a worker to its first job.
+    Args:
+        flops: sustained in training, a second.
+        step_s: fixed time of an optimizer step.
+        layer_s: time of one layer for one written token of all views that are decoded at once, where that does not
+            depend on the work.
+        load_s: from the start of a worker to its first job.
     """
 
     flops: float

@@ -10,8 +10,10 @@ from arc_ttt.protocol.jobs import BASE
 from arc_ttt.settings import Settings, TttSettings
 from arc_ttt.tasks.grids import MAX_SIDE, Example, Task
 
-WRITE = 4.0  # a written token against a read one; measured on 2 CPU cores with the embedded model
-ATTENTION_TOKENS = 3000.0  # length at which attention costs as much as the rest; same machine
+WRITE = 4.0
+"""Cost of a written token against a read one; measured on 2 CPU cores with the embedded model."""
+ATTENTION_TOKENS = 3000.0
+"""Length at which attention costs as much as the rest; measured on that machine too."""
 GROWTHS = (((1, 1), 8), ((2, 1), 4), ((1, 2), 4), ((2, 2), 8))
 """By how much the identity and the paper's 23 augmenters multiply rows and columns, and how many of them do so."""
 
@@ -48,11 +50,14 @@ class TrainingShape(NamedTuple):
 
 
 def training_shape(task: Task, ttt: TttSettings, *, stretch: float = 1.0, longest: int = 0) -> TrainingShape:
-    """What `sequences.ttt_sequences` makes of a task, from shapes alone: so without knowing which augmentations are
-    alike, and with grids turned as often as not.
+    """What `sequences.ttt_sequences` makes of a task, from shapes alone.
 
-    stretch: tokens of the format for one counted here. longest: tokens of the longest sequence that devices are given
-    now, where that is less than `ttt.max_sequence_tokens`; 0 means no less.
+    It does not know which augmentations are alike, and counts grids as turned as often as not.
+
+    Args:
+        stretch: tokens of the format for one counted here.
+        longest: tokens of the longest sequence that devices are given now, where that is less than
+            `ttt.max_sequence_tokens`; 0 means no less.
     """
     limit = min(longest or ttt.max_sequence_tokens, ttt.max_sequence_tokens) / stretch
     pairs = [_pair_tokens(example, (1, 1)) for example in task.train]

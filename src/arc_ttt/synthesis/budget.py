@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from arc_ttt.deadline import REAL_CLOCK, Deadline, cpu_seconds
 
-LONGEST_SKIP_S = 0.05  # the CPU clock is read at least this often
+LONGEST_SKIP_S = 0.05
+"""The CPU clock is read at least this often."""
 
 
 class Budget:

@@ -21,8 +21,11 @@ Renaming = NDArray[np.int8]  # (10,): new name of each colour, a permutation
 class Problem:
     """A task seen through a frame.
 
-    inputs: (H, W) each, demonstrations first, then test inputs. outputs: of the demonstrations.
-    renamings: for each input, what was done to its colours. name: the same in words, or nothing if nothing was done.
+    Args:
+        inputs: (H, W) each, demonstrations first, then test inputs.
+        outputs: of the demonstrations.
+        renamings: for each input, what was done to its colours.
+        name: the same in words, or nothing if nothing was done.
     """
 
     inputs: tuple[Cells, ...]
@@ -30,7 +33,7 @@ class Problem:
     renamings: tuple[Renaming, ...]
     name: str = ""
 
-    def told(self, program: str) -> str:
+    def in_words(self, program: str) -> str:
         """A program of this frame, for a reader who sees the task as it is."""
         return f"with {self.name}: {program}" if self.name else program
 

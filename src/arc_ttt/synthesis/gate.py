@@ -21,12 +21,16 @@ from dataclasses import dataclass
 class Evidence:
     """What is known about one answer of one task.
 
-    fits: share of demonstrations reproduced. stack_cost, stack_depth: of the cheapest stack that gives it, None where
-    no stack does. stack_held_out: share of demonstrations that stacks made without them got right (though
-    their outputs had a say in which outputs of others, and what all share, are pieces). votes: of trees.
-    cells_held_out: the same share for trees. share: of all weight that the engines gave to answers of this task.
-    broken: properties that all demonstrations share and the answer has not. broken_more: how many more these are than
-    for the task's best answer in this respect.
+    Args:
+        fits: share of demonstrations reproduced.
+        stack_cost, stack_depth: of the cheapest stack that gives it, None where no stack does.
+        stack_held_out: share of demonstrations that stacks made without them got right (though their outputs had a say
+            in which outputs of others, and what all share, are pieces).
+        votes: of trees.
+        cells_held_out: the same share for trees.
+        share: of all weight that the engines gave to answers of this task.
+        broken: properties that all demonstrations share and the answer has not.
+        broken_more: how many more these are than for the task's best answer in this respect.
     """
 
     fits: float

@@ -19,7 +19,8 @@ Mask: TypeAlias = NDArray[np.bool_]  # (H, W)
 Labels: TypeAlias = NDArray[np.int32]  # (H, W), 0 outside, 1 to n inside
 Size: TypeAlias = tuple[int, int]  # rows, columns
 EIGHT = np.ones((3, 3), dtype=bool)
-MAX_CELLS = 1200  # images above this are dropped: more than a 30 x 30 grid with a border needs
+MAX_CELLS = 1200
+"""Larger images are dropped: a 30 x 30 grid with a border needs less."""
 
 
 class Image(NamedTuple):

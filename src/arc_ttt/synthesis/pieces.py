@@ -34,17 +34,24 @@ from arc_ttt.synthesis.primitives.repair import repair, repaired_part
 from arc_ttt.synthesis.primitives.scaling import overlay_mirror
 from arc_ttt.synthesis.primitives.sized import SizedPrimitive, sized_primitives
 
-CUT_COST = 10  # cutting and choosing together count as one step
-OTHERS_COST = 15  # of another demonstration's output: it comes late, and few steps follow it
-PLACED = 2  # cost of an input that was only placed on the output
-MEMORY_FOR_OTHERS = 0.35  # share of the memory that the search leaves to stacks and cell rules
+CUT_COST = 10
+"""Cutting and choosing together count as one step."""
+OTHERS_COST = 15
+"""Cost of another demonstration's output: it comes late, and few steps follow it."""
+PLACED = 2
+"""Cost of an input that was only placed on the output."""
+MEMORY_FOR_OTHERS = 0.35
+"""Share of the memory that the search leaves to stacks and cell rules."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """One program and what it gives.
 
-    state: an image for each grid. cost: 10 for each ordinary step. program: steps from the input on, for people.
+    Args:
+        state: an image for each grid.
+        cost: 10 for each ordinary step.
+        program: steps from the input on, for people.
     """
 
     state: State

@@ -24,10 +24,14 @@ from arc_ttt.synthesis.pieces import Piece, Search
 from arc_ttt.synthesis.stacker import Pieces, Stack, stacks
 from arc_ttt.tasks.grids import COLOURS, MAX_SIDE, Grid, Task, freeze
 
-CAPS = (5, 10, 15, 20, 25, 30, 40)  # costs of the pieces that a stack may use, tried in turn
-LAYERS = 12  # pieces of each kind that a cell rule may look at
-SETTLED = 0.9  # confidence at which work on a task ends early
-SHARE_OF_PLAIN = 0.75  # of the CPU limit, where renaming colours by rank gives a second frame
+CAPS = (5, 10, 15, 20, 25, 30, 40)
+"""Costs of the pieces that a stack may use, tried in turn."""
+LAYERS = 12
+"""Pieces of each kind that a cell rule may look at."""
+SETTLED = 0.9
+"""Work on a task ends early at this confidence."""
+SHARE_OF_PLAIN = 0.75
+"""Part of the CPU limit for the plain frame, where renaming colours by rank gives a second one."""
 DEFAULT_MEMORY = 200 * 1024 * 1024
 SEED = 20200526
 _NEVER = Deadline.never()
@@ -37,9 +41,12 @@ _NEVER = Deadline.never()
 class Effort:
     """One round of work.
 
-    max_cost: of its pieces, 10 for each ordinary step. until: cost up to which pieces are made now; a cut counts 2
-    more, so it comes after cheaper steps. search, stack: shares of the limit at which these end. views: for cell rules.
-    needs_s: CPU seconds that must be left for it to begin.
+    Args:
+        max_cost: of its pieces, 10 for each ordinary step.
+        until: cost up to which pieces are made now; a cut counts 2 more, so it comes after cheaper steps.
+        search, stack: shares of the limit at which these end.
+        views: for cell rules.
+        needs_s: CPU seconds that must be left for it to begin.
     """
 
     max_cost: int
@@ -61,8 +68,11 @@ EFFORTS = (
 class ProgramCandidate:
     """One answer to one test input, with the program that gives it.
 
-    engine: "pieces", "cells" or "both". fits_all: reproduces all demonstrations. confidence: calibrated chance of
-    being right, 0 to 1. depth: steps of the deepest piece of a stack, or splits of a cell rule.
+    Args:
+        engine: "pieces", "cells" or "both".
+        fits_all: reproduces all demonstrations.
+        confidence: calibrated chance of being right, 0 to 1.
+        depth: steps of the deepest piece of a stack, or splits of a cell rule.
     """
 
     task_id: str
@@ -239,7 +249,7 @@ def _stack(problem: Problem, pieces: Pieces, pool: _Pool, budget: Budget) -> Non
         answer = pool.at(problem, made.answers)
         if answer is None:
             continue
-        stack = replace(made, program=problem.told(made.program))
+        stack = replace(made, program=problem.in_words(made.program))
         if answer.stack is None or (-stack.fits, stack.cost) < (-answer.stack.fits, answer.stack.cost):
             answer.stack = stack
         answer.fits = max(answer.fits, stack.fits / len(everyone))
@@ -254,7 +264,7 @@ def _learn(
         answer = pool.at(problem, learnt.answers)
         if answer is None:
             continue
-        rule = replace(learnt, program=problem.told(learnt.program))
+        rule = replace(learnt, program=problem.in_words(learnt.program))
         if answer.rule is None or rule.splits < answer.rule.splits:
             answer.rule = rule
         answer.votes += rule.votes

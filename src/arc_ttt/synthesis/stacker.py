@@ -18,7 +18,8 @@ from arc_ttt.synthesis.images import Cells, Size, embed
 from arc_ttt.synthesis.pieces import Piece
 
 MAX_LAYERS = 7
-MEMORY_FOR_RULES = 0.15  # share of the memory that pieces leave to cell rules
+MEMORY_FOR_RULES = 0.15
+"""Share of the memory that pieces leave to cell rules."""
 LAYER_COST = 5
 Bits = NDArray[np.uint64]  # (rows, words): one bit for each output cell of the demonstrations
 
@@ -27,8 +28,11 @@ Bits = NDArray[np.uint64]  # (rows, words): one bit for each output cell of the 
 class Stack:
     """A solution in the frame of the problem.
 
-    answers: (H, W) for each test input. fits: demonstrations that it reproduces. cost: sum of its layers' costs.
-    depth: cost of its deepest piece.
+    Args:
+        answers: (H, W) for each test input.
+        fits: demonstrations that it reproduces.
+        cost: sum of its layers' costs.
+        depth: cost of its deepest piece.
     """
 
     answers: tuple[Cells, ...]

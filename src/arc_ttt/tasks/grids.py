@@ -52,9 +52,10 @@ class Solutions:
 class LoadedTasks:
     """What a task file held.
 
-    tasks: usable tasks in file order.
-    problems: one error for each task that is not usable.
-    test_counts: for every id of the file, usable or not, the number of answers that the submission must have.
+    Args:
+        tasks: usable tasks in file order.
+        problems: one error for each task that is not usable.
+        test_counts: for every id of the file, usable or not, the number of answers that the submission must have.
     """
 
     tasks: tuple[Task, ...]

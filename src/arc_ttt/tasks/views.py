@@ -40,9 +40,10 @@ def turns_sides(index: int) -> bool:
 class View:
     """One look at a task. `apply` and `undo` are exact inverses on grids.
 
-    dihedral: index into DIHEDRALS.
-    colours: what each colour becomes; a permutation of 0 to 9.
-    order: indices of the demonstrations shown, in order; some may be left out.
+    Args:
+        dihedral: index into DIHEDRALS.
+        colours: what each colour becomes; a permutation of 0 to 9.
+        order: indices of the demonstrations shown, in order; some may be left out.
     """
 
     dihedral: int

@@ -9,16 +9,20 @@ from dataclasses import dataclass
 
 from arc_ttt.tasks.grids import Grid, grid_bytes
 
-SEARCHED = -1  # for Candidate.view
+SEARCHED = -1
+"""The view of a candidate that a search found: a less likely answer under some view."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
     """One answer to one test input, already undone.
 
-    group: name of the symmetry it was read under. nll: its negative log-likelihood under that view, in nats, lower is
-    better. stage: "base" before test-time training, "ttt" after it. view: number of the view whose greedy answer it is,
-    0 for the first one, the identity; SEARCHED for a less likely answer under some view; None where it is not known.
+    Args:
+        group: name of the symmetry it was read under.
+        nll: its negative log-likelihood under that view, in nats, lower is better.
+        stage: "base" before test-time training, "ttt" after it.
+        view: number of the view whose greedy answer it is, 0 for the first one, the identity; SEARCHED for a less
+            likely answer under some view; None where it is not known.
     """
 
     task_id: str
@@ -46,8 +50,10 @@ class ScoredCandidate:
 class Program:
     """One synthesized answer to one test input.
 
-    text: the program, for a person. confidence: calibrated chance of being right, 0 to 1. fits_all: it reproduces all
-    demonstrations.
+    Args:
+        text: the program, for a person.
+        confidence: calibrated chance of being right, 0 to 1.
+        fits_all: it reproduces all demonstrations.
     """
 
     test_index: int

@@ -19,8 +19,10 @@ from arc_ttt.model.loaded import LoadedModel
 from arc_ttt.settings import TttSettings
 from arc_ttt.tasks.grids import Example, freeze
 
-PARTS = (8, 2, 1)  # the longest allowed sequence by each of these gives the lengths that are tried
-TRIES = 2  # the first step at a length compiles kernels
+PARTS = (8, 2, 1)
+"""The longest allowed sequence divided by each of these gives the lengths that are tried."""
+TRIES = 2
+"""Steps at each length; the first one compiles kernels."""
 
 
 def calibrate(

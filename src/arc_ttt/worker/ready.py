@@ -25,11 +25,15 @@ from arc_ttt.protocol.messages import Note
 from arc_ttt.settings import Settings
 from arc_ttt.worker.solver import TaskSolver
 
-CPU_TOKENS = 8192  # of a micro-batch, where no plan gives them
-SPARE = 1.25  # tokens that must fit without checkpointing, for each of the longest sequence
+CPU_TOKENS = 8192
+"""Tokens of a micro-batch where no memory plan gives them."""
+SPARE = 1.25
+"""Layers are not computed twice if this many times the longest sequence fits."""
 PROBE_TOKENS = 64
-PROBE_EFFECT = 0.1  # of the hidden states: what the adapter adds while it is probed
-TOLERANCE = 0.05  # relative; sixteen bits leave some hundredths, a wrong position or an idle adapter far more
+PROBE_EFFECT = 0.1
+"""The probed adapter adds this part of the hidden states."""
+TOLERANCE = 0.05
+"""Largest relative difference of a hidden state; sixteen bits leave some hundredths, a wrong position far more."""
 
 
 def ready_solver(settings: Settings, device: torch.device) -> tuple[TaskSolver, list[Note]]:
@@ -96,7 +100,12 @@ def choose_plan(
     llama: Any, shape: LlamaShape, device: Device, settings: Settings, *, four_bit: bool, large: bool, own: bool
 ) -> MemoryPlan:
     """The plan without gradient checkpointing where the longest sequences fit so with room to spare, as that saves the
-    second forward pass; else with it. large: the model checkpoints now. own: it may be told not to."""
+    second forward pass; else with it.
+
+    Args:
+        large: the model checkpoints now.
+        own: it may be told not to.
+    """
     if not large:
         return plan(shape, device, settings.ttt, four_bit=four_bit, checkpointing=False, host_copies=False)
     quick = plan(shape, device, settings.ttt, four_bit=four_bit, checkpointing=False)

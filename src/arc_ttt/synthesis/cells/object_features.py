@@ -9,7 +9,8 @@ from scipy import ndimage
 from arc_ttt.synthesis.cells.feature_set import NONE, Features, Numbers, colour_everywhere, constant, most_and_least
 from arc_ttt.synthesis.images import Cells, Labels, Mask, colour_counts, label, padded
 
-MAX_OBJECTS = 60  # object features of a grid with more parts are left empty: they cost much and say little
+MAX_OBJECTS = 60
+"""Object features of a grid with more parts are left empty: they cost much and say little."""
 
 
 def labelled(grid: Cells, *, eight: bool, single: bool) -> tuple[Labels, int]:

@@ -22,7 +22,8 @@ from arc_ttt.synthesis.images import Cells, colour_counts
 
 MAX_SPLITS = 14
 DROPOUTS = (0.0, 0.3, 0.3, 0.3, 0.6, 0.6)
-MAX_TABLE = 12_000_000  # truth values in one table of conditions
+MAX_TABLE = 12_000_000
+"""Truth values in one table of conditions."""
 VALUES_OF_ONE_FEATURE = 10
 EXPRESSION_COSTS = {"own": 0.0, "layer": 0.3, "by symmetry": 0.5, "by period": 0.5, "neighbour": 1.5, "seen": 1.2}
 
@@ -40,8 +41,11 @@ class View:
 class Rule:
     """A solution in the frame of the problem.
 
-    answers: (H, W) for each test input. votes: summed weight of the trees that give it. splits: of the smallest.
-    held_out: share of demonstrations that trees fitted without them got right, None where that was not tried.
+    Args:
+        answers: (H, W) for each test input.
+        votes: summed weight of the trees that give it.
+        splits: of the smallest.
+        held_out: share of demonstrations that trees fitted without them got right, None where that was not tried.
     """
 
     answers: tuple[Cells, ...]
@@ -196,7 +200,12 @@ def build_table(
 
 @dataclass(frozen=True, slots=True)
 class _Conditions:
-    """Conditions of one kind. truths: (values, cells). text: has a place for the value."""
+    """Conditions of one kind.
+
+    Args:
+        truths: (values, cells).
+        text: has a place for the value.
+    """
 
     truths: NDArray[np.bool_]
     values: list[int]

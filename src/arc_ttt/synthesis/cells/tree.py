@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from arc_ttt.synthesis.budget import Budget
 
-SPLIT_PENALTY = 0.25  # cells that a split of cost 1 must gain
+SPLIT_PENALTY = 0.25
+"""Cells that a split of cost 1 must gain."""
 EXPRESSION_PENALTY = 0.01
 
 
@@ -36,8 +37,11 @@ Tree = Leaf | Split
 class CellTable:
     """Cells of all grids with what rules may use.
 
-    expressions: (cells, E) colours. conditions: (cells, P) truth values. target: (n,) colours of the first n cells,
-    the known ones. owner: (n,) demonstration of each known cell. Names and costs belong to the columns.
+    Args:
+        expressions: (cells, E) colours.
+        conditions: (cells, P) truth values.
+        target: (n,) colours of the first n cells, the known ones.
+        owner: (n,) demonstration of each known cell. Names and costs belong to the columns.
     """
 
     expressions: NDArray[np.int8]

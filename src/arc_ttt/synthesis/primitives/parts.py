@@ -12,7 +12,8 @@ from scipy import ndimage
 
 from arc_ttt.synthesis.images import MAX_CELLS, Image, Mask, colour_counts, compose, enclosed, label, majority, padded
 
-MAX_PARTS = 40  # an image that falls into more parts is not cut: such programs rarely generalize
+MAX_PARTS = 40
+"""An image that falls into more parts is not cut: such programs rarely generalize."""
 Parts = tuple[Image, ...]
 
 

@@ -165,10 +165,12 @@ def _free_rows(mask: Mask, taken: Mask) -> int:
 
 
 def attract(image: Image, *, single: bool, colour: int | None = None) -> Image | None:
-    """Objects move straight towards the largest object until they touch it. single: objects are of one colour.
+    """Objects move straight towards the largest object until they touch it.
 
-    colour: they move towards the cells of this colour instead. Objects that are in line with it in no direction, or in
-    two, vanish.
+    Args:
+        single: objects are of one colour.
+        colour: they move towards the cells of this colour instead. Objects that are in line with it in no direction, or
+            in two, vanish.
     """
     cells = image.cells
     anchor = cells == colour

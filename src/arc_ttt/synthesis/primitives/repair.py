@@ -12,7 +12,8 @@ import numpy as np
 from arc_ttt.synthesis.images import Cells, Image, Mask, like
 
 HIDDEN = -1
-MIN_AGREEING = 12  # visible pairs of cells that must support a symmetry
+MIN_AGREEING = 12
+"""Visible pairs of cells that must support a symmetry."""
 
 
 def repair(image: Image, colour: int, *, how: str) -> Image | None:
