@@ -1,13 +1,9 @@
-"""`python -m arc_lab ablate`: the paper's ablation table with this kernel, on the same tasks and seed, paired.
+"""`arc-lab ablate`: the paper's ablation table with this kernel, paired on the same tasks and seed.
 
-    python -m arc_lab ablate --tasks ttt80 --limit 10m --out local/ablations
-    python -m arc_lab ablate --tasks local/rearc.pack:100 --only full,no-augmentation --limit 20m --out local/ablations
-    python -m arc_lab ablate --tasks local/rearc.pack:100 --only none --variant "rank-64 ttt.rank=64 ttt.alpha=64"
-
-Every variant is one dry run under the same limit, without program synthesis. A variant whose report stands in OUT
-already, of the same options and weights, is not run again. A task counts as solved when all its test inputs are right
-at two attempts; "any candidate" counts it when the right grids are among all that the model wrote. Differences are
-taken over the tasks that both the variant and the full method answered. Seconds are those of the task's passes on the
+Every variant is one dry run under the same limit, without program synthesis. A variant whose report is in OUT already,
+made with the same options and weights, is not run again. A task counts as solved when all its test inputs are right at
+two attempts, and under "any candidate" when the right grids are among everything that the model wrote. Differences are
+taken over the tasks that both the variant and the full method answered. Seconds are those of a task's passes on the
 device, training and decoding together, mean over the answered tasks.
 """
 
@@ -16,29 +12,54 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from arc_lab.command_line import (
+    Parser,
+    add_json,
+    make_parser,
+    print_document,
+    print_table,
+    reports_errors,
+    text_to_stderr,
+)
 from arc_lab.data.datasets import DATASETS_HELP, read_ids, usable_tasks
 from arc_lab.evaluate import dry_run
+from arc_lab.evaluate.run_options import make_run_parser, make_settings
 from arc_lab.evaluate.scores import Paired, TaskScore, summarize
 from arc_ttt.atomic import write_atomically
 from arc_ttt.checkpoints.folders import model_folder, weights_fingerprint
 from arc_ttt.deadline import REAL_CLOCK
-from arc_ttt.errors import InputError, SettingsError
+from arc_ttt.errors import SettingsError
 from arc_ttt.machine import count_gpus
 from arc_ttt.protocol.jobs import BASE, TTT
 
 FULL = "full"
-NONE = "none"  # for --only: no built-in variant but the full method
+"""The full method, against which every variant is compared."""
+
+NONE = "none"
+"""As `--only none`: of the built-in variants, run the full method alone."""
+
+EXAMPLES = (
+    "arc-lab ablate --tasks ttt80 --limit 10m --out local/ablations",
+    "arc-lab ablate --tasks local/rearc.pack:100 --only full,no-augmentation --limit 20m --out local/ablations",
+    'arc-lab ablate --tasks local/rearc.pack:100 --only none --variant "rank-64 ttt.rank=64 ttt.alpha=64"',
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One row of the table. paper: tasks of 80 that the paper solved so (its ablation table; 1B model)."""
+    """One row of the table.
+
+    Args:
+        name: also the name of its folder.
+        about: what it changes, in words.
+        changes: settings, each as section.field=value.
+        paper: of 80 tasks, how many the paper solved this way; None if it did not try. Source: its ablation table, 1B.
+    """
 
     name: str
     about: str
@@ -64,11 +85,30 @@ VARIANTS = (
 )
 
 
+COLUMNS = (
+    "variant",
+    "solved of answered",
+    "at 1 attempt",
+    "any candidate",
+    "against full, same tasks",
+    "won, lost",
+    "seconds a task",
+    "the paper, of 80",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Figures of a variant: tasks answered and solved; and against the full method on the tasks that both answered.
+    """Figures of a variant.
 
-    solved: at two attempts. solved_1: at one. oracle: with any candidate. seconds: of an answered task, mean.
+    Args:
+        variant: the variant.
+        answered: tasks that it answered.
+        solved_1: tasks solved at one attempt.
+        solved: tasks solved at two attempts.
+        oracle: tasks whose right grids are among all candidates.
+        seconds: device time of an answered task, mean.
+        against: the comparison with the full method, at two attempts.
     """
 
     variant: Variant
@@ -79,7 +119,16 @@ class Row:
     seconds: float
     against: Paired
 
+    def cells(self) -> tuple[object, ...]:
+        """The row of the table; columns as in COLUMNS."""
+        pair = self.against
+        against = f"{pair.difference:+.1%} ± {pair.standard_error:.1%} (n = {pair.common})"
+        compared = ("", "") if self.variant.name == FULL else (against, f"{pair.won}, {pair.lost}")
+        solved = (f"{self.solved} of {self.answered}", self.solved_1, self.oracle)
+        return self.variant.about, *solved, *compared, f"{self.seconds:.1f}", self.variant.paper
+
     def document(self) -> dict[str, Any]:
+        """The row as JSON."""
         return {
             "name": self.variant.name,
             "answered": self.answered,
@@ -109,7 +158,7 @@ class Answer:
 
 
 def answered_tasks(report: Mapping[str, Any]) -> dict[str, Answer]:
-    """The tasks that were answered (after training, or by the base where nothing trains), by their ids."""
+    """The tasks that were answered, after training or, where nothing trains, by the base model; by their ids."""
     found = {}
     for task_id, row in report["by_task"].items():
         stage = row.get(TTT) or (row.get(BASE) if report["settings"]["ttt"]["scope"] == "none" else None)
@@ -119,7 +168,7 @@ def answered_tasks(report: Mapping[str, Any]) -> dict[str, Answer]:
 
 
 def compare(variant: Variant, own: Mapping[str, Answer], full: Mapping[str, Answer]) -> Row:
-    """The row of a variant from how it and the full method answered."""
+    """The row of a variant, from its own answers and those of the full method."""
     solved = ({task_id: answer.solved for task_id, answer in answers.items()} for answers in (own, full))
     summary = summarize(answer.score for answer in own.values())
     return Row(
@@ -134,10 +183,10 @@ def compare(variant: Variant, own: Mapping[str, Answer], full: Mapping[str, Answ
 
 
 def parse_variant(text: str) -> Variant:
-    """A variant of the user's own from "NAME section.field=value ...".
+    """A variant that the user defines, from "NAME section.field=value ...".
 
     Raises:
-        SettingsError: no name that can be a folder's, one of the built-in variants, or no change.
+        SettingsError: the name cannot name a folder or is a built-in variant's, or no change is given.
     """
     name, *changes = text.split() or [""]
     if not re.fullmatch(r"\w[\w.-]*", name):
@@ -150,13 +199,15 @@ def parse_variant(text: str) -> Variant:
 
 
 def choose(only: str, own: Sequence[Variant]) -> list[Variant]:
-    """The full method and the variants asked for, built-in ones first.
+    """The full method and the variants to run, built-in ones first.
 
-    only: names by commas; empty for all, "none" for no built-in one. Own variants are left out only where it names
-    others of them.
+    Args:
+        only: names separated by commas; empty for all, "none" for no built-in variant. The user's variants all run,
+            unless it names some of them.
+        own: the user's variants.
 
     Raises:
-        SettingsError: a name is unknown, or two own variants have the same one.
+        SettingsError: a name is unknown, or two of the user's variants have the same name.
     """
     names = [variant.name for variant in (*VARIANTS, *own)]
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -171,7 +222,7 @@ def choose(only: str, own: Sequence[Variant]) -> list[Variant]:
 
 
 def arguments(variant: Variant, options: argparse.Namespace) -> list[str]:
-    """What the dry run of a variant is called with."""
+    """The arguments of a variant's dry run."""
     out = options.out / variant.name
     argv = ["--tasks", options.tasks, "--limit", options.limit, "--out", str(out), "--seed", str(options.seed)]
     for name in ("model", "format", "first", "workers", "ids"):
@@ -183,16 +234,16 @@ def arguments(variant: Variant, options: argparse.Namespace) -> list[str]:
 
 
 def run_variant(variant: Variant, options: argparse.Namespace) -> dict[str, Any]:
-    """The report of a variant's dry run: the one that stands in its folder if it is of the same run, else a new one.
+    """The report of a variant's dry run: the report in its folder if the same run made it, else a new run's.
 
     Raises:
-        SettingsError: the dry run refused its arguments, was interrupted, or had no model.
+        SettingsError: the dry run refused its arguments, was interrupted, or no model could be used.
     """
     out = options.out / variant.name
     argv = arguments(variant, options)
     asked = out / "asked.json"
     report = out / "report.json"
-    model = dry_run.make_settings(dry_run.make_parser().parse_args(argv)).model.path
+    model = make_settings(make_run_parser().parse_args(argv)).model.path
     question = json.dumps([argv, weights_fingerprint(model_folder(model, gpu=count_gpus() > 0))])
     same = asked.is_file() and asked.read_text(encoding="utf-8") == question
     if not (same and report.is_file()):
@@ -210,11 +261,11 @@ def check(variants: Iterable[Variant], options: argparse.Namespace) -> None:
     """Refuse wrong settings, and tasks that cannot be scored, before the first variant runs.
 
     Raises:
-        InputError: of a variant, named; or no task is usable or has a known solution.
+        InputError: a variant's settings are wrong (the message names it), or no task is usable or has a known solution.
     """
     for variant in variants:
         try:
-            dry_run.make_settings(dry_run.make_parser().parse_args(arguments(variant, options)))
+            make_settings(make_run_parser().parse_args(arguments(variant, options)))
         except SettingsError as error:
             raise SettingsError(f"{variant.name}: {error}") from error
     dataset = usable_tasks(options.tasks, options.ids or "")
@@ -222,64 +273,47 @@ def check(variants: Iterable[Variant], options: argparse.Namespace) -> None:
         raise SettingsError(f"--tasks {options.tasks}: no task with a known solution")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the ablate command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m arc_lab ablate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = make_parser("ablate", __doc__, examples=EXAMPLES)
     add = parser.add_argument
     names = ", ".join(variant.name for variant in VARIANTS)
-    add("--tasks", default="ttt80", help=f"{DATASETS_HELP}, or a path, as for kernel.py (default: ttt80)")
+    add("--tasks", default="ttt80", metavar="SET|PATH", help=f"{DATASETS_HELP}, or a path, as for kernel.py")
     add("--ids", metavar="ID,ID|FILE", help="only these tasks, as for kernel.py")
-    add("--limit", default="10m", metavar="TIME", help="of each variant")
-    add("--out", type=Path, default=Path("local/ablations"), metavar="DIR")
+    add("--limit", default="10m", metavar="TIME", help="time limit of each variant")
+    add("--out", type=Path, default=Path("local/ablations"), metavar="DIR", help="folder with one folder a variant")
     add("--only", default="", metavar="NAME,NAME", help=f"of {names} and own variants; none: no built-in one")
     add(
         "--variant",
         action="append",
         default=[],
         metavar='"NAME CHANGE ..."',
-        help="one of your own, each change as section.field=value; may be repeated",
+        help="a variant of your own, each change as section.field=value; may be repeated",
     )
-    add("--model", metavar="PATH")
-    add("--format")
+    add("--model", metavar="PATH", help="folder of a Llama checkpoint, as for kernel.py")
+    add("--format", metavar="NAME", help="how that checkpoint reads tasks, as for kernel.py")
     add("--first", type=int, metavar="N", help="only the N tasks that are predicted to be cheapest")
-    add("--workers", type=int)
-    add("--seed", type=int, default=0)
+    add("--workers", type=int, metavar="N", help="worker processes, as for kernel.py")
+    add("--seed", type=int, default=0, metavar="N", help="seed of everything random")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting, for all variants")
-    options = parser.parse_args(argv)
-    try:
-        if options.ids is not None:
-            options.ids = ",".join(read_ids(options.ids))
-        chosen = choose(options.only, [parse_variant(text) for text in options.variant])
-        check(chosen, options)
+    add_json(parser)
+    return parser
+
+
+@reports_errors("ablate")
+def main(argv: Sequence[str]) -> int:
+    """Run the ablate command."""
+    options = _parser().parse_args(argv)
+    if options.ids is not None:
+        options.ids = ",".join(read_ids(options.ids))
+    chosen = choose(options.only, [parse_variant(text) for text in options.variant])
+    check(chosen, options)
+    with text_to_stderr(options.json):
         answered = {variant.name: answered_tasks(run_variant(variant, options)) for variant in chosen}
-    except InputError as error:
-        print(f"arc_lab ablate: {error}", file=sys.stderr)
-        return 2
-    rows = [compare(variant, answered[variant.name], answered[FULL]) for variant in chosen]
-    print(table_text(rows))
+        rows = [compare(variant, answered[variant.name], answered[FULL]) for variant in chosen]
+        print_table(f"Ablations on {options.tasks}, {options.limit} each", COLUMNS, [row.cells() for row in rows])
     document = {"tasks": options.tasks, "limit": options.limit, "seed": options.seed}
     document |= {"rows": [row.document() for row in rows]}
     write_atomically(options.out / "ablations.json", json.dumps(document, indent=1) + "\n")
-    print(json.dumps(document))
+    if options.json:
+        print_document(document)
     return 0
-
-
-def table_text(rows: Sequence[Row]) -> str:
-    """The table as Markdown."""
-    lines = [
-        "| variant | solved of answered | at 1 attempt | any candidate | against full, same tasks | won, lost "
-        "| seconds a task | the paper, of 80 |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        pair = row.against
-        against = f"{pair.difference:+.1%} ± {pair.standard_error:.1%} (n = {pair.common})"
-        lines.append(
-            f"| {row.variant.about} | {row.solved} of {row.answered} | {row.solved_1} | {row.oracle} "
-            f"| {against if row.variant.name != FULL else ''} "
-            f"| {f'{pair.won}, {pair.lost}' if row.variant.name != FULL else ''} "
-            f"| {row.seconds:.1f} | {row.variant.paper or ''} |"
-        )
-    return "\n".join(lines)

@@ -10,83 +10,29 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
 
-from arc_lab.data.datasets import DATASETS_HELP, Dataset, load_dataset, read_ids, select
+from arc_lab.command_line import print_table
+from arc_lab.data.datasets import Dataset, load_dataset, read_ids, select
 from arc_lab.evaluate.report import make_report, print_report, read_submission
+from arc_lab.evaluate.run_options import make_run_parser, make_settings
+from arc_lab.evaluate.settings_text import list_settings
 from arc_ttt.atomic import write_atomically
 from arc_ttt.bootstrap.environment import owns_container
 from arc_ttt.bootstrap.process import outlive_readers
 from arc_ttt.checkpoints.checkpoint import Checkpoint
-from arc_ttt.checkpoints.folders import SIZES
-from arc_ttt.deadline import REAL_CLOCK, format_duration, parse_duration, run_start
+from arc_ttt.deadline import REAL_CLOCK, format_duration, run_start
 from arc_ttt.errors import InputError, SettingsError, TaskFileError
-from arc_ttt.formats.registry import FORMATS
 from arc_ttt.machine import count_gpus
 from arc_ttt.protocol.jobs import TTT
 from arc_ttt.run.report import Status
 from arc_ttt.run.spec import Started
 from arc_ttt.run.start import start_run
 from arc_ttt.schedule.shapes import work
-from arc_ttt.settings import TRANSDUCTIVE, Settings, parse_overrides
+from arc_ttt.settings import TRANSDUCTIVE, Settings
 from arc_ttt.tasks.grids import LoadedTasks, Solutions
 
 PLAIN_LINE_EVERY_S = 10.0
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="kernel.py",
-        description="Dry run of the Kaggle kernel: trains one adapter a task at test time, votes, writes "
-        "submission.json under a simulated time limit, and scores it. On Kaggle the script takes no arguments.",
-        epilog="Settings for --set are listed, with their meaning, in src/arc_ttt/settings.py; for example "
-        "--set ttt.rank=64 --set vote.rule=hierarchical --set ttt.scope=none.",
-    )
-    add = parser.add_argument
-    add(
-        "--tasks",
-        default="evaluation",
-        metavar="SET|PATH",
-        help=f"{DATASETS_HELP}, or a challenges file, a task file or a "
-        "folder of task files, or PACK:N for N tasks of a training pack's held-out generators (default: evaluation)",
-    )
-    add("--ids", default="", metavar="ID,ID|FILE", help="only these tasks; or a file with their ids")
-    add("--first", type=int, metavar="N", help="only the N tasks that are predicted to be cheapest")
-    add("--limit", default="5m", metavar="TIME", help="simulated time limit: 90s, 20m, 12h (default: 5m)")
-    add("--workers", type=int, metavar="N", help="worker processes (default: one a GPU, or two on a CPU)")
-    add(
-        "--model",
-        metavar="PATH",
-        help="folder of a Llama checkpoint, embedded-XS or embedded-M (default: M with a GPU, XS without)",
-    )
-    add("--format", choices=tuple(FORMATS), help="how that checkpoint reads tasks; needed with --model")
-    add("--seed", type=int, metavar="N", help="seed of everything random (default: 0)")
-    add("--out", default="out", metavar="DIR", help="folder for submission.json, report and logs (default: out)")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting; may be repeated")
-    return parser
-
-
-def make_settings(options: argparse.Namespace) -> Settings:
-    """Settings from the command line. Raises SettingsError for what contradicts itself."""
-    if options.model in SIZES:
-        options.format = options.format or "compact"
-    if bool(options.model) != bool(options.format):
-        raise SettingsError("--model and --format go together: a checkpoint and the format it was trained with")
-    preset = FORMATS[options.format].preset if options.format else "embedded"
-    settings = Settings.of("embedded-gpu" if preset == "embedded" and count_gpus() else preset)
-    changes: list[tuple[str, Any]] = [("run.limit_s", parse_duration(options.limit))]
-    if options.model:
-        changes += [("model.path", options.model), ("model.format", options.format)]
-    if options.workers is not None:
-        changes.append(("run.workers", options.workers))
-    if options.seed is not None:
-        changes.append(("run.seed", options.seed))
-    return settings.override([*changes, *parse_overrides(options.set)])
+"""Seconds between lines of progress where stdout is no terminal."""
 
 
 def begin(argv: Sequence[str], seen_s: float, signals: list[int]) -> int:
@@ -99,12 +45,20 @@ def begin(argv: Sequence[str], seen_s: float, signals: list[int]) -> int:
 
 
 def main(argv: Sequence[str], start_s: float, signals: list[int] | None = None) -> int:
-    """Run the command line `argv`; the limit counts from `start_s` on the monotonic clock. Returns the exit code.
+    """Run the command line `argv` and return the exit status.
 
-    signals: SIGTERM and SIGINT, also those that came before. A run that one of them ended returns 128 and its number.
+    Args:
+        argv: the arguments of `kernel.py`.
+        start_s: moment on the monotonic clock from which the limit counts.
+        signals: SIGTERM and SIGINT as they arrive, and those that arrived earlier. A run that was ended by one of
+            them returns 128 plus its number.
     """
-    options = make_parser().parse_args(argv)
     try:
+        options = make_run_parser().parse_args(argv)
+        if options.list_settings:
+            rows = [(one.name, one.default, one.meaning) for one in list_settings()]
+            print_table("Settings, for --set, --config and SETTINGS", ("setting", "default", "meaning"), rows)
+            return 0
         settings = make_settings(options)
         Checkpoint.of_path(settings.model.path)
         if options.first is not None and options.first < 1:
@@ -120,7 +74,7 @@ def main(argv: Sequence[str], start_s: float, signals: list[int] | None = None) 
         print(f"kernel.py: {error}", file=sys.stderr)
         return 2
     loaded = dataset.loaded
-    (out / "report.json").unlink(missing_ok=True)  # of an earlier run
+    (out / "report.json").unlink(missing_ok=True)  # an earlier run's
     _announce(dataset, settings, out)
     settings = _with_time_to_report(settings, start_s)
     signals = signals if signals is not None else []
@@ -133,9 +87,12 @@ def main(argv: Sequence[str], start_s: float, signals: list[int] | None = None) 
 
 
 def _with_time_to_report(settings: Settings, start_s: float) -> Settings:
-    """A reserve that also covers scores and tables, which come after the run: they take less than the start has taken,
-    and both take longer on a busy machine. A reserve that was asked for stays as it is."""
-    from rich import box, console, table  # noqa: F401  here, where the limit is far away
+    """Raise the reserve, so that it also covers scores and tables, which come after the run.
+
+    They take less time than the start took, and both take longer on a busy machine. A reserve that the user chose stays
+    as it is.
+    """
+    from rich import box, console, table  # noqa: F401  while the limit is far away
 
     run = settings.run
     if run.reserve_s > 0:
@@ -145,13 +102,13 @@ def _with_time_to_report(settings: Settings, start_s: float) -> Settings:
 
 
 def _claim(out: Path) -> contextlib.ExitStack:
-    """Hold the folder of a run until the stack is closed; the system lets go of it when this process dies.
+    """Lock the folder of a run until the stack is closed. The system releases the lock when this process dies.
 
     Raises:
-        SettingsError: another run holds it.
+        SettingsError: another run holds the lock.
     """
     stack = contextlib.ExitStack()
-    with contextlib.suppress(OSError):  # on file systems without locks there is none
+    with contextlib.suppress(OSError):  # some file systems have no locks; the folder then stays unlocked
         file = stack.enter_context((out / ".lock").open("w"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -162,7 +119,7 @@ def _claim(out: Path) -> contextlib.ExitStack:
 
 
 def _dataset(options: argparse.Namespace, settings: Settings) -> Dataset:
-    """The tasks asked for. A file that cannot be read gives an empty run that says so, as it would on Kaggle."""
+    """The tasks to run. A file that cannot be read gives a run without tasks, which says so, as on Kaggle."""
     try:
         dataset = load_dataset(options.tasks)
     except TaskFileError as error:
@@ -196,7 +153,7 @@ def _announce(dataset: Dataset, settings: Settings, out: Path) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[Status], None]]:
-    """A live line on a terminal, a plain line every ten seconds elsewhere."""
+    """A live line on a terminal, a plain line every PLAIN_LINE_EVERY_S elsewhere."""
     if not sys.stdout.isatty():
         last_s = REAL_CLOCK.now()
 
@@ -219,6 +176,3 @@ def _progress() -> Iterator[Callable[[Status], None]]:
             progress.update(bar, completed=share, description=status.line())
 
         yield live
-
-
-__all__ = ["main", "make_parser", "make_report", "make_settings", "read_submission"]

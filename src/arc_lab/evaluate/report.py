@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from arc_lab.command_line import print_table
 from arc_lab.data.datasets import Dataset
 from arc_lab.evaluate.scores import Summary, TaskScore, score_task, summarize
 from arc_ttt.errors import TaskFileError
@@ -24,11 +25,14 @@ from arc_ttt.tasks.files import read_json
 from arc_ttt.tasks.grids import Grid, freeze, same_grid
 
 JOINED = "joined"
-Attempts = dict[str, list[list[Grid]]]  # by task id and test input, the two grids that count
+"""The stage of the submission itself, into which all answers are joined."""
+
+Attempts = dict[str, list[list[Grid]]]
+"""By task id, for each test input, the two grids that count."""
 
 
 def read_submission(path: Path) -> Attempts:
-    """The attempts that a submission file holds; none of one that cannot be read."""
+    """The attempts in a submission file; no attempts if it cannot be read."""
     try:
         document, _ = read_json(path)
         return {
@@ -42,10 +46,15 @@ def read_submission(path: Path) -> Attempts:
 def make_report(dataset: Dataset, settings: Settings, result: RunResult, submitted: Attempts) -> dict[str, Any]:
     """Everything that the run showed, as JSON: settings, score by stage, one row a task.
 
-    submitted: what stands in the file that was written, from which the score of the whole is taken. "greedy" is what
-    the first view alone gives, without a vote: by stage a count of tasks, by task whether each test input is right.
-    "both_engines": of the tasks that were trained on and searched for, how many each alone, the submission, and the
-    better of the two for each task have right at two attempts.
+    "greedy" is the result of the first view alone, without a vote: a count of tasks in each stage's score, and for each
+    test input of a task whether it is right. "both_engines" counts tasks that were both trained on and searched for:
+    those that are right at two attempts by each engine alone, in the submission, and by the better engine of each task.
+
+    Args:
+        dataset: the tasks, with their answers where these are known.
+        settings: the settings of the run.
+        result: what the run found.
+        submitted: the attempts in the submission that was written; the score of the whole is theirs.
     """
     rule = settings.vote.rule
     scores: dict[str, dict[str, TaskScore]] = {BASE: {}, TTT: {}, SYNTHESIS: {}, JOINED: {}}
@@ -111,8 +120,10 @@ def _programs(found: TaskResult) -> list[dict[str, Any]]:
 
 
 def _one_view(found: TaskResult, stage: str, answers: Sequence[Grid]) -> tuple[bool, ...] | None:
-    """For each test input, whether the greedy answer under the first view is right: what a reader without a vote would
-    submit. Of several passes that with the most training counts, of equal ones the first."""
+    """For each test input, whether the greedy answer under the first view is right: a submission without a vote.
+
+    The pass with the most training counts; among equals, the first. None if the views of the answers are not known.
+    """
     right = []
     for index, answer in enumerate(answers):
         best = max(found.of(index), key=lambda one: one.weight, default=None)
@@ -132,29 +143,21 @@ def _peak_memory_mib() -> dict[str, int]:
 
 
 def print_report(report: dict[str, Any], result: RunResult, settings: Settings, out: Path) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
+    """Print scores and the course of a run for a person."""
     if result.fatal:
         print(f"kernel.py: {result.fatal}", file=sys.stderr)
     paired = {stage: Summary(**report["paired"][stage]) for stage in (BASE, TTT)}
-    count = paired[TTT].tasks
-    table = Table(
-        box=box.SIMPLE_HEAD, title=f"{count} of {report['asked']} tasks tried in both ways", title_justify="left"
-    )
-    for name in ("", "one view", "1 attempt", "2 attempts", "any candidate", "test inputs, 2 attempts"):
-        table.add_column(name, justify="left" if not name else "right")
     trained = "with test-time training" if settings.ttt.scope != "none" else "without it, under more views"
     trained += ", transductive" if settings.ttt.transductive else ""
+    rows = []
     for stage, name in ((BASE, "without test-time training"), (TTT, trained)):
         s = paired[stage]
         at_2 = f"{s.at_2} ± {s.standard_error:.1f}"
-        greedy = str(s.greedy) if s.greedy is not None else "unknown"
-        table.add_row(name, greedy, str(s.at_1), at_2, str(s.oracle), f"{s.inputs_2} of {s.inputs}")
-    console = Console(width=None if sys.stdout.isatty() else 110)
-    if count:
-        console.print(table)
+        greedy = s.greedy if s.greedy is not None else "unknown"
+        rows.append((name, greedy, s.at_1, at_2, s.oracle, f"{s.inputs_2} of {s.inputs}"))
+    if count := paired[TTT].tasks:
+        columns = ("way", "one view", "1 attempt", "2 attempts", "any candidate", "test inputs, 2 attempts")
+        print_table(f"{count} of {report['asked']} tasks tried in both ways", columns, rows)
     else:
         print("no task was tried in both ways with known answers: nothing to score")
     joined, programs = Summary(**report["score"][JOINED]), Summary(**report["score"][SYNTHESIS])

@@ -11,10 +11,13 @@ from arc_ttt.tasks.grids import Grid, Solutions, same_grid
 
 @dataclass(frozen=True, slots=True)
 class TaskScore:
-    """How one task was answered: for each test input the rank of the right grid, best = 1, or 0.
+    """How one task was answered.
 
-    one_view: for each test input whether the greedy answer under the first view alone is right; None where there is no
-    such answer or it is not known.
+    Args:
+        task_id: the task.
+        ranks: for each test input the rank of the right grid, 1 for the best, 0 if no answer is right.
+        one_view: for each test input whether the greedy answer under the first view alone is right; None where the
+            views of the answers are not known.
     """
 
     task_id: str
@@ -26,7 +29,7 @@ class TaskScore:
         return all(1 <= rank <= attempts for rank in self.ranks)
 
     def share(self, attempts: int) -> float:
-        """Share of test inputs right within this many attempts: the competition's own measure."""
+        """Share of test inputs right within this many attempts: the competition's measure."""
         return sum(1 <= rank <= attempts for rank in self.ranks) / len(self.ranks)
 
 
@@ -62,8 +65,17 @@ def score_submission(document: Mapping[str, object], solutions: Solutions) -> li
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Tasks solved out of `tasks`. inputs_2: test inputs right at two attempts, out of `inputs`. greedy: tasks solved
-    by one view alone, without a vote; None unless that is known of all of them."""
+    """Counts over the scores of some tasks.
+
+    Args:
+        tasks: number of tasks.
+        at_1: tasks solved at one attempt.
+        at_2: tasks solved at two attempts.
+        oracle: tasks whose right grids are among all candidates.
+        inputs: number of test inputs.
+        inputs_2: test inputs right at two attempts.
+        greedy: tasks solved by one view alone, without a vote; None unless that is known of every task.
+    """
 
     tasks: int
     at_1: int
@@ -81,15 +93,16 @@ class Summary:
 
 
 def standard_error(variance: float, count: int) -> float:
-    """Of the mean of a figure over `count` tasks, from its variance over them.
+    """Standard error of the mean of a figure over `count` tasks, from the figure's variance over them.
 
-    Where all tasks are alike the variance is 0, which is no proof that others would be like them: then it counts as
-    1 / count, as if one task were unlike the rest, and the error is that task's share, 1 / count.
+    A variance of 0 (all tasks alike) does not prove that other tasks would be alike. It counts as 1 / count, as if one
+    task differed from the rest; the error then is that task's share, 1 / count. Source: ours.
     """
     return math.sqrt((variance or 1 / count) / count) if count else 0.0
 
 
 def summarize(scores: Iterable[TaskScore]) -> Summary:
+    """The counts over some tasks' scores."""
     scores = list(scores)
     alone = [score.one_view for score in scores if score.one_view is not None]
     return Summary(
@@ -105,7 +118,13 @@ def summarize(scores: Iterable[TaskScore]) -> Summary:
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """Two ways on the same `common` tasks: how many only the one (won) or only the other (lost) solves."""
+    """Two ways of solving, compared on the tasks that both tried.
+
+    Args:
+        common: number of these tasks.
+        won: tasks that only the first way solves.
+        lost: tasks that only the second way solves.
+    """
 
     common: int
     won: int
@@ -113,19 +132,19 @@ class Paired:
 
     @classmethod
     def of(cls, own: Mapping[str, bool], other: Mapping[str, bool]) -> Paired:
-        """From whether each way solved its tasks, over those that both have."""
+        """Compare two ways by whether each solved its tasks (by task id)."""
         common = [task_id for task_id in own if task_id in other]
         won = sum(own[task_id] and not other[task_id] for task_id in common)
         return cls(len(common), won, sum(other[task_id] and not own[task_id] for task_id in common))
 
     @property
     def difference(self) -> float:
-        """Share solved by the one less the share solved by the other."""
+        """Share of tasks solved by the first way, minus the share solved by the second."""
         return (self.won - self.lost) / self.common if self.common else 0.0
 
     @property
     def standard_error(self) -> float:
-        """Of the difference, paired (see `standard_error`)."""
+        """Standard error of the paired difference (see `standard_error`)."""
         different = (self.won + self.lost) / self.common if self.common else 0.0
         return standard_error(different - self.difference**2, self.common)
 

@@ -1,4 +1,4 @@
-"""Peak of a device's matrix products, and the floating-point operations of a model."""
+"""Measure the peak rate of a device's matrix products, and count the floating-point operations of a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from arc_ttt.model.loaded import LoadedModel
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Best rate in FLOP/s of one matrix product among a few sizes."""
+    """The best rate of one matrix product among a few sizes, in FLOP/s."""
     best = 0.0
     for size in (512, 1024, 2048) if device.type == "cpu" else (4096, 8192):
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -22,7 +22,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def best_of(work: Callable[[], Any], device: torch.device, times: int) -> float:
-    """Least seconds of a few runs, after one to warm up."""
+    """The least seconds of `times` runs, after one run to warm up."""
     seconds = []
     for _ in range(times + 1):
         start_s = time.perf_counter()
@@ -34,15 +34,17 @@ def best_of(work: Callable[[], Any], device: torch.device, times: int) -> float:
 
 
 def flops_per_token(base: LoadedModel, length: float, targets: float = 0.0) -> float:
-    """FLOP of training on one token: the products of linear layers and of causal attention that the step needs.
+    """FLOP of training on one token: the products of linear layers and of causal attention that a step needs.
 
-    A weight that trains costs 6: forward, gradient of its input, gradient of itself. A frozen one, in 4 bits or not,
-    costs 4: the gradient only passes through it. (The first layer's projections cost 2 less where the embedding is
-    frozen, which is not taken off.) Attention costs 12 a channel of the heads and token attended to. Recomputed
-    activations and the expansion of 4-bit weights are no useful work and not counted.
+    A weight that trains costs 6: forward, gradient of its input, gradient of itself. A frozen weight, in 4 bits or not,
+    costs 4, because the gradient only passes through it. (The first layer's projections cost 2 less where the embedding
+    is frozen; this is ignored.) Attention costs 12 for each channel of the heads and each token attended to. Recomputed
+    activations and the expansion of 4-bit weights are no useful work and do not count.
 
-    length: tokens of the sequence that a token stands in, mean over tokens. targets: share of tokens that pass through
-    the head.
+    Args:
+        base: the model.
+        length: tokens of the sequence in which a token stands, mean over tokens.
+        targets: share of tokens that pass through the head.
     """
     config = base.llama.config
     linear: float = sum(

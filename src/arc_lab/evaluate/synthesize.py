@@ -1,6 +1,6 @@
-"""python -m arc_lab synthesize: solve a set of tasks by program synthesis, score and report.
+"""`arc-lab synthesize`: solve a set of tasks by program synthesis, score the answers and report.
 
-Writes to --out: candidates.json (grids and programs of all tasks), programs.txt (for people), results.json (figures).
+Writes to OUT: candidates.json (grids and programs of all tasks), programs.txt (for people), results.json (figures).
 Engine "both": pieces and cell rules give the same answer. Depth: steps of the deepest piece, or splits of a cell rule.
 """
 
@@ -19,9 +19,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from arc_lab.command_line import add_json, make_parser, print_document, print_table, reports_errors, text_to_stderr
 from arc_lab.data.datasets import DATASETS_HELP, Dataset, usable_tasks
 from arc_lab.evaluate.scores import standard_error
-from arc_ttt.errors import InputError, SettingsError
+from arc_lab.folders import make_folder
+from arc_ttt.errors import SettingsError
 from arc_ttt.protocol.jobs import TTT
 from arc_ttt.schedule.shapes import work
 from arc_ttt.settings import Settings
@@ -30,9 +32,22 @@ from arc_ttt.tasks.grids import Grid, Task, same_grid
 from arc_ttt.votes.candidates import SURE
 
 GUESSES = 2
+"""Attempts of the competition."""
+
 PLAIN_LINE_EVERY_S = 10.0
+"""Most seconds between lines of progress where stdout is no terminal."""
+
 ENGINES = ("pieces", "cells", "both")
+"""The values of a candidate's `engine`."""
+
 DEPTHS = ("1", "2", "3", "more")
+"""Columns of the table of depths."""
+
+EXAMPLES = (
+    "arc-lab synthesize --tasks evaluation --out local/programs",
+    "arc-lab synthesize --tasks training --first 40 --cpu-limit 5 --out local/programs --json",
+)
+
 SOLVED_BY = {
     "together": "together",
     "pieces": "by pieces",
@@ -48,7 +63,7 @@ RIGHT_FROM = {
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """Candidates of one task, what they cost, and its answers where they are known."""
+    """Candidates of one task, their cost in CPU seconds, and the task's answers where they are known."""
 
     task: Task
     candidates: tuple[ProgramCandidate, ...]
@@ -60,59 +75,55 @@ class TaskResult:
         return [c for c in self.candidates if c.test_index == test_index and c.engine in engines]
 
     def solved(self, attempts: int, engines: Sequence[str] = ENGINES) -> bool:
-        """Whether every test input is right within so many attempts."""
+        """Whether every test input is right within this many attempts."""
         return self.answers is not None and all(self.right(attempts, engines))
 
     def right(self, attempts: int, engines: Sequence[str] = ENGINES) -> list[ProgramCandidate | None]:
-        """The first right candidate of every test input within so many attempts, None where there is none."""
+        """For every test input the first right candidate within this many attempts, or None."""
         return [
             next((guess for guess in self.guesses(n, engines)[:attempts] if same_grid(guess.grid, answer)), None)
             for n, answer in enumerate(self.answers or ())
         ]
 
 
-def main(argv: list[str]) -> int:
-    """Run the command. Returns 0, or 2 for wrong use with one line on stderr."""
-    try:
-        options = _parse(argv)
-        dataset = usable_tasks(options.tasks, options.ids)
-        options.out.mkdir(parents=True, exist_ok=True)
-    except InputError as error:
-        print(f"synthesize: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"synthesize: --out {options.out}: {error.strerror or error}", file=sys.stderr)
-        return 2
+@reports_errors("synthesize")
+def main(argv: Sequence[str]) -> int:
+    """Run the synthesize command."""
+    options = _options(argv)
+    dataset = usable_tasks(options.tasks, options.ids)
+    make_folder(options.out)
     tasks: Sequence[Task] = dataset.loaded.tasks
     if options.first:
         tasks = sorted(tasks, key=lambda task: work(task, TTT, Settings()))[: options.first]
-    begun_s = time.monotonic()
-    results = solve_all(dataset, tasks, options.cpu_limit)
-    figures = summarize(results) | {
-        "wall_s": round(time.monotonic() - begun_s, 1),
-        "tasks_of": dataset.name,
-        "cpu_limit_s": options.cpu_limit,
-    }
-    _write(options.out, results, figures)
-    print_tables(figures)
-    print(json.dumps(figures))
+    with text_to_stderr(options.json):
+        begun_s = time.monotonic()
+        results = solve_all(dataset, tasks, options.cpu_limit)
+        figures = summarize(results) | {
+            "wall_s": round(time.monotonic() - begun_s, 1),
+            "tasks_of": dataset.name,
+            "cpu_limit_s": options.cpu_limit,
+        }
+        _write(options.out, results, figures)
+        print_tables(figures)
+    if options.json:
+        print_document(figures)
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise SettingsError(message)
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    """The parsed and checked arguments.
 
-
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = _Parser(prog="python -m arc_lab synthesize", description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "--tasks", default="evaluation", help=f"{DATASETS_HELP}, or a path of tasks or of a pack (default: evaluation)"
-    )
-    parser.add_argument("--ids", default="", metavar="ID,ID|FILE", help="only these tasks, as for kernel.py")
-    parser.add_argument("--first", type=int, default=0, help="only the N cheapest tasks (0: all)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for results; made if missing")
-    parser.add_argument("--cpu-limit", type=float, default=2.0, help="CPU seconds per task")
+    Raises:
+        SettingsError: they are wrong.
+    """
+    parser = make_parser("synthesize", __doc__, examples=EXAMPLES)
+    add = parser.add_argument
+    add("--tasks", default="evaluation", metavar="SET|PATH", help=f"{DATASETS_HELP}, or a path of tasks or of a pack")
+    add("--ids", default="", metavar="ID,ID|FILE", help="only these tasks, as for kernel.py")
+    add("--first", type=int, default=0, metavar="N", help="only the N cheapest tasks; 0 for all")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for results; made if missing")
+    add("--cpu-limit", type=float, default=2.0, metavar="SECONDS", help="CPU seconds for each task")
+    add_json(parser)
     options = parser.parse_args(argv)
     if options.first < 0:
         raise SettingsError(f"--first {options.first}: must not be negative")
@@ -127,7 +138,7 @@ class _Progress(Protocol):
 
 @contextmanager
 def progress(total: int) -> Iterator[_Progress]:
-    """A progress bar on a terminal; elsewhere a plain line for every 20th task, and after every ten seconds."""
+    """A progress bar on a terminal; elsewhere a line for every 20th task, and at least every PLAIN_LINE_EVERY_S."""
     if sys.stdout.isatty():
         from rich.progress import Progress
 
@@ -188,7 +199,7 @@ def summarize(results: Sequence[TaskResult]) -> dict[str, Any]:
 
 
 def _by_depth(known: Sequence[TaskResult]) -> dict[str, dict[str, int]]:
-    """Solved tasks by engine and depth of the deepest right candidate, 1 counting what needs no step at all."""
+    """Solved tasks by engine and depth of the deepest right candidate; a program without steps counts as depth 1."""
     counts = {engine: dict.fromkeys(DEPTHS, 0) for engine in ENGINES}
     for result in known:
         right = [guess for guess in result.right(GUESSES) if guess is not None]
@@ -199,7 +210,7 @@ def _by_depth(known: Sequence[TaskResult]) -> dict[str, dict[str, int]]:
 
 
 def _gate_figures(known: Sequence[TaskResult]) -> dict[str, Any]:
-    """How often a first candidate is confident, how many of those are right, and the reliability curve."""
+    """How often a first candidate is confident, how many of the confident ones are right, and the reliability curve."""
     firsts = [
         (guess.confidence, same_grid(guess.grid, answer))
         for result in known
@@ -210,10 +221,10 @@ def _gate_figures(known: Sequence[TaskResult]) -> dict[str, Any]:
     curve = {}
     for low in (0.0, 0.1, 0.25, 0.5, 0.75, 0.9):
         high = {0.0: 0.1, 0.1: 0.25, 0.25: 0.5, 0.5: 0.75, 0.75: 0.9, 0.9: 1.01}[low]
-        inside = [(chance, right) for chance, right in firsts if low <= chance < high]
-        if inside:
-            said = sum(chance for chance, _ in inside) / len(inside)
-            curve[f"{low:g}-{min(high, 1.0):g}"] = [len(inside), round(said, 3), sum(r for _, r in inside)]
+        within = [(chance, right) for chance, right in firsts if low <= chance < high]
+        if within:
+            mean = sum(chance for chance, _ in within) / len(within)
+            curve[f"{low:g}-{min(high, 1.0):g}"] = [len(within), round(mean, 3), sum(r for _, r in within)]
     test_inputs = sum(len(result.answers or ()) for result in known)
     return {
         "test_inputs": test_inputs,
@@ -226,44 +237,39 @@ def _gate_figures(known: Sequence[TaskResult]) -> dict[str, Any]:
 
 
 def print_tables(figures: dict[str, Any]) -> None:
-    """Tables for people: solved tasks by engine and depth, what they cost, and how confidence kept its word."""
-    from rich.console import Console
-    from rich.table import Table
-
-    def table(title: str, *columns: str) -> Table:
-        made = Table(title=title)
-        for number, column in enumerate(columns):
-            made.add_column(column, justify="right" if number else "left")
-        return made
-
-    title = f"Program synthesis, {figures['scored']} scored tasks of {figures['tasks_of']}"
-    solved = table(title, "solved", "1 attempt", f"{GUESSES} attempts")
-    for name, label in SOLVED_BY.items():
-        solved.add_row(label, str(figures[f"{name}@1"]), str(figures[f"{name}@{GUESSES}"]))
+    """Print tables for people: solved tasks by engine and by depth, costs, and how often confidence was justified."""
+    attempts = f"{GUESSES} attempts"
+    print_table(
+        f"Program synthesis, {figures['scored']} scored tasks of {figures['tasks_of']}",
+        ("solved", "1 attempt", attempts),
+        [(label, figures[f"{name}@1"], figures[f"{name}@{GUESSES}"]) for name, label in SOLVED_BY.items()],
+    )
     by_depth = figures[f"by_depth@{GUESSES}"]
-    depth = table(f"Solved at {GUESSES} attempts, by depth", "right answer from", *DEPTHS, "all")
-    for engine, label in RIGHT_FROM.items():
-        depth.add_row(label, *map(str, by_depth[engine].values()), str(sum(by_depth[engine].values())))
-    sums = [sum(by_depth[engine][name] for engine in ENGINES) for name in DEPTHS]
-    depth.add_row("together", *map(str, sums), str(sum(sums)))
-    cost = table("Cost", "what", "figure")
-    for name, seconds in figures["cpu_s"].items():
-        cost.add_row(f"CPU seconds per task, {name}", f"{seconds:.2f}")
-    cost.add_row("wall seconds", f"{figures['wall_s']:.1f}")
-    cost.add_row("peak memory, MB", str(figures["peak_mb"]))
-    sure = table(f"Confidence of first candidates, {figures['test_inputs']} test inputs", "said", "mean", "n", "right")
-    for name, (count, said, right) in figures["reliability"].items():
-        sure.add_row(name, f"{said:.2f}", str(count), str(right))
-    share = figures["confident_right_share"]
-    fires = "" if figures["confident_share"] is None else f" ({figures['confident_share']:.1%} of all)"
-    right = f"{figures['confident_right']}" + ("" if share is None else f" ({share:.1%})")
-    sure.add_row(f"sure, {SURE:g} or more", "", f"{figures['confident']}{fires}", right)
-    console = Console(width=None if sys.stdout.isatty() else 110)
-    for part in (solved, depth, cost, sure):
-        console.print(part)
+    counts = [(label, [by_depth[engine][name] for name in DEPTHS]) for engine, label in RIGHT_FROM.items()]
+    counts.append(("together", [sum(column) for column in zip(*(row for _, row in counts), strict=True)]))
+    print_table(
+        f"Solved at {attempts}, by depth",
+        ("right answer from", *DEPTHS, "all"),
+        [(label, *row, sum(row)) for label, row in counts],
+    )
+    seconds = [(f"CPU seconds per task, {name}", f"{figure:.2f}") for name, figure in figures["cpu_s"].items()]
+    others = [("wall seconds", f"{figures['wall_s']:.1f}"), ("peak memory, MB", figures["peak_mb"])]
+    print_table("Cost", ("what", "figure"), [*seconds, *others])
+    share, right_share = figures["confident_share"], figures["confident_right_share"]
+    of_all = "" if share is None else f" ({share:.1%} of all)"
+    right = f"{figures['confident_right']}" + ("" if right_share is None else f" ({right_share:.1%})")
+    print_table(
+        f"Confidence of first candidates, {figures['test_inputs']} test inputs",
+        ("confidence", "mean", "n", "right"),
+        [
+            *((name, f"{mean:.2f}", number, hits) for name, (number, mean, hits) in figures["reliability"].items()),
+            (f"sure, {SURE:g} or more", "", f"{figures['confident']}{of_all}", right),
+        ],
+    )
 
 
 def _write(out: Path, results: Sequence[TaskResult], figures: dict[str, Any]) -> None:
+    """Write the three files of results."""
     document = {
         result.task.task_id: {
             "cpu_s": round(result.cpu_s, 3),

@@ -1,9 +1,10 @@
-"""The pretraining loop: batches to steps, measuring, checkpoints, the card. One process or several (torchrun).
+"""The pretraining loop: batches to steps, measuring, checkpoints, the card. In one process or several (torchrun).
 
-A step's gradient is that of the mean cross-entropy over all its targets, in all processes. Every process makes all
-batches (so data costs each of them as much as one process with their number of batches) and trains on every n-th.
-Gradients, losses and counts are summed, and nothing else is exchanged but the first process's clock. Where time limits
-decide about pairs (live generators) the processes' batches may differ, and a batch be trained twice or never.
+The gradient of a step is that of the mean cross-entropy over all its targets in all processes. Every process makes all
+batches and trains on every n-th; data therefore costs each of n processes as much as one process with n batches a step.
+The processes sum gradients, losses and counts, and share the clock of the first one; they exchange nothing else. Where
+time limits decide about pairs (live generators), the batches of the processes may differ, and a batch may be trained
+twice or never.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from arc_lab.evaluate.speed import flops_per_token, matmul_peak
 from arc_lab.folders import restore_folder
@@ -25,29 +25,31 @@ from arc_lab.pretraining.batches import Batch
 from arc_lab.pretraining.card import write_card
 from arc_lab.pretraining.checkpoints import STATE_NAMES, Trained, check_same, load, save
 from arc_lab.pretraining.feed import Feed
+from arc_lab.pretraining.measure import measured_match, moved
 from arc_lab.pretraining.model import compile_layers, save_model, training_model
 from arc_lab.pretraining.muon import Muon, matrices, others
-from arc_lab.pretraining.settings import PRESETS
+from arc_lab.pretraining.processes import Group
+from arc_lab.pretraining.settings import PRESETS, PretrainSettings, RunOptions, settings_document
+from arc_lab.pretraining.training_log import TrainingLog
 from arc_ttt.adapt.batches import target_logits
 from arc_ttt.adapt.training import add_gradients, clip_gradients, update_weights
-from arc_ttt.atomic import write_atomically
 from arc_ttt.checkpoints.folders import model_folder, read_config
 from arc_ttt.deadline import REAL_CLOCK, format_duration
 from arc_ttt.errors import ArcError, InputError, TrainingDiverged
 from arc_ttt.formats.format import TokenSequence
 from arc_ttt.model.cuda import compute_dtype
 
-if TYPE_CHECKING:
-    from arc_lab.pretraining.settings import PretrainSettings, RunOptions
-from arc_lab.pretraining.measure import measured_match, moved
-from arc_lab.pretraining.processes import Group
+AFTER_DIVERGENCE = (
+    "what was saved before stays. Lower --muon-lr and --adam-lr, with another --out and --init for its weights"
+)
+"""Advice after a training has diverged."""
 
-CALMER = "what was saved before stays. Lower --muon-lr and --adam-lr, with another --out and --init for its weights"
-LOGGED = ("step", "seconds", "tokens", "squares")  # what a line of the log counts since the one before
+LOGGED = ("step", "seconds", "tokens", "squares")
+"""Counters of which a line of the log reports the growth since the line before."""
 
 
 def conditions(settings: PretrainSettings, options: RunOptions, group: Group) -> dict[str, Any]:
-    """What decides the batches or the rounding of a training besides its settings and packs, JSON-ready.
+    """Everything besides settings and packs that decides the batches or the rounding of a training, JSON-ready.
 
     Raises:
         ModelError: the model to start from has no config.
@@ -65,7 +67,7 @@ def conditions(settings: PretrainSettings, options: RunOptions, group: Group) ->
 
 
 class Trainer:
-    """One training, from its start or its last checkpoint to its end or an interruption."""
+    """One training, from its start or last checkpoint to its end or an interruption."""
 
     def __init__(
         self,
@@ -77,16 +79,26 @@ class Trainer:
         group: Group,
         say: Callable[[str], None],
     ) -> None:
-        """Raises InputError for a checkpoint that does not belong to these settings and packs, or for a folder that
-        holds a model without one."""
-        from arc_lab.pretraining.settings import settings_document
+        """Load the last checkpoint, or a model to start from.
 
+        Args:
+            settings: everything that decides the result besides the packs.
+            options: how the training runs.
+            feed: makes the batches.
+            measured: sequences on which exact match is measured, by their kind.
+            packs: digests of the packs.
+            group: the processes of the training.
+            say: prints a line.
+
+        Raises:
+            InputError: a checkpoint does not belong to these settings and packs, or OUT holds a model without one.
+        """
         self.settings, self.options, self.feed, self.group = settings, options, feed, group
         self.measured = measured
         self.document = settings_document(settings)
         self.conditions = conditions(settings, options, group)
         self.packs = packs
-        self.say = say if group.first else lambda text: None
+        self.log = TrainingLog(options.out / "log.jsonl", say, writes=group.first)
         self.state: dict[str, Any] = {**dict.fromkeys(STATE_NAMES, 0), "seconds": 0.0, "curve": [], "loss": 0.0}
         self.state["logged_at"] = dict.fromkeys(LOGGED, 0)
         stored = load(options.checkpoints)
@@ -110,18 +122,21 @@ class Trainer:
             self.trained.restore(stored[1], options.checkpoints)
             self.state = {name: stored[0][name] for name in self.state}
             self.scaler.load_state_dict(stored[0]["loss_scaler"])
-            self.say(f"going on after step {self.state['step']}, {format_duration(self.state['seconds'])}")
-        self._rewrite_log()
+            self.log.say(f"going on after step {self.state['step']}, {format_duration(self.state['seconds'])}")
+        self.log.restart(self.state["curve"])
         if options.compile:
             compile_layers(self.base.llama, max(1, len(settings.data.lengths)))
         self.peak = matmul_peak(group.device, self.base.dtype) if options.peak and group.first else 0.0
-        self.loss = torch.tensor(self.state["loss"], device=group.device)  # sum of mean losses since the last line
+        self.loss = torch.tensor(
+            self.state["loss"], device=group.device
+        )  # sum of the steps' mean losses since the last line
         self.feed_state = feed.state()  # after the last whole step
-        self.whole = True  # no step has changed a part of the weights alone
+        self.whole = True  # False while a step has changed only a part of the weights
         self.saved_step = self.state["step"]
         self.start_s = REAL_CLOCK.now() - self.state["seconds"]
 
     def _optimizers(self) -> Trained:
+        """The model with its optimizers: Muon for matrices, AdamW for all other weights."""
         llama, settings = self.base.llama, self.settings
         named = others(llama)
         muon = Muon(matrices(llama), settings.muon_lr, settings.weight_decay)
@@ -132,12 +147,12 @@ class Trainer:
         return Trained(llama, muon, adamw, [name for name, _ in named])
 
     def run(self, stopped: Callable[[], bool]) -> dict[str, Any]:
-        """Train to the end, or until `stopped`; returns the card.
+        """Train to the end, or until `stopped`, and return the card.
 
         Raises:
-            TrainingDiverged: the last checkpoint stays.
-            ArcError: anything else went wrong; the steps until then are in a checkpoint (of several processes: those
-                until the last one).
+            TrainingDiverged: the loss is not finite; the last checkpoint stays.
+            ArcError: anything else went wrong. All steps are in a checkpoint; with several processes, the steps up to
+                the last checkpoint.
         """
         try:
             return self._end(finished=self._train(stopped))
@@ -156,12 +171,12 @@ class Trainer:
         saved_s = measured_s = state["seconds"]
         limit = options.stop_after_steps or math.inf
         while True:
-            self._tell_time()
-            progress, stop = self._agree(self._progress(), stopped() or state["step"] >= limit)
+            self._update_clock()
+            progress, stop = self.group.agree(self._progress(), stopped() or state["step"] >= limit)
             if progress >= 1.0 or stop:
                 return progress >= 1.0
             self._step(progress)
-            self._tell_time()
+            self._update_clock()
             if state["step"] % options.log_every == 0:
                 self._log()
             if self.group.first and state["seconds"] - measured_s >= options.evaluate_every_s:
@@ -171,14 +186,15 @@ class Trainer:
                 saved_s = state["seconds"]
                 self._save(finished=False)
 
-    def _tell_time(self) -> None:
+    def _update_clock(self) -> None:
+        """Bring the state's seconds up to date."""
         self.state["seconds"] = REAL_CLOCK.now() - self.start_s
 
     def _rescue(self, error: Exception) -> str:
-        """Save what stands after an error; returns what happened, in one line."""
-        told = [line for line in str(error).splitlines() if line.strip()][:1]
-        text = told[0] if told and isinstance(error, ArcError) else ": ".join([type(error).__name__, *told])
-        alone = self.group.size == 1  # else the device may wait for processes that are gone
+        """Save the steps that were made before an error, and return what happened in one line."""
+        first = [line for line in str(error).splitlines() if line.strip()][:1]
+        text = first[0] if first and isinstance(error, ArcError) else ": ".join([type(error).__name__, *first])
+        alone = self.group.size == 1  # otherwise the device may wait for processes that are gone
         if alone and self.whole and self.state["step"] > self.saved_step:
             try:
                 self._save(finished=False)
@@ -187,17 +203,10 @@ class Trainer:
         return f"{text}; the same command goes on after step {self.saved_step}" if self.group.first else text
 
     def _progress(self) -> float:
+        """Share of the training that is done."""
         if self.settings.steps:
             return float(self.state["step"]) / self.settings.steps
         return float(self.state["seconds"]) / self.settings.seconds
-
-    def _agree(self, progress: float, stop: bool) -> tuple[float, bool]:
-        """The first process's progress, and whether any process was asked to stop."""
-        if self.group.size == 1:
-            return progress, stop
-        told = torch.tensor([progress if self.group.first else 0.0, float(stop)], dtype=torch.float64)
-        dist.all_reduce(told, group=self.group.control)
-        return float(told[0]), bool(told[1] > 0)
 
     def _step(self, progress: float) -> None:
         """One step of both optimizers on this process's share of the next batches."""
@@ -209,7 +218,7 @@ class Trainer:
         loss = torch.zeros_like(self.loss)
         for batch in own:
             loss += add_gradients(self.base, functools.partial(self._loss, batch), count, self.scaler)
-        self._sum_up(loss)
+        self.group.sum_in_place([loss, *(w.grad for w in self.base.llama.parameters() if w.grad is not None)])
         optimizers, rate = (self.trained.muon, self.trained.adamw), settings.rate(state["step"], progress)
         for optimizer, lr in zip(optimizers, (settings.muon_lr, settings.adam_lr), strict=True):
             optimizer.param_groups[0]["lr"] = lr * rate
@@ -226,99 +235,78 @@ class Trainer:
         self.whole = True
 
     def _count(self, own: Sequence[Batch]) -> tuple[int, dict[str, int]]:
-        """Targets of a step, at least 1, and what else is counted of it, over all processes.
+        """Targets of a step, at least 1, and the growth of other counters, over all processes.
 
-        own: this one's batches.
+        Args:
+            own: the batches of this process.
         """
         targets = sum(len(batch.places) for batch in own)
         rows = [(batch.tokens, batch.ids.size, batch.sequences, batch.squares) for batch in own]
-        counts = [targets, *(sum(column) for column in zip(*rows, strict=True))]
-        if self.group.size > 1:
-            summed = torch.tensor(counts, dtype=torch.int64)
-            dist.all_reduce(summed, group=self.group.control)
-            counts = [int(number) for number in summed]
+        counts = self.group.sum_counts([targets, *(sum(column) for column in zip(*rows, strict=True))])
         return max(1, counts[0]), dict(zip(("tokens", "padded", "sequences", "squares"), counts[1:], strict=True))
 
     def _loss(self, batch: Batch) -> torch.Tensor:
-        """Summed cross-entropy of a batch, nats."""
+        """Summed cross-entropy of a batch, in nats."""
         ids, positions, places, attention = moved(batch, self.group.device, self.settings.data.max_tokens)
         logits, wanted = target_logits(self.base.llama, ids, positions, places, **attention)
         return torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
 
-    def _sum_up(self, loss: torch.Tensor) -> None:
-        """Sum gradients and loss over the processes, in place."""
-        if self.group.size == 1:
-            return
-        parts = [loss, *(weight.grad for weight in self.base.llama.parameters() if weight.grad is not None)]
-        flat = torch.cat([part.flatten() for part in parts])
-        dist.all_reduce(flat)
-        for part, summed in zip(parts, torch.split(flat, [p.numel() for p in parts]), strict=True):
-            part.copy_(summed.view_as(part))
-
     def _log(self) -> None:
-        """Loss and speed since the last line. The only place in the loop that waits for the device."""
+        """Record loss and speed since the last line. Only here does the loop wait for the device.
+
+        Raises:
+            TrainingDiverged: the loss is not finite.
+        """
         state, before = self.state, self.state["logged_at"]
         loss = float(self.loss) / max(1, state["step"] - before["step"])
-        self._tell_time()
+        self._update_clock()
         if not math.isfinite(loss):
-            raise TrainingDiverged(f"the loss is {loss} at step {state['step']}; {CALMER}")
+            raise TrainingDiverged(f"the loss is {loss} at step {state['step']}; {AFTER_DIVERGENCE}")
         since = {name: state[name] - before[name] for name in LOGGED}
         speed = since["tokens"] / max(1e-6, since["seconds"])
         share = f", {self._share_of_peak(since):.1%} of peak" if self.peak else ""
         self.loss.zero_()
         state["logged_at"] = {name: state[name] for name in LOGGED}
-        self._record({"loss": round(loss, 5), "tokens_s": round(speed)})
-        self.say(
+        self._record(loss=round(loss, 5), tokens_s=round(speed))
+        self.log.say(
             f"step {state['step']}  {state['tokens'] / 1e6:.2f}M tokens  loss {loss:.4f}  {speed:,.0f} tokens/s{share}"
             f"  {format_duration(state['seconds'])}  windows ready {self.feed.ready()}"
         )
 
-    def _rewrite_log(self) -> None:
-        """Bring log.jsonl back to the checkpoint's moment; that of another training is put aside."""
-        path = self.options.out / "log.jsonl"
-        if self.group.first and not self.state["curve"] and path.exists():
-            path.replace(path.with_suffix(".previous.jsonl"))
-        elif self.group.first and self.state["curve"]:
-            write_atomically(path, "".join(json.dumps(line) + "\n" for line in self.state["curve"]))
-
-    def _record(self, figures: dict[str, Any]) -> None:
-        """Add figures to the curve and to log.jsonl."""
-        line = {"step": self.state["step"], "seconds": round(self.state["seconds"], 1), **figures}
-        self.state["curve"].append(line)
-        if self.group.first:
-            self.options.out.mkdir(parents=True, exist_ok=True)
-            with (self.options.out / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+    def _record(self, **figures: Any) -> None:
+        """Add figures to the log, at the present step."""
+        self.log.add(self.state["step"], self.state["seconds"], **figures)
 
     def _share_of_peak(self, done: Mapping[str, float]) -> float:
-        """Model FLOP utilisation: useful FLOP/s over those of the best matrix product measured here.
+        """Model FLOP utilisation: useful FLOP/s over the rate of the best matrix product of this machine.
 
-        done: seconds, tokens and squares (the sum of the squared lengths of sequences).
+        Args:
+            done: seconds, tokens and squares (the sum of the squared lengths of sequences).
         """
-        length = done["squares"] / max(1, done["tokens"])  # that the sequence of a token has, mean over tokens
+        length = done["squares"] / max(1, done["tokens"])  # of the sequence of a token, mean over tokens
         flops = done["tokens"] * flops_per_token(self.base, length)
         return flops / max(1e-6, done["seconds"]) / self.peak / self.group.size
 
     def _measure(self) -> dict[str, Any]:
-        """Exact match on both kinds of held pairs; recorded and said."""
+        """Measure, record and print exact match on both kinds of held pairs."""
         figures = {}
         for name, sequences in self.measured.items():
             found = measured_match(self.base, sequences, min(65_536, self.settings.data.batch_tokens))
             figures[name] = {"exact": sum(found.right), "n": len(found.right), "loss": round(found.loss, 5)}
-        self._record({"exact_match": figures})
+        self._record(exact_match=figures)
         text = ", ".join(f"{name} {f['exact']} of {f['n']} (loss {f['loss']:.4f})" for name, f in figures.items())
-        self.say(f"step {self.state['step']}  exact match: {text}")
+        self.log.say(f"step {self.state['step']}  exact match: {text}")
         return figures
 
-    def _last_measured(self) -> int:
-        """The step after which exact match was measured last; -1 before the first."""
-        return max((line["step"] for line in self.state["curve"] if "exact_match" in line), default=-1)
-
     def _save(self, *, finished: bool) -> dict[str, Any]:
-        """Write checkpoint, model and card; never of weights or losses that are not finite. Returns the card."""
+        """Write checkpoint, model and card, and return the card.
+
+        Raises:
+            TrainingDiverged: weights or losses are not finite; nothing is written.
+        """
         largest = [weight.detach().abs().amax() for weight in self.base.llama.parameters()]
         if not bool(torch.stack([*largest, self.loss]).isfinite().all()):
-            raise TrainingDiverged(f"not all is finite at step {self.state['step']}; {CALMER}")
+            raise TrainingDiverged(f"not all is finite at step {self.state['step']}; {AFTER_DIVERGENCE}")
         state = {
             **self.state,
             "loss": float(self.loss),
@@ -336,6 +324,7 @@ class Trainer:
         return card
 
     def _card(self, finished: bool) -> dict[str, Any]:
+        """The card of the training, JSON-ready."""
         state = self.state
         return {
             "finished": finished,
@@ -354,19 +343,19 @@ class Trainer:
             "tokens_s": round(state["tokens"] / max(1e-6, state["seconds"])),
             "peak_flops": self.peak,
             "share_of_peak": round(self._share_of_peak(state), 4) if self.peak else None,
-            "loss": next((line["loss"] for line in reversed(state["curve"]) if "loss" in line), None),
-            "exact_match": next((c["exact_match"] for c in reversed(state["curve"]) if "exact_match" in c), None),
+            "loss": self.log.last("loss"),
+            "exact_match": self.log.last("exact_match"),
             "curve": state["curve"],
         }
 
     def _end(self, *, finished: bool) -> dict[str, Any]:
-        """Last figures (of a finished training), checkpoint and model, by the first process."""
+        """Write the last checkpoint and model, and the last figures if the training is finished; return the card."""
         if finished and self.state["step"] > self.state["logged_at"]["step"]:
             self._log()
         if not self.group.first:
             return {"finished": finished}
-        if not finished and self.state["step"] == self.saved_step:  # nothing new; of no step, nothing at all
+        if not finished and self.state["step"] == self.saved_step:  # nothing new to save
             return self._card(finished)
-        if finished and self._last_measured() != self.state["step"]:  # a finished run that is started again has it
+        if finished and self.log.last_step("exact_match") != self.state["step"]:  # else measured before a restart
             self._measure()
         return self._save(finished=finished)

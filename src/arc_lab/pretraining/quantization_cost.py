@@ -1,4 +1,4 @@
-"""What four bits cost a checkpoint: likelihood and exact answers, with and without."""
+"""Measure what four bits cost a checkpoint: exact answers with and without them."""
 
 from __future__ import annotations
 
@@ -28,24 +28,31 @@ from arc_ttt.tasks.grids import Grid, Task, same_grid
 from arc_ttt.votes.rules import rank
 from arc_ttt.worker.solver import TaskSolver
 
-WORTH_ACTING_ON = 0.02  # exact match; a larger loss asks for straight-through NF4 in the decay, or int8
+WORTH_ACTING_ON = 0.02
+"""A larger loss of exact match asks for straight-through NF4 in the decay, or for int8."""
+
+PLAIN = "plain weights"
+FOUR_BIT = "four bits"
+
+WEIGHTS = {PLAIN: "none", FOUR_BIT: "nf4"}
+"""The two kinds of weights, each with its value of model.quantize."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Exact match of the same questions with plain and with 4-bit weights."""
+    """For each question, whether the answer is right with plain and with 4-bit weights."""
 
     plain: tuple[bool, ...]
     four_bit: tuple[bool, ...]
 
     @property
     def difference(self) -> float:
-        """Share right with four bits minus share right without."""
+        """Share right with four bits, minus share right without."""
         return float(np.mean(self._changes())) if self.plain else 0.0
 
     @property
     def standard_error(self) -> float:
-        """Of the difference, over questions, paired; where no question differs, as if one did."""
+        """Paired standard error of the difference over questions; if no question differs, as if one did."""
         changes = self._changes()
         count = len(changes)
         spread = float(np.std(changes)) if changes.any() else 1 / math.sqrt(max(1, count))
@@ -56,6 +63,7 @@ class Cost:
         return changes
 
     def document(self) -> dict[str, Any]:
+        """The cost as JSON."""
         return {
             "n": len(self.plain),
             "plain": sum(self.plain),
@@ -66,12 +74,15 @@ class Cost:
 
 
 class Measured:
-    """Which questions were answered right, part by part, in a file that outlives an interruption.
-
-    The file counts only under the same `question`: one text for weights, settings and data.
-    """
+    """Which questions were answered right, part by part, in a file that outlives an interruption."""
 
     def __init__(self, path: Path | None, question: str) -> None:
+        """Read the file, if it belongs to this question.
+
+        Args:
+            path: the file; None keeps nothing.
+            question: a text that identifies weights, settings and data.
+        """
         self.path, self.question = path, question
         self.parts: dict[str, list[bool]] = {}
         if path is not None and path.is_file():
@@ -80,10 +91,10 @@ class Measured:
                 if document["question"] == question:
                     self.parts = {str(name): [bool(one) for one in right] for name, right in document["parts"].items()}
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                self.parts = {}  # what cannot be read is measured again
+                self.parts = {}  # an unreadable file is measured again
 
     def part(self, name: str, compute: Callable[[], Iterable[bool]]) -> tuple[bool, ...]:
-        """The part `name`: as it stands in the file, else computed and written there."""
+        """The part `name`: from the file, or else computed and written there."""
         if name not in self.parts:
             self.parts[name] = list(compute())
             if self.path is not None:
@@ -92,12 +103,8 @@ class Measured:
         return tuple(self.parts[name])
 
 
-PLAIN, FOUR_BIT = "plain weights", "four bits"
-WEIGHTS = {PLAIN: "none", FOUR_BIT: "nf4"}  # names of the two, with model.quantize of each
-
-
 class Measurement:
-    """The costs of four bits, each of the two kinds of weights loaded when it is first needed."""
+    """Measures the costs of four bits. Each of the two kinds of weights is loaded when it is first needed."""
 
     def __init__(
         self, folders: dict[str, Path], settings: Settings, kept: Measured, say: Callable[[str], None]
@@ -107,7 +114,7 @@ class Measurement:
         self.start_s = REAL_CLOCK.now()
 
     def of_pairs(self, pack: Pack, split: str, count: int) -> Cost:
-        """On held pairs (split: as `measuring_sequences`), without test-time training."""
+        """The cost on `count` held pairs of a split (as in `measuring_sequences`), without test-time training."""
         drawn = measuring_sequences(
             [pack], split, 4 * count, self.settings.ttt.max_sequence_tokens
         )  # many are too long
@@ -116,11 +123,11 @@ class Measurement:
         for kind in WEIGHTS:
             name = f"{count} pairs, {split}, {kind}"
             right[kind] = self.kept.part(name, functools.partial(self._exact, kind, sequences))
-            self._tell(f"{name}: {sum(right[kind])} right")
+            self._report(f"{name}: {sum(right[kind])} right")
         return Cost(right[PLAIN], right[FOUR_BIT])
 
     def of_tasks(self, tasks: Sequence[tuple[Task, Grid]]) -> tuple[Cost, Cost]:
-        """On tasks, before and after test-time training on each."""
+        """The costs on tasks, before and after test-time training on each."""
         found: dict[str, list[tuple[bool, ...]]] = {kind: [] for kind in WEIGHTS}
         for number, (task, answer) in enumerate(tasks, 1):
             for kind in WEIGHTS:
@@ -130,24 +137,26 @@ class Measurement:
                 f"{kind} {sum(before for before, _ in rows)} right before, {sum(after for _, after in rows)} after"
                 for kind, rows in found.items()
             ]
-            self._tell(f"{number} of {len(tasks)} tasks: {'; '.join(counts)}")
+            self._report(f"{number} of {len(tasks)} tasks: {'; '.join(counts)}")
         before, after = (
             Cost(*(tuple(rows[column] for rows in found[kind]) for kind in (PLAIN, FOUR_BIT))) for column in (0, 1)
         )
         return before, after
 
     def _solver(self, kind: str) -> TaskSolver:
+        """A solver with one kind of weights."""
         own = self.settings.override([("model.path", str(self.folders[kind])), ("model.quantize", WEIGHTS[kind])])
         return TaskSolver(load_model(own.model, torch.device("cpu")), own)
 
     def _exact(self, kind: str, sequences: Sequence[TokenSequence]) -> list[bool]:
+        """For each sequence, whether the base model writes its last output exactly."""
         solver = self.solver(kind)
         if solver.adapter is not None:
             solver.adapter.reset(to_base=True)
         return exact_match(solver.base, sequences)
 
     def _solved(self, kind: str, task: Task, answer: Grid) -> tuple[bool, bool]:
-        """Whether the first attempt is right: of the base model, and after training on the task."""
+        """Whether the first attempt is right, before and after training on the task."""
         solver, never = self.solver(kind), Deadline.never()
         return (
             self._right(solver.answer(task, never), answer),
@@ -155,41 +164,59 @@ class Measurement:
         )
 
     def _right(self, answers: Answers, answer: Grid) -> bool:
+        """Whether the best answer is right."""
         ranked = rank(answers.candidates, answers.scored, rule=self.settings.vote.rule)
         return any(same_grid(grid, answer) for grid in ranked[:1])
 
-    def _tell(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         self.say(f"{format_duration(REAL_CLOCK.now() - self.start_s)}  {text}")
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """What is asked: `sequences` pairs of each kind, and `tasks` tasks, both held back in a pack."""
+
+    pack: Pack
+    sequences: int
+    tasks: int
 
 
 def measure(
     model: Path,
     nf4: Path,
-    pack: Pack,
+    questions: Questions,
     settings: Settings,
     *,
-    sequences: int,
-    tasks: int,
     kept: Path | None = None,
     say: Callable[[str], None] = functools.partial(print, flush=True),  # noqa: B008
 ) -> dict[str, Any]:
-    """All costs, JSON-ready by name. kept: a file to go on from after an interruption; say: takes lines of progress."""
+    """Measure all costs, JSON-ready by name.
+
+    Args:
+        model: folder of the checkpoint with plain weights.
+        nf4: folder of its NF4 form.
+        questions: what is asked.
+        settings: settings of test-time training and decoding.
+        kept: a file from which an interrupted measurement continues.
+        say: prints a line of progress.
+    """
+    pack = questions.pack
     question = json.dumps([settings.to_json(), pack.sha256, weights_fingerprint(model), weights_fingerprint(nf4)])
     folders = {PLAIN: model, FOUR_BIT: nf4}
     measurement = Measurement(folders, settings, Measured(kept, question), say)
     costs = {}
-    if sequences:
+    if questions.sequences:
         for name, split in (("pairs of seen generators", "train"), ("pairs of held-out generators", "held-out")):
-            costs[f"{name}, before"] = measurement.of_pairs(pack, split, sequences)
-    if tasks:
-        drawn = held_out_tasks(pack, tasks, settings.ttt.max_sequence_tokens)
+            costs[f"{name}, before"] = measurement.of_pairs(pack, split, questions.sequences)
+    if questions.tasks:
+        drawn = held_out_tasks(pack, questions.tasks, settings.ttt.max_sequence_tokens)
         name = "tasks of held-out generators"
         costs[f"{name}, before"], costs[f"{name}, after"] = measurement.of_tasks(drawn)
     return {name: cost.document() for name, cost in costs.items()}
 
 
 def cost_lines(costs: dict[str, Any]) -> list[str]:
-    """The costs for a person, with what to do about one that is too high."""
+    """The costs for a person, with advice about a cost that is too high."""
     lines = []
     for name, cost in costs.items():
         lines.append(

@@ -1,22 +1,18 @@
-"""`python -m arc_lab quantize`: a checkpoint's NF4 form, and what the four bits cost.
-
-    python -m arc_lab quantize --model local/xs/model --out local/xs/nf4 --pack local/rearc.pack
+"""`arc-lab quantize`: write a checkpoint's NF4 form, and measure the cost of the four bits.
 
 Linear layers become NF4 with double quantization (bitsandbytes); embedding, head and norms stay as they are. The
-written folder is loaded again and must hold the same bits. It may replace an earlier one and nothing else; the card
-beside the weights, if any, goes along. With a pack, exact match on its held pairs is measured with the weights as they
-were and with those that four bits stand for: before test-time training on pairs of seen and of held-out generators, and
-both before and after a short one on tasks of held-out generators. Either kind of weights gets the same questions; the
-difference has a paired standard error.
+written folder is loaded again and must hold the same bits. It may replace a folder that this command wrote earlier, and
+nothing else. A card beside the weights is copied.
 
-What is measured is kept in OUT.measured.json: the same command again, of the same weights, settings and pack, goes on
-where it was interrupted.
+With a pack, exact match on its held pairs is measured twice: with the original weights, and with the weights that the
+four bits stand for. Pairs of seen and of held-out generators are measured before test-time training; tasks of held-out
+generators before and after a short training. Both kinds of weights answer the same questions, so that the difference
+has a paired standard error. OUT.measured.json keeps what has been measured: the same command with the same weights,
+settings and pack continues where it was interrupted.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,11 +21,11 @@ from typing import Any
 
 import torch
 
-from arc_lab.command_line import resumable
+from arc_lab.command_line import add_json, make_parser, print_document, resumable, text_to_stderr
 from arc_lab.data.packs import read_pack
 from arc_lab.folders import part_of, replace_folder
 from arc_lab.pretraining.card import add_weights_card, check_weights, read_card
-from arc_lab.pretraining.quantization_cost import cost_lines, measure
+from arc_lab.pretraining.quantization_cost import Questions, cost_lines, measure
 from arc_ttt.checkpoints.folders import read_config
 from arc_ttt.errors import ModelError, SettingsError
 from arc_ttt.model.load import load_model
@@ -115,20 +111,25 @@ def different_tensors(first: LoadedModel, second: LoadedModel) -> list[str]:
     ]
 
 
+EXAMPLES = (
+    "arc-lab quantize --model local/xs/model --out local/xs/nf4",
+    "arc-lab quantize --model local/xs/model --out local/xs/nf4 --pack local/rearc.pack --json",
+)
+
+
 @resumable("quantize")
 def main(argv: Sequence[str]) -> int:
-    """Run the quantize command; 130 when it was interrupted and can go on."""
-    parser = argparse.ArgumentParser(
-        prog="python -m arc_lab quantize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Run the quantize command."""
+    parser = make_parser("quantize", __doc__, examples=EXAMPLES)
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="DIR", help="a checkpoint with plain weights")
-    add("--out", type=Path, required=True, metavar="DIR", help="where the NF4 checkpoint goes")
-    add("--pack", type=Path, help="measure the cost on this pack's held pairs")
-    add("--sequences", type=int, default=200, help="pairs of each kind before test-time training; 0 for none")
-    add("--tasks", type=int, default=20, help="tasks before and after test-time training; 0 for none")
-    add("--threads", type=int, default=1)
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the NF4 checkpoint")
+    add("--pack", type=Path, metavar="FILE", help="measure the cost on this pack's held pairs")
+    add("--sequences", type=int, default=200, metavar="N", help="pairs of each kind before training; 0 for none")
+    add("--tasks", type=int, default=20, metavar="N", help="tasks before and after test-time training; 0 for none")
+    add("--threads", type=int, default=1, metavar="N", help="numeric threads")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting of the test-time training")
+    add_json(parser)
     options = parser.parse_args(argv)
     for name, least in (("sequences", 0), ("tasks", 0), ("threads", 1)):
         if getattr(options, name) < least:
@@ -136,13 +137,15 @@ def main(argv: Sequence[str]) -> int:
     torch.set_num_threads(options.threads)
     settings = Settings().override([*SMALL.items(), *parse_overrides(options.set)])
     pack = read_pack(options.pack) if options.pack else None
-    written = quantize(options.model, options.out)
-    costs = {}
-    if pack is not None:
-        kept = options.out.with_name(options.out.name + ".measured.json")
-        counts = {"sequences": options.sequences, "tasks": options.tasks}
-        costs = measure(options.model, options.out, pack, settings, kept=kept, **counts)
-    print(f"{written['parameters']:,} parameters, {written['bytes']:,} bytes, reloads bit for bit")
-    print("\n".join(cost_lines(costs)), end="\n" if costs else "")
-    print(json.dumps({**written, "costs": costs}))
+    with text_to_stderr(options.json):
+        written = quantize(options.model, options.out)
+        costs = {}
+        if pack is not None:
+            kept = options.out.with_name(options.out.name + ".measured.json")
+            questions = Questions(pack, sequences=options.sequences, tasks=options.tasks)
+            costs = measure(options.model, options.out, questions, settings, kept=kept)
+        print(f"{written['parameters']:,} parameters, {written['bytes']:,} bytes, reloads bit for bit")
+        print("\n".join(cost_lines(costs)), end="\n" if costs else "")
+    if options.json:
+        print_document({**written, "costs": costs})
     return 0

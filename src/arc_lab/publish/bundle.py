@@ -1,76 +1,52 @@
-"""`python -m arc_lab bundle`: the folder that becomes the kernel's dataset on Kaggle.
+"""`arc-lab bundle`: make the folder that becomes the kernel's dataset on Kaggle.
 
-Flat, because an upload leaves folders out unless told otherwise; names without characters that an upload refuses.
+The folder is flat, because an upload leaves out folders by default, and its names hold no character that an upload
+refuses. It holds arc_ttt, never arc_lab: that knows the tasks' solutions.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import json
 import re
 import shutil
-import subprocess
-import sys
-import tomllib
 import zipfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arc_lab.folders import ROOT
-from arc_lab.publish.kaggle_image import IMAGE, WHEELS, read_image
+from arc_lab.command_line import add_json, make_parser, print_document, print_table, reports_errors
+from arc_lab.folders import ROOT, Build, current_build
+from arc_lab.publish.kaggle_image import IMAGE, IMAGE_HELP, WHEELS, read_image
 from arc_lab.publish.metadata import dataset_names, read_metadata
-from arc_lab.publish.wheels import SETS, Wheel, members, read_lock, state, told_again
+from arc_lab.publish.wheels import SETS, Wheel, members, read_lock, state, wheel_options
 from arc_ttt.bootstrap.mounts import MANIFEST
 from arc_ttt.checkpoints.folders import read_config
 from arc_ttt.errors import InputError
 
 BUNDLE = ROOT / "build" / "bundle"
+"""The folder of the bundle, unless another is chosen."""
+
 SAFE_NAME = re.compile(r"[A-Za-z0-9._-]+")
-MOST_MODEL_BYTES = 2 * 10**9  # a larger model is better mounted as a Kaggle model of its own
+"""Names that an upload takes."""
+
+MOST_MODEL_BYTES = 2 * 10**9
+"""A larger model is better mounted as a Kaggle model."""
+
 MODEL_FILES = ("*.json", "*.safetensors", "tokenizer.model")
 METADATA = "dataset-metadata.json"
 PROJECT_WHEELS = "arc_ttt-*.whl"
-SOURCES = ("src/arc_ttt", "pyproject.toml", "LICENSE")  # all that the project's own wheel is made from
 WHEEL_TEXT = "Wheel-Version: 1.0\nGenerator: arc_lab bundle\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
-
-@dataclass(frozen=True, slots=True)
-class Build:
-    """What a wheel of this project was made from. commit: the last one that changed any of its files. dirty: they
-    differ from that commit's."""
-
-    version: str
-    commit: str
-    dirty: bool
-
-    @property
-    def stamp(self) -> str:
-        """The commit, with "+changes" after it where the wheel's files differ from it."""
-        return self.commit + ("+changes" if self.dirty else "")
-
-
-def current_build(root: Path = ROOT) -> Build:
-    """Version of the source tree and the last commit of what goes into the wheel; "unknown" outside a git checkout."""
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    changed = _git(root, "status", "--porcelain", "--", *SOURCES)
-    commit = _git(root, "log", "-1", "--format=%h", "--abbrev=12", "--", *SOURCES)
-    return Build(str(project["version"]), commit or "unknown", bool(changed))
-
-
-def _git(root: Path, *words: str) -> str:
-    try:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+EXAMPLES = ("arc-lab bundle", "arc-lab bundle --set unsloth --model local/xs/model")
 
 
 def project_files(build: Build, root: Path = ROOT) -> dict[str, bytes]:
-    """What the project's own wheel holds: arc_ttt, build.json with its commit, and what makes it a wheel."""
+    """The files of the project's wheel: arc_ttt, build.json with the commit, and what makes it a wheel.
+
+    It holds no arc_lab and no console script.
+    """
     info = f"arc_ttt-{build.version}.dist-info"
     sources = [path for path in sorted((root / "src" / "arc_ttt").rglob("*")) if path.is_file()]
     files = {
@@ -86,7 +62,7 @@ def project_files(build: Build, root: Path = ROOT) -> dict[str, bytes]:
 
 
 def build_wheel(folder: Path, build: Build, root: Path = ROOT) -> Path:
-    """Write the project's own wheel, the same bytes for the same sources."""
+    """Write the project's wheel. The same sources give the same bytes."""
     wheel = folder / f"arc_ttt-{build.version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         for path, body in project_files(build, root).items():
@@ -95,9 +71,9 @@ def build_wheel(folder: Path, build: Build, root: Path = ROOT) -> Path:
 
 
 def outdated(bundle: Path) -> str:
-    """Why a bundle does not hold this project's code as it stands here; empty if it does.
+    """Why a bundle does not hold this project's code as it is here; empty if it does.
 
-    Every file in its wheel is compared, as the stamp of a changed tree stays the same whatever changes next.
+    Every file in its wheel is compared, because the stamp of a changed tree is the same after further changes.
     """
     if not (bundle / MANIFEST).is_file():
         return f"there is no bundle in {bundle}"
@@ -134,17 +110,22 @@ def build_bundle(
     wheel_folder: Path = WHEELS,
     options: str = "",
 ) -> list[Path]:
-    """Make the folder anew. Returns its files.
+    """Make the folder anew and return its files.
 
-    dataset: owner/slug of the dataset. model: folder of a small model to go along. options: those of the command
-    `wheels` that fetches what is missing.
+    Args:
+        into: the folder.
+        wheels: the wheels to put in, beside the project's.
+        dataset: owner/slug of the dataset.
+        model: folder of a small model to put in.
+        wheel_folder: where the wheels are.
+        options: options of `arc-lab wheels` that fetch what is missing, for advice.
 
     Raises:
-        InputError: a wheel is missing or damaged, a name is not safe, or the model is none or too large.
+        InputError: a wheel is missing or damaged, a name is not safe, or the model cannot be used or is too large.
     """
     listed = list(wheels)
     if problems := [f"{wheel.file} is {wrong}" for wheel in listed if (wrong := state(wheel, wheel_folder))]:
-        raise InputError(f"{problems[0]}: run python -m arc_lab wheels{options} first")
+        raise InputError(f"{problems[0]}: run arc-lab wheels{options} first")
     if into.is_dir() and any(into.iterdir()) and not (into / MANIFEST).is_file():
         raise InputError(f"{into} holds other things: give --into a new folder")
     shutil.rmtree(into, ignore_errors=True)
@@ -163,8 +144,12 @@ def build_bundle(
 
 
 def put_project(bundle: Path, others: Sequence[dict[str, Any]]) -> None:
-    """Put the project's wheel, made from the sources here, into a bundle in place of an older one, and write the
-    manifest. others: its lines for the other wheels."""
+    """Replace the project's wheel in a bundle by one made from the sources here, and write the manifest.
+
+    Args:
+        bundle: folder of the bundle.
+        others: the manifest's entries for the other wheels.
+    """
     for old in bundle.glob(PROJECT_WHEELS):
         old.unlink()
     build = current_build()
@@ -185,7 +170,7 @@ def _digest(path: Path) -> str:
 
 
 def model_files(folder: Path) -> tuple[list[Path], int]:
-    """The files of a model that go along, and their bytes."""
+    """The files of a model that are put into a bundle, and their size in bytes."""
     files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)})
     return files, sum(path.stat().st_size for path in files)
 
@@ -201,32 +186,41 @@ def _copy_model(model: Path, into: Path) -> None:
 
 
 def make_bundle(into: Path, chosen: str = SETS[0], image: Path = IMAGE, model: Path | None = None) -> list[Path]:
-    """The bundle of a set of wheels for the Python of an image, under the name in kernel-metadata.json.
+    """Make a bundle for the Python of an image, under the name in kernel-metadata.json, and return its files.
 
-    image: file of its description. Returns the files. Raises InputError as `build_bundle` does.
+    Args:
+        into: the folder.
+        chosen: the set of wheels.
+        image: file with the image's description.
+        model: folder of a small model to put in.
+
+    Raises:
+        InputError: as `build_bundle` does.
     """
     dataset = (dataset_names(read_metadata(ROOT / "kernel-metadata.json")) or [""])[0]
     wheels = members(read_lock(), chosen, read_image(image).python)
-    return build_bundle(into, wheels, dataset=dataset, model=model, options=told_again(chosen, image))
+    return build_bundle(into, wheels, dataset=dataset, model=model, options=wheel_options(chosen, image))
 
 
+@reports_errors("bundle")
 def main(argv: Sequence[str]) -> int:
-    """Run the command line. Returns 0, or 2 if no bundle could be built."""
-    parser = argparse.ArgumentParser(prog="python -m arc_lab bundle", description=__doc__)
+    """Run the bundle command. Returns 0, or 2 if no bundle could be made."""
+    parser = make_parser("bundle", __doc__, examples=EXAMPLES)
     add = parser.add_argument
-    add("--set", choices=SETS, default="base", help="wheels to put in (default: base)")
-    add("--image", type=Path, default=IMAGE, metavar="FILE", help="an image's description or setup.json")
+    add("--set", choices=SETS, default=SETS[0], help="wheels to put in")
+    add("--image", type=Path, default=IMAGE, metavar="FILE", help=IMAGE_HELP)
     add("--model", type=Path, metavar="DIR", help="folder of a small model to put in")
     add("--into", type=Path, default=BUNDLE, metavar="DIR", help="the folder, made anew (default: build/bundle)")
+    add_json(parser)
     options = parser.parse_args(argv)
-    try:
-        files = make_bundle(options.into, options.set, options.image, options.model)
-        dataset = read_metadata(options.into / METADATA)["id"]
-    except (InputError, OSError) as error:
-        print(f"bundle: {error}", file=sys.stderr)
-        return 2
-    for path in files:
-        print(f"{path.stat().st_size / 1e6:8.2f} MB  {path.name}")
-    total = sum(path.stat().st_size for path in files) / 1e6
-    print(f"{options.into}: {total:.0f} MB for the dataset {dataset}, made from commit {current_build().stamp}")
+    files = make_bundle(options.into, options.set, options.image, options.model)
+    dataset = read_metadata(options.into / METADATA)["id"]
+    sizes = {path.name: path.stat().st_size for path in files}
+    commit = current_build().stamp
+    if options.json:
+        print_document({"folder": str(options.into), "dataset": dataset, "commit": commit, "bytes": sizes})
+        return 0
+    rows = [(name, f"{size / 1e6:.2f}") for name, size in sizes.items()]
+    title = f"{options.into}: {sum(sizes.values()) / 1e6:.0f} MB for the dataset {dataset}, made from commit {commit}"
+    print_table(title, ("file", "MB"), rows)
     return 0

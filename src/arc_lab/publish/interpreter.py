@@ -1,4 +1,4 @@
-"""A clean Python interpreter without a network, as the rehearsal and preflight need it."""
+"""Make a clean Python interpreter, and run it without a network."""
 
 from __future__ import annotations
 
@@ -13,23 +13,31 @@ from packaging.utils import canonicalize_name
 from arc_lab.publish.kaggle_image import Image
 
 PROBE_LIMIT_S = 20.0
-OWN = ["unshare", "-rmnpf", "--mount-proc", "--kill-child"]  # users, mounts, network, processes: a container of its own
-ALSO = ("pip", "setuptools")
+"""Seconds after which a probe of this machine is given up."""
+
+CONTAINER = ["unshare", "-rmnpf", "--mount-proc", "--kill-child"]
+"""Start of a command line that runs in new namespaces of users, mounts, network and processes."""
+
+EVERY_INTERPRETER_HAS = ("pip", "setuptools")
+"""Packages that are never linked: a new interpreter brings them."""
+
+IMPORTANT = ("torch", "transformers", "tokenizers", "peft", "accelerate", "safetensors", "numpy", "scipy")
+"""Packages whose other version a rehearsal reports."""
 
 
 def can_isolate() -> bool:
-    """Whether this machine lets us make namespaces of all kinds that a rehearsal uses, and mount in them."""
+    """Whether this machine permits the namespaces that a rehearsal uses, and mounts in them."""
     try:
-        probe = [*OWN, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+        probe = [*CONTAINER, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
         return subprocess.run(probe, capture_output=True, check=False, timeout=PROBE_LIMIT_S).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
 
 
 def clean_interpreter(folder: Path, image: Image) -> tuple[Path, list[str]]:
-    """An interpreter with those of the image's packages that this one has, and nothing else.
+    """Make an interpreter with the image's packages, as far as this interpreter has them, and nothing else.
 
-    Returns its path and a note on Python and on each important package, where the version is another.
+    Returns its path and notes: one for Python and one for each important package if the version differs.
     """
     venv.create(folder, with_pip=True, symlinks=True)
     site = next((folder / "lib").glob("python3*")) / "site-packages"
@@ -37,7 +45,7 @@ def clean_interpreter(folder: Path, image: Image) -> tuple[Path, list[str]]:
     notes = [] if own.startswith(f"{image.python}.") else [f"Python {own}, {image.python} in the image"]
     for item in importlib.metadata.distributions():
         name = canonicalize_name(item.metadata["Name"] or "")
-        if name not in image.packages or name in ALSO:
+        if name not in image.packages or name in EVERY_INTERPRETER_HAS:
             continue
         if image.packages[name] != item.version.split("+")[0] and name in IMPORTANT:
             notes.append(f"{name} {item.version}, {image.packages[name]} in the image")
@@ -48,12 +56,9 @@ def clean_interpreter(folder: Path, image: Image) -> tuple[Path, list[str]]:
     return folder / "bin" / "python", notes
 
 
-IMPORTANT = ("torch", "transformers", "tokenizers", "peft", "accelerate", "safetensors", "numpy", "scipy")
-
-
 def offline() -> list[str]:
-    """The start of a command line whose process shall have no network; empty where this machine does not permit it."""
-    for words in (OWN, ["unshare", "-rn"]):
+    """Start of a command line whose process has no network; empty where this machine does not permit that."""
+    for words in (CONTAINER, ["unshare", "-rn"]):
         try:
             probe = [*words, "true"]
             if subprocess.run(probe, capture_output=True, check=False, timeout=PROBE_LIMIT_S).returncode == 0:
@@ -64,4 +69,5 @@ def offline() -> list[str]:
 
 
 def offline_words() -> str:
+    """Whether `offline` works here, for a person."""
     return "without a network" if offline() else "WITH a network: this machine permits no namespaces"

@@ -1,4 +1,4 @@
-"""`kernel.py` as a file: its SETTINGS read without running it, and copies with other settings."""
+"""Read the SETTINGS of a `kernel.py` without running it, and make copies with other settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from arc_ttt.errors import InputError
 
 
 def kernel_with(text: str, changes: dict[str, object]) -> str:
-    """kernel.py with values of SETTINGS added after its own: the last of two equal names counts."""
+    """The text of kernel.py with `changes` added at the end of SETTINGS, where they override earlier values.
+
+    Raises:
+        InputError: the text has no SETTINGS.
+    """
     lines = "".join(f"    {name!r}: {value!r},\n" for name, value in changes.items())
     head, found, tail = text.partition("SETTINGS: dict[str, object] = {\n")
     end = tail.find("\n}\n")
@@ -20,13 +24,15 @@ def kernel_with(text: str, changes: dict[str, object]) -> str:
 
 
 def shortened(limit_s: float) -> dict[str, object]:
-    """The changes to SETTINGS for a run with a shorter limit. The reserve follows from it: one that was chosen for
-    hours may be longer than the whole."""
+    """The changes to SETTINGS for a run with a shorter limit, in seconds.
+
+    The reserve follows from the limit, because a reserve that was chosen for hours may exceed the short limit.
+    """
     return {"run.limit_s": limit_s, "run.reserve_s": 0.0}
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """SETTINGS of a kernel.py, read without running it. Raises InputError."""
+    """SETTINGS of a kernel.py. Raises InputError if they cannot be read."""
     try:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "SETTINGS" and node.value is not None:

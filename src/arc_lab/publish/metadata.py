@@ -1,7 +1,7 @@
-"""kernel-metadata.json and dataset-metadata.json: what the kaggle command line and the site make of them, traps first.
+"""Check kernel-metadata.json and dataset-metadata.json as the kaggle command line and the site read them.
 
-Some mistakes are refused by the command line, some only by the site, and some by nobody: an unknown field is passed
-over in silence, and a missing enable_internet means true.
+The command line refuses some mistakes, the site refuses others, and some are refused by nobody: an unknown field is
+ignored, and a missing enable_internet means true.
 """
 
 from __future__ import annotations
@@ -14,12 +14,18 @@ from typing import Any
 
 from arc_ttt.errors import InputError
 
-MOST_CODE_BYTES = 900_000  # the site refuses "1 megabytes"
+MOST_CODE_BYTES = 900_000
+"""Most bytes of kernel.py; the site refuses "1 megabytes"."""
+
 PLACEHOLDER = "OWNER"
-PLACEHOLDERS = (PLACEHOLDER, "MODEL", "VARIATION")  # of a path or a source that someone still has to fill in
+"""Stands for the user's name on Kaggle until it is filled in."""
+
+PLACEHOLDERS = (PLACEHOLDER, "MODEL", "VARIATION")
+"""Parts of a path or source that the user has to fill in."""
+
 SLUG = re.compile(r"[A-Za-z0-9_-]+/[a-z0-9]+(-[a-z0-9]+)*")
 SOURCE = re.compile(r"[A-Za-z0-9_-]+/[A-Za-z0-9-]{3,}(/\d+)?")
-KINDS: dict[str, type] = {
+FIELD_TYPES: dict[str, type] = {
     "id": str,
     "id_no": int,
     "title": str,
@@ -44,7 +50,7 @@ SHAPES = ("NvidiaTeslaT4", "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaT4Highmem", "Nv
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Raises InputError for a file that is no JSON object."""
+    """The content of a metadata file. Raises InputError if it is no JSON object."""
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -55,16 +61,16 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def kernel_problems(body: dict[str, Any], root: Path) -> list[str]:
-    """Everything wrong with kernel-metadata.json of the folder `root`, each with what to do; empty if nothing is."""
+    """Everything wrong with the kernel-metadata.json of folder `root`, each with advice; empty if nothing is wrong."""
     found = []
     for name, value in body.items():
-        if name not in KINDS:
-            near = difflib.get_close_matches(name, KINDS, 1, 0.4)
+        if name not in FIELD_TYPES:
+            near = difflib.get_close_matches(name, FIELD_TYPES, 1, 0.4)
             hint = f"; did you mean {near[0]}?" if near else ""
             hint = "; the field is machine_shape" if name == "accelerator" else hint
             found.append(f"{name}: kaggle ignores this field without a word{hint}")
-        elif not isinstance(value, KINDS[name]) or (KINDS[name] is int and isinstance(value, bool)):
-            found.append(f"{name} is {json.dumps(value)}: write a value of type {KINDS[name].__name__}")
+        elif not isinstance(value, FIELD_TYPES[name]) or (FIELD_TYPES[name] is int and isinstance(value, bool)):
+            found.append(f"{name} is {json.dumps(value)}: write a value of type {FIELD_TYPES[name].__name__}")
     if found:
         return found
     text = json.dumps(body)

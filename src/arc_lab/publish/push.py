@@ -1,9 +1,10 @@
-"""`python -m arc_lab push`: upload the bundle and the kernel with the official kaggle command line, and read what it
-prints, because it ends with success after many a failure."""
+"""`arc-lab push`: upload the bundle and the kernel with the official kaggle command line, and check what arrived.
+
+The command reads what the kaggle command line prints, because that ends with success after many failures.
+"""
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from arc_lab.command_line import make_parser, reports_errors
 from arc_lab.folders import ROOT
 from arc_lab.publish.bundle import BUNDLE, METADATA, outdated
 from arc_lab.publish.kaggle_cli import LOG_IN, NO_NETWORK, UPLOAD_LIMIT_S, KaggleError, find_cli, run_cli
@@ -21,15 +23,24 @@ from arc_ttt.bootstrap.mounts import MANIFEST
 from arc_ttt.errors import InputError
 
 PUSHED = re.compile(r"Kernel version (\d+) successfully pushed")
+"""What the kaggle command line prints after a push."""
+
 READY_LIMIT_S = 1800.0
+"""Seconds until Kaggle must have unpacked a dataset."""
+
 READY_EVERY_S = 5.0
+"""Seconds between two questions whether it has."""
+
 OLD_CODE = "the kernel would run the code that its dataset holds already: to push both, bundle and leave --only out"
-# What Kaggle says of the status of a dataset that is not there: also that you may not look at it, in these words.
+
 ABSENT = re.compile(r"404 Client Error|[Nn]ot [Ff]ound|Permission 'datasets\.get' was denied")
+"""What Kaggle says of a dataset that does not exist. It uses the words for one that you may not see as well."""
+
+EXAMPLES = ("arc-lab push --dry-run", 'arc-lab push --message "longer training"', "arc-lab push --only kernel")
 
 
 def _older(bundle: Path) -> str:
-    """Why a bundle does not hold today's code, as far as that can be told; empty if it does."""
+    """Why a bundle does not hold today's code, as far as that can be known; empty if it does."""
     try:
         return outdated(bundle)
     except InputError as error:
@@ -37,10 +48,15 @@ def _older(bundle: Path) -> str:
 
 
 def check_ready(bundle: Path, root: Path, only: str | None = None) -> None:
-    """Everything that can be wrong before Kaggle is asked. only: "dataset" or "kernel", the part to be pushed.
+    """Check everything that can be checked before Kaggle is asked.
+
+    Args:
+        bundle: folder of the bundle.
+        root: folder of kernel-metadata.json.
+        only: "dataset" or "kernel" if only that part is pushed.
 
     Raises:
-        InputError: with what to do.
+        InputError: something is wrong; the message says what to do.
     """
     asked = read_metadata(root / "kernel-metadata.json")
     if only != "dataset" and (problems := kernel_problems(asked, root)):
@@ -48,20 +64,21 @@ def check_ready(bundle: Path, root: Path, only: str | None = None) -> None:
     if only == "kernel":
         return
     if why := outdated(bundle):
-        raise InputError(f"{why}: run python -m arc_lab bundle")
+        raise InputError(f"{why}: run arc-lab bundle")
     body = read_metadata(bundle / METADATA)
     if problems := dataset_problems(body):
         raise InputError(f"{METADATA}: {problems[0]}")
     if body["id"] not in dataset_names(asked):
         where = "dataset_sources in kernel-metadata.json"
-        raise InputError(f"the bundle is for {body['id']}, which is not among {where}: run python -m arc_lab bundle")
+        raise InputError(f"the bundle is for {body['id']}, which is not among {where}: run arc-lab bundle")
 
 
 def push_dataset(cli: str, folder: Path, message: str) -> str:
     """Create the bundle's dataset, or a new version of it, and wait until Kaggle has unpacked it. Returns its name.
 
     Raises:
-        InputError: the folder is no bundle, or a command failed.
+        InputError: the folder is no bundle.
+        KaggleError: a command failed.
     """
     body = read_metadata(folder / METADATA)
     if problems := dataset_problems(body):
@@ -79,42 +96,43 @@ def push_dataset(cli: str, folder: Path, message: str) -> str:
         trouble = ""
         try:
             state, version = dataset_state(cli, name)
-        except KaggleError as error:  # it has taken the upload; that it is busy now is no reason to give up
-            if any(advice in str(error) for advice in (LOG_IN, NO_NETWORK)):
+        except KaggleError as error:  # Kaggle has the upload: trouble that passes is no reason to give up
+            if error.advice in (LOG_IN, NO_NETWORK):
                 raise
             state, version, trouble = "", 0, f"; {error}"
         if state == "ready" and version > before:
             return name
         if state in ("failed", "deleted") or time.monotonic() > end_s:
-            told = f"dataset {name} is {state or 'not there'}{trouble}"
-            raise KaggleError(f"{told} -> its page on Kaggle tells the reason")
+            failure = f"dataset {name} is {state or 'not there'}{trouble}"
+            raise KaggleError(failure, "its page on Kaggle gives the reason")
         time.sleep(READY_EVERY_S)
 
 
 def dataset_state(cli: str, name: str) -> tuple[str, int]:
-    """What Kaggle says of a dataset (ready, failed, ...) and its newest version; ("", 0) if there is none of this name.
+    """State of a dataset on Kaggle (ready, failed, ...) and its newest version; ("", 0) if it does not exist.
 
     Raises:
-        KaggleError: any other error, or an answer that cannot be read.
+        KaggleError: another error, or an answer that cannot be read.
     """
     try:
-        told = run_cli(cli, "datasets", "status", name, "--format", "json")
+        output = run_cli(cli, "datasets", "status", name, "--format", "json")
     except KaggleError as error:
-        if ABSENT.search(str(error)):
+        if ABSENT.search(error.failure):
             return "", 0
         raise
     try:
-        body = json.loads(told[told.index("{") :])
+        body = json.loads(output[output.index("{") :])
         return str(body["status"]).lower(), int(body["current_version_number"] or 0)
     except (ValueError, KeyError, TypeError) as error:
-        raise KaggleError(f"kaggle datasets status {name} printed {told.strip()[-200:]!r}") from error
+        raise KaggleError(f"kaggle datasets status {name} printed {output.strip()[-200:]!r}") from error
 
 
 def push_kernel(cli: str, root: Path) -> int:
-    """Push the kernel of a folder and compare what Kaggle then holds with what was asked. Returns its version.
+    """Push the kernel of a folder, compare what Kaggle then holds with the metadata, and return its version.
 
     Raises:
-        InputError: the metadata are wrong, or a command failed or dropped something.
+        InputError: the metadata are wrong.
+        KaggleError: a command failed, or Kaggle dropped something.
     """
     asked = read_metadata(root / "kernel-metadata.json")
     if problems := kernel_problems(asked, root):
@@ -129,14 +147,14 @@ def push_kernel(cli: str, root: Path) -> int:
 
 
 def stored_metadata(cli: str, kernel: str) -> dict[str, Any]:
-    """The kernel's metadata as Kaggle holds them. Raises InputError."""
+    """The kernel's metadata as Kaggle holds them. Raises KaggleError, or InputError if they cannot be read."""
     with tempfile.TemporaryDirectory() as folder:
         run_cli(cli, "kernels", "pull", kernel, "-p", folder, "-m")
         return read_metadata(Path(folder) / "kernel-metadata.json")
 
 
 def commands(bundle: Path, root: Path, only: str | None = None) -> list[str]:
-    """The commands that a push would run, as a person would type them. only: "dataset" or "kernel"."""
+    """The commands that a push would run, as a person would type them. Arguments as for `check_ready`."""
     lines = []
     if only != "kernel":
         dataset = read_metadata(bundle / METADATA)["id"]
@@ -154,9 +172,10 @@ def commands(bundle: Path, root: Path, only: str | None = None) -> list[str]:
     return lines
 
 
+@reports_errors("push")
 def main(argv: Sequence[str]) -> int:
-    """Run the command line. Returns 0, or 1 if Kaggle refused or changed something, or 2 for wrong use."""
-    parser = argparse.ArgumentParser(prog="python -m arc_lab push", description=__doc__)
+    """Run the push command. Returns 0, or 1 if Kaggle refused or changed something, or 2 for wrong use."""
+    parser = make_parser("push", __doc__, examples=EXAMPLES)
     add = parser.add_argument
     add("--bundle", type=Path, default=BUNDLE, metavar="DIR", help="folder of the bundle (default: build/bundle)")
     add("--kernel", type=Path, default=ROOT, metavar="DIR", help="folder of kernel-metadata.json (default: this one)")
@@ -164,27 +183,20 @@ def main(argv: Sequence[str]) -> int:
     add("--message", default="new version", help="message of a new version of the dataset")
     add("--dry-run", action="store_true", help="check what can be checked here, print the commands and run none")
     options = parser.parse_args(argv)
-    try:
-        check_ready(options.bundle, options.kernel, options.only)
-        if options.only == "kernel" and (why := _older(options.bundle)):
-            print(f"push: WARNING: {why}; {OLD_CODE}", file=sys.stderr)
-        if options.dry_run:
-            print("\n".join(commands(options.bundle, options.kernel, options.only)))
-            return 0
-        cli = find_cli()
-        if options.only != "kernel":
-            name = push_dataset(cli, options.bundle, options.message)
-            manifest = read_metadata(options.bundle / MANIFEST)
-            print(f"dataset {name} is ready, made from commit {manifest.get('commit')}", flush=True)
-        if options.only != "dataset":
-            version = push_kernel(cli, options.kernel)
-            kernel = read_metadata(options.kernel / "kernel-metadata.json")["id"]
-            print(f"kernel {kernel} version {version} is pushed, with all its sources")
-            print(f"when its run is complete: python -m arc_lab submit --version {version}")
-    except KaggleError as error:
-        print(f"push: {error}", file=sys.stderr)
-        return 1
-    except InputError as error:
-        print(f"push: {error}", file=sys.stderr)
-        return 2
+    check_ready(options.bundle, options.kernel, options.only)
+    if options.only == "kernel" and (why := _older(options.bundle)):
+        print(f"arc-lab push: WARNING: {why}; {OLD_CODE}", file=sys.stderr)
+    if options.dry_run:
+        print("\n".join(commands(options.bundle, options.kernel, options.only)))
+        return 0
+    cli = find_cli()
+    if options.only != "kernel":
+        name = push_dataset(cli, options.bundle, options.message)
+        manifest = read_metadata(options.bundle / MANIFEST)
+        print(f"dataset {name} is ready, made from commit {manifest.get('commit')}", flush=True)
+    if options.only != "dataset":
+        version = push_kernel(cli, options.kernel)
+        kernel = read_metadata(options.kernel / "kernel-metadata.json")["id"]
+        print(f"kernel {kernel} version {version} is pushed, with all its sources")
+        print(f"when its run is complete: arc-lab submit --version {version}")
     return 0

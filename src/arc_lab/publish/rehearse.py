@@ -1,22 +1,22 @@
-"""`python -m arc_lab rehearse`: run kernel.py as Kaggle would, on this machine.
+"""`arc-lab rehearse`: run kernel.py as Kaggle would, on this machine.
 
-The script lies alone in a read-only /kaggle/src, tasks and bundle in a read-only /kaggle/input in either layout, and
-answers go to /kaggle/working. It runs in a clean interpreter that has those of the image's packages that are installed
-here and nothing else, without arguments, without a network, and with few variables. Where the machine lets users make
-namespaces, these are real mounts in a mount namespace and there is no network but a dead one; elsewhere the folders
-stand below a scratch folder that ARC_KAGGLE_ROOT names, with write permission taken away. The first line says which.
-The script sees no GPU unless --gpu lends it this machine's, of whatever kind: no other is pretended. A bundle that is
-missing, or holds other code than the sources here, is made first.
+The script is alone in a read-only /kaggle/src. Tasks and bundle are in a read-only /kaggle/input, in either layout, and
+answers go to /kaggle/working. A clean interpreter runs it: it has the image's packages, as far as they are installed
+here, and nothing else. The script gets no arguments, no network and few variables. Where this machine permits
+namespaces, these are real mounts in a mount namespace, and the network namespace is empty. Elsewhere the folders are in
+a scratch folder that ARC_KAGGLE_ROOT names, without write permission. The first line says which. The script sees no GPU
+unless --gpu lends it the GPUs of this machine, whatever their kind. If the bundle is missing or holds other code than
+the sources here, it is made first.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from arc_lab.command_line import Parser, make_parser, reports_errors
 from arc_lab.folders import ROOT
 from arc_lab.publish.bundle import BUNDLE, PROJECT_WHEELS, make_bundle, outdated, put_project
 from arc_lab.publish.interpreter import can_isolate, clean_interpreter, offline_words
@@ -31,12 +31,24 @@ from arc_ttt.errors import InputError
 from arc_ttt.machine import count_gpus, device_name
 
 LAYOUTS = ("new", "old")
+"""How Kaggle mounts inputs: by kind and owner, or all in one folder."""
+
+EXAMPLES = (
+    "arc-lab rehearse --limit 20m",
+    "arc-lab rehearse --commit --layout old",
+    "arc-lab rehearse --model DIR --gpu --limit 1h",
+)
 
 
 def ready_bundle(bundle: Path, chosen: str) -> str:
-    """Make a bundle where there is none, and put today's code into one that has other code.
+    """Make a bundle if it is missing, and replace its code if that is not today's.
 
-    chosen: set of wheels of a new one. Returns one line on what was done, empty if nothing had to be.
+    Args:
+        bundle: its folder.
+        chosen: set of wheels of a new bundle.
+
+    Returns:
+        One line on what was done; empty if there was nothing to do.
 
     Raises:
         InputError: wheels have to be fetched first, or the folder holds other things.
@@ -52,71 +64,66 @@ def ready_bundle(bundle: Path, chosen: str) -> str:
     return f"{why}: made its arc_ttt wheel anew"
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command line. Returns 0 if Kaggle would have taken the submission, 1 if not, 2 for wrong use."""
-    parser = argparse.ArgumentParser(prog="python -m arc_lab rehearse", description=__doc__.split("\n\n")[0])
+def _parser() -> Parser:
+    parser = make_parser("rehearse", __doc__, examples=EXAMPLES)
     add = parser.add_argument
     add(
         "--bundle", type=Path, default=BUNDLE, metavar="DIR", help="the bundle, made if missing (default: build/bundle)"
     )
-    add("--set", choices=SETS, default="base", help="wheels of a bundle that has to be made (default: base)")
-    add("--tasks", default="training", metavar="SET|PATH", help="tasks to mount (default: training)")
-    add("--count", type=int, default=240, metavar="N", help="how many of them (default: 240)")
+    add("--set", choices=SETS, default=SETS[0], help="wheels of a bundle that has to be made")
+    add("--tasks", default="training", metavar="SET|PATH", help="tasks to mount")
+    add("--count", type=int, default=240, metavar="N", help="how many of them")
     add("--layout", choices=LAYOUTS, default="new", help="how inputs are mounted: by kind, or all in one folder")
-    add("--limit", default="10m", metavar="TIME", help="instead of the limit in kernel.py (default: 10m)")
+    add("--limit", default="10m", metavar="TIME", help="instead of the limit in kernel.py")
     add("--commit", action="store_true", help="the public commit run instead of the scoring rerun")
     add("--model", type=Path, metavar="DIR", help="a model folder, mounted where model.path in SETTINGS says")
     add("--gpu", action="store_true", help="let the script see this machine's GPUs; without it there are none")
     add("--overrides", action="store_true", help="use path overrides even where namespaces are possible")
-    options = parser.parse_args(argv)
-    try:
-        limit_s = parse_duration(options.limit)
-        text = kernel_with((ROOT / "kernel.py").read_text(encoding="utf-8"), shortened(limit_s))
-        if options.gpu and not count_gpus():
-            raise InputError("--gpu: this machine has no NVIDIA GPU to rehearse with, or CUDA_VISIBLE_DEVICES hides it")
-        tasks = some_tasks(options.tasks, options.count)
-        if done := ready_bundle(options.bundle, options.set):
-            print(f"bundle: {done}", flush=True)
-        with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
-            base = Path(folder)
-            (base / "kernel.py").write_text(text, encoding="utf-8")
-            python, notes = clean_interpreter(base / "python", read_image())
-            stage = Stage(base / "kaggle", not options.overrides and can_isolate())
-            set_stage(
-                stage.root,
-                bundle=options.bundle,
-                tasks=tasks,
-                layout=options.layout,
-                kernel=base / "kernel.py",
-                model=options.model,
-            )
-            how = (
-                "namespaces (users, mounts, network, processes)"
-                if stage.isolated
-                else f"path overrides, {offline_words()}"
-            )
-            kind = "commit run" if options.commit else "scoring rerun"
-            seen = (
-                f"with {count_gpus()} GPUs ({device_name() or 'of unknown name'})" if options.gpu else "without a GPU"
-            )
-            what = f"{len(tasks)} tasks, {options.layout} layout, {seen}, by {how}"
-            print(f"rehearsal of the {kind}: {what}", flush=True)
-            for note in notes:
-                print(f"  not as on Kaggle: {note}")
-            result = perform(stage, python, limit_s=limit_s, rerun=not options.commit, gpu=options.gpu)
-            for line in result.log.splitlines():
-                print(f"  | {line}")
-    except InputError as error:
-        print(f"rehearse: {error}", file=sys.stderr)
-        return 2
+    return parser
+
+
+@reports_errors("rehearse")
+def main(argv: Sequence[str]) -> int:
+    """Run the rehearse command. Returns 0 if Kaggle would have taken the submission, 1 if not, 2 for wrong use."""
+    options = _parser().parse_args(argv)
+    limit_s = parse_duration(options.limit)
+    text = kernel_with((ROOT / "kernel.py").read_text(encoding="utf-8"), shortened(limit_s))
+    if options.gpu and not count_gpus():
+        raise InputError("--gpu: this machine has no NVIDIA GPU to rehearse with, or CUDA_VISIBLE_DEVICES hides it")
+    tasks = some_tasks(options.tasks, options.count)
+    if done := ready_bundle(options.bundle, options.set):
+        print(f"bundle: {done}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
+        base = Path(folder)
+        kernel = base / "kernel.py"
+        kernel.write_text(text, encoding="utf-8")
+        python, notes = clean_interpreter(base / "python", read_image())
+        stage = Stage(base / "kaggle", not options.overrides and can_isolate())
+        set_stage(
+            stage.root, bundle=options.bundle, tasks=tasks, layout=options.layout, kernel=kernel, model=options.model
+        )
+        _announce(options, stage, len(tasks))
+        for note in notes:
+            print(f"  not as on Kaggle: {note}")
+        result = perform(stage, python, limit_s=limit_s, rerun=not options.commit, gpu=options.gpu)
+        for line in result.log.splitlines():
+            print(f"  | {line}")
     return report(result)
 
 
+def _announce(options: argparse.Namespace, stage: Stage, tasks: int) -> None:
+    """Print what is rehearsed, and by which means."""
+    how = "namespaces (users, mounts, network, processes)" if stage.isolated else f"path overrides, {offline_words()}"
+    kind = "commit run" if options.commit else "scoring rerun"
+    gpus = f"with {count_gpus()} GPUs ({device_name() or 'of unknown name'})" if options.gpu else "without a GPU"
+    print(f"rehearsal of the {kind}: {tasks} tasks, {options.layout} layout, {gpus}, by {how}", flush=True)
+
+
 def report(result: Rehearsal) -> int:
-    """Print the outcome; returns the exit status."""
+    """Print the outcome, and return the exit status."""
     used, limit = format_duration(result.seconds), format_duration(result.limit_s)
     print(f"{used} of {limit}, slack {max(0.0, result.slack_s):.0f} s, exit status {result.returncode}")
-    if less := result.log.count("FALLBACK: "):
+    if less := len(result.fallbacks):
         print(f"it ran with less than SETTINGS ask for: {less} lines with FALLBACK, above")
     for problem in result.problems:
         print(f"PROBLEM: {problem}")

@@ -1,4 +1,4 @@
-"""The stage of a rehearsal: Kaggle's folders, the run on them, and what became of it."""
+"""Lay out Kaggle's folders, run kernel.py in them, and judge what it leaves."""
 
 from __future__ import annotations
 
@@ -15,19 +15,30 @@ from typing import Any
 
 from arc_lab.data.datasets import load_dataset
 from arc_lab.publish.bundle import METADATA
-from arc_lab.publish.interpreter import OWN, offline
+from arc_lab.publish.interpreter import CONTAINER, offline
 from arc_lab.publish.kernel_file import read_settings
 from arc_lab.publish.metadata import read_metadata
 from arc_ttt.bootstrap.mounts import CHALLENGES
 from arc_ttt.errors import InputError, SubmissionError, TaskFileError
+from arc_ttt.kaggle.record import RECORD
 from arc_ttt.run.submission import check_submission
 from arc_ttt.tasks.files import load_tasks
 
-GRACE_S = 30.0  # after the limit: a run that is still going then has failed, and is killed
-SEEN = "CUDA_VISIBLE_DEVICES"
-MODEL_PARTS = 4  # model, framework, variation and version, of a model's mount in the old layout
-# Inside the namespaces: a root that is this machine's but for /kaggle, the read-only mounts, then the script.
-INSIDE = """
+GRACE_S = 30.0
+"""Seconds after the limit at which a run that still goes on is killed; it has failed."""
+
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+"""The variable that hides GPUs from a process."""
+
+OLD_MODEL_PARTS = 4
+"""Folders of a model's mount in the old layout: model, framework, variation and version."""
+
+FALLBACK = "FALLBACK: "
+"""Start of a line in the log that reports a run with less than SETTINGS ask for."""
+
+# A program that runs inside the namespaces: it makes a root that is this machine's except for /kaggle, mounts the
+# inputs read-only, and starts the script.
+IN_CONTAINER = """
 import os, subprocess, sys
 root, fresh, disk_kib, command = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:]
 def mount(*words):
@@ -62,7 +73,13 @@ sys.exit(code if code >= 0 else 128 - code)
 
 @dataclass(slots=True)
 class Stage:
-    """The folders of a rehearsal. root: what becomes /kaggle. isolated: by namespaces, else by overrides."""
+    """The folders of a rehearsal.
+
+    Args:
+        root: the folder that becomes /kaggle.
+        isolated: whether namespaces make it /kaggle; otherwise ARC_KAGGLE_ROOT names it.
+        notes: differences from Kaggle.
+    """
 
     root: Path
     isolated: bool
@@ -75,13 +92,23 @@ class Stage:
 
 @dataclass(slots=True)
 class Rehearsal:
-    """How it went. problems: empty if Kaggle would have taken the submission."""
+    """How a rehearsal went.
+
+    Args:
+        seconds: wall time of the script.
+        limit_s: its limit.
+        returncode: its exit status.
+        log: what it printed.
+        problems: why Kaggle would refuse the submission; empty if it would take it.
+        fallbacks: where the run did with less than SETTINGS ask for, a line each.
+    """
 
     seconds: float
     limit_s: float
     returncode: int
     log: str
     problems: list[str]
+    fallbacks: list[str] = field(default_factory=list)
 
     @property
     def slack_s(self) -> float:
@@ -91,8 +118,19 @@ class Rehearsal:
 def set_stage(
     root: Path, *, bundle: Path, tasks: dict[str, Any], layout: str, kernel: Path, model: Path | None = None
 ) -> None:
-    """Make the folders of /kaggle below `root`: src, input, working, temp. model: mounted where `model.path` of the
-    kernel's SETTINGS says. Raises InputError."""
+    """Make the folders of /kaggle below `root`: src, input, working, temp.
+
+    Args:
+        root: the folder that becomes /kaggle.
+        bundle: folder of the bundle.
+        tasks: the content of the challenges file.
+        layout: "new" or "old", how Kaggle mounts inputs.
+        kernel: the kernel.py to run.
+        model: folder of a model, mounted where `model.path` in the kernel's SETTINGS says.
+
+    Raises:
+        InputError: a file cannot be read, or the model cannot be mounted where SETTINGS say.
+    """
     slug, owner = "arc-ttt-wheels", "owner"
     if (bundle / METADATA).is_file():
         owner, _, slug = str(read_metadata(bundle / METADATA)["id"]).partition("/")
@@ -104,7 +142,7 @@ def set_stage(
     shutil.copyfile(kernel, root / "src" / "script.py")
     (competition / CHALLENGES).write_text(json.dumps(tasks), encoding="utf-8")
     for path in sorted(bundle.iterdir()):
-        if path.is_file() and path.name != METADATA:  # kaggle keeps that one for itself
+        if path.is_file() and path.name != METADATA:  # Kaggle does not mount this file
             shutil.copyfile(path, dataset / path.name)
     if model is not None:
         wanted = str(read_settings(kernel).get("model.path", ""))
@@ -119,21 +157,29 @@ def set_stage(
 def perform(
     stage: Stage, python: Path, *, limit_s: float, rerun: bool, disk_kib: int = -1, gpu: bool = False
 ) -> Rehearsal:
-    """Run the script and judge what it leaves. disk_kib: size of /kaggle/working; -1 for this disk's own,
-    0 for one that cannot be written (both need namespaces). gpu: the script sees the GPUs that this process sees, else
-    none."""
+    """Run the script and judge what it leaves.
+
+    Args:
+        stage: the folders.
+        python: the interpreter.
+        limit_s: seconds that the script may take.
+        rerun: whether it is the scoring rerun; otherwise the commit run.
+        disk_kib: size of /kaggle/working in KiB; -1 for that of this disk, 0 for a folder that cannot be written. Sizes
+            other than -1 need namespaces.
+        gpu: whether the script sees the GPUs that this process sees; otherwise it sees none.
+    """
     environment = {
         "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
         "HOME": str(stage.root / "temp"),
         "LANG": "C.UTF-8",
         "KAGGLE_KERNEL_RUN_TYPE": "Batch",
-        **({name: text for name, text in os.environ.items() if name == SEEN} if gpu else {SEEN: ""}),
+        **({name: text for name, text in os.environ.items() if name == VISIBLE_GPUS} if gpu else {VISIBLE_GPUS: ""}),
         **({"KAGGLE_IS_COMPETITION_RERUN": "1"} if rerun else {}),
     }
     if stage.isolated:
         fresh = stage.root.with_name("root")
         fresh.mkdir(exist_ok=True)
-        words = [*OWN, sys.executable, "-c", INSIDE, str(stage.root), str(fresh)]
+        words = [*CONTAINER, sys.executable, "-c", IN_CONTAINER, str(stage.root), str(fresh)]
         words.append(str(disk_kib))
         command = [*words, str(python), "/kaggle/src/script.py"]
     else:
@@ -162,11 +208,29 @@ def perform(
         problems.append(f"the script ended with {process.returncode}: Kaggle counts that as an error")
     kept = stage.root / "temp" / "kept" if disk_kib > 0 and stage.isolated else stage.working
     problems += judge(kept / "submission.json", stage.root)
-    return Rehearsal(seconds, limit_s, process.returncode, log, problems)
+    fallbacks = read_fallbacks(kept / RECORD, log)
+    return Rehearsal(seconds, limit_s, process.returncode, log, problems, fallbacks)
+
+
+def read_fallbacks(record: Path, log: str) -> list[str]:
+    """Where a run did with less than SETTINGS ask for: the fallbacks in its setup.json, and others in its log.
+
+    The log alone has the lines of kernel.py's guard, and those of a run that ended before it wrote the file again.
+
+    Args:
+        record: the run's setup.json; may be missing.
+        log: what the script printed.
+    """
+    try:
+        found = [str(line) for line in json.loads(record.read_text(encoding="utf-8"))["fallbacks"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        found = []
+    lines = [line.removeprefix(FALLBACK) for line in log.splitlines() if line.startswith(FALLBACK)]
+    return [*found, *(line for line in lines if line not in found)]
 
 
 def judge(submission: Path, root: Path) -> list[str]:
-    """What Kaggle would refuse in a submission for the tasks mounted below `root`."""
+    """Why Kaggle would refuse a submission for the tasks that are mounted below `root`; empty if it would not."""
     try:
         counts = load_tasks(next((root / "input").rglob(CHALLENGES))).test_counts
         check_submission(json.loads(submission.read_text(encoding="utf-8")), counts)
@@ -191,24 +255,29 @@ def _give_write_permission(folder: Path) -> None:
 
 
 def model_mount(wanted: str, layout: str, owner: str) -> PurePosixPath:
-    """Where below /kaggle/input the model of `model.path` is mounted in a layout. owner: of a path that names none.
+    """Where a model is mounted, relative to /kaggle/input.
+
+    Args:
+        wanted: `model.path` in SETTINGS.
+        layout: "new" or "old".
+        owner: the owner of a path that names none.
 
     Raises:
-        InputError: no Kaggle model or dataset is mounted there.
+        InputError: no Kaggle model or dataset is ever mounted at this path.
     """
     parts = PurePosixPath(wanted).parts
     if parts[:3] != ("/", "kaggle", "input") or len(parts) < 4:
         raise InputError(f"--model: model.path in SETTINGS is {wanted!r}; it has to lead into /kaggle/input")
     below = parts[3:]
     if below[0] not in ("models", "datasets"):
-        below = ("models" if len(below) >= MODEL_PARTS else "datasets", owner, *below)
+        below = ("models" if len(below) >= OLD_MODEL_PARTS else "datasets", owner, *below)
     if len(below) < 3:
         raise InputError(f"--model: model.path in SETTINGS, {wanted}, names an owner but no model")
     return PurePosixPath(*(below if layout == "new" else below[2:]))
 
 
 def some_tasks(name: str, count: int) -> dict[str, Any]:
-    """Challenges as the competition's file has them. Raises InputError."""
+    """The first `count` tasks of a data set, as the competition's challenges file holds them. Raises InputError."""
     loaded = load_dataset(name).loaded
     if not loaded.tasks:
         raise InputError(f"{name}: no tasks")

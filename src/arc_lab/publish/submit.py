@@ -1,22 +1,27 @@
-"""`python -m arc_lab submit`: hand a pushed version of the kernel to the competition, once its own run is complete."""
+"""`arc-lab submit`: hand a pushed version of the kernel to the competition, once its own run is complete."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from arc_lab.command_line import make_parser, reports_errors
 from arc_lab.folders import ROOT
-from arc_lab.publish.kaggle_cli import KaggleError, answer_of, find_cli, run_cli
+from arc_lab.publish.kaggle_cli import KaggleError, find_cli, output_of, run_cli
 from arc_lab.publish.metadata import read_metadata
 from arc_ttt.errors import InputError
 
-OUTPUT = "submission.json"  # the name of the file that the version wrote, not a path on this machine
-# Asked through the command line's own library: `kaggle kernels status` of 2.2.4 takes a version, leaves it out of its
-# request and tells of the newest. The site knows versions as v1, v2, ... and answers 404 to a bare number.
+OUTPUT = "submission.json"
+"""Name of the file that the version wrote; not a path on this machine."""
+
+EXAMPLES = ("arc-lab submit --version 7", 'arc-lab submit --version 7 --message "longer training"')
+
+# A program that asks for the status through the command line's library: `kaggle kernels status` of 2.2.4 takes a
+# version, leaves it out of its request and reports the newest one. The site knows versions as v1, v2, ... and answers
+# 404 to a bare number.
 STATUS = """
 import sys
 try:
@@ -32,10 +37,11 @@ except Exception as error:
 
 
 def submit(cli: str, root: Path, version: int, message: str) -> str:
-    """Submit, if the version has run through. Returns what kaggle printed.
+    """Submit a version whose run is complete, and return what kaggle printed.
 
     Raises:
-        InputError: the kernel's run is not complete, or Kaggle refused.
+        InputError: the metadata name no competition.
+        KaggleError: the version's run is not complete, or Kaggle refused.
     """
     body = read_metadata(root / "kernel-metadata.json")
     kernel, competitions = str(body.get("id")), body.get("competition_sources") or []
@@ -45,24 +51,24 @@ def submit(cli: str, root: Path, version: int, message: str) -> str:
     if state != "COMPLETE":
         wait = state in ("NEW_SCRIPT", "QUEUED", "RUNNING")
         advice = "wait for it" if wait else f"see the log of this version at https://www.kaggle.com/code/{kernel}"
-        raise KaggleError(f"version {version} of {kernel} is {state}, not COMPLETE -> {advice}")
+        raise KaggleError(f"version {version} of {kernel} is {state}, not COMPLETE", advice)
     words = ("-f", OUTPUT, "-k", kernel, "-v", str(version), "-m", message)
     return run_cli(cli, "competitions", "submit", str(competitions[0]), *words).strip()
 
 
 def version_state(cli: str, kernel: str, version: int) -> str:
-    """What Kaggle says of the run of one version: QUEUED, RUNNING, COMPLETE, ERROR, ... Raises KaggleError."""
+    """State of the run of one version: QUEUED, RUNNING, COMPLETE, ERROR, ... Raises KaggleError."""
     owner, _, slug = kernel.partition("/")
     words = [_interpreter(cli), "-P", "-c", STATUS, owner, slug, f"v{version}"]
-    told = answer_of(words, f"asking for the status of version {version}")
-    found = re.search(r"KernelWorkerStatus\.(\w+)", told)
+    output = output_of(words, f"asking for the status of version {version}")
+    found = re.search(r"KernelWorkerStatus\.(\w+)", output)
     if found is None:
-        raise KaggleError(f"version {version} of {kernel}: Kaggle's answer cannot be read: {told.strip()[-200:]!r}")
+        raise KaggleError(f"version {version} of {kernel}: Kaggle's answer cannot be read: {output.strip()[-200:]!r}")
     return found[1]
 
 
 def _interpreter(cli: str) -> str:
-    """The Python that has the command line's library: the one that runs it, by its first line, else this one."""
+    """The Python that has the command line's library: the one in the command's first line, or else this one."""
     with contextlib.suppress(OSError), Path(cli).open("rb") as file:
         first = file.readline(1000).decode(errors="replace")
         words = first.removeprefix("#!").split()
@@ -71,16 +77,13 @@ def _interpreter(cli: str) -> str:
     return sys.executable
 
 
+@reports_errors("submit")
 def main(argv: Sequence[str]) -> int:
-    """Run the command line. Returns 0, or 1 if Kaggle refused, or 2 for wrong use."""
-    parser = argparse.ArgumentParser(prog="python -m arc_lab submit", description=__doc__)
+    """Run the submit command. Returns 0, or 1 if Kaggle refused, or 2 for wrong use."""
+    parser = make_parser("submit", __doc__, examples=EXAMPLES)
     parser.add_argument("--version", type=int, required=True, metavar="N", help="version that the push printed")
     parser.add_argument("--message", default="arc-ttt", help="description of the submission")
     parser.add_argument("--kernel", type=Path, default=ROOT, metavar="DIR", help="folder of kernel-metadata.json")
     options = parser.parse_args(argv)
-    try:
-        print(submit(find_cli(), options.kernel, options.version, options.message))
-    except InputError as error:
-        print(f"submit: {error}", file=sys.stderr)
-        return 1 if isinstance(error, KaggleError) else 2
+    print(submit(find_cli(), options.kernel, options.version, options.message))
     return 0

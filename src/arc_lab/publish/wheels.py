@@ -1,9 +1,10 @@
-"""`python -m arc_lab wheels`: fetch the wheels of wheels/lock.json, compare them with it, and check that they fit the
-packages of Kaggle's image (wheels/image.json)."""
+"""`arc-lab wheels`: fetch the wheels that Kaggle's image lacks.
+
+The wheels are compared with wheels/lock.json, and checked against the packages of the image (wheels/image.json).
+"""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import email.parser
 import hashlib
@@ -20,19 +21,41 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion
 
-from arc_lab.publish.kaggle_image import IMAGE, WHEELS, Image, read_image
+from arc_lab.command_line import add_json, make_parser, print_document, print_table, reports_errors
+from arc_lab.folders import make_folder
+from arc_lab.publish.kaggle_image import IMAGE, IMAGE_HELP, WHEELS, Image, read_image
 from arc_ttt.bootstrap.wheels import misfit
 from arc_ttt.errors import InputError
 
 SETS = ("base", "unsloth")
-MOST_FETCH_S = 3600.0
-NEVER = ("torch", "triton", "numpy")  # and every nvidia-* and cuda-* package: the image's own must stay
-PLATFORMS = ("2_28", "2_27", "2_24", "2_17")  # pip does not know by itself that a newer glibc takes older tags
+"""Sets of wheels; the first is the default."""
+
+FETCH_LIMIT_S = 3600.0
+"""Seconds after which a download is given up."""
+
+NEVER_BUNDLED = ("torch", "triton", "numpy")
+"""Packages that must stay the image's, like every nvidia-* and cuda-* package."""
+
+GLIBC_TAGS = ("2_28", "2_27", "2_24", "2_17")
+"""Versions of glibc in the tags of wheels. pip itself does not know that a newer glibc takes older tags."""
+
+EXAMPLES = ("arc-lab wheels", "arc-lab wheels --set unsloth", "arc-lab wheels --check")
 
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """One line of the lock. set: base or unsloth. python: versions of Python that take this very file."""
+    """One entry of the lock.
+
+    Args:
+        file: name of the wheel's file.
+        name: name of the distribution.
+        version: its version.
+        sha256: digest of the file.
+        size: bytes of the file.
+        set: base or unsloth.
+        python: versions of Python, as 3.12, that take this file.
+        reason: why it is needed.
+    """
 
     file: str
     name: str
@@ -45,7 +68,11 @@ class Wheel:
 
 
 def read_lock(path: Path = WHEELS / "lock.json") -> list[Wheel]:
-    """Raises InputError for a lock that cannot be read or names a package that must stay the image's."""
+    """The wheels of a lock.
+
+    Raises:
+        InputError: the lock cannot be read, or names a package that must stay the image's.
+    """
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["wheels"]
         wheels = [Wheel(**{**row, "python": tuple(row["python"])}) for row in rows]
@@ -54,13 +81,13 @@ def read_lock(path: Path = WHEELS / "lock.json") -> list[Wheel]:
     for wheel in wheels:
         if wheel.set not in SETS:
             raise InputError(f"{path}: {wheel.file}: no set {wheel.set!r}; there are {', '.join(SETS)}")
-        if wheel.name in NEVER or wheel.name.startswith(("nvidia-", "cuda-")):
+        if wheel.name in NEVER_BUNDLED or wheel.name.startswith(("nvidia-", "cuda-")):
             raise InputError(f"{path}: {wheel.name} must never be bundled: the image's own would stop working")
     return wheels
 
 
 def members(lock: Iterable[Wheel], chosen: str, python: str) -> list[Wheel]:
-    """Wheels of a set for a version of Python; unsloth stands on top of base. Raises InputError if there are none."""
+    """Wheels of a set for a version of Python; unsloth includes base. Raises InputError if there are none."""
     sets = SETS if chosen == "unsloth" else (chosen,)
     found = [wheel for wheel in lock if wheel.set in sets and python in wheel.python]
     if not found:
@@ -68,8 +95,8 @@ def members(lock: Iterable[Wheel], chosen: str, python: str) -> list[Wheel]:
     return found
 
 
-def told_again(chosen: str, image: Path = IMAGE) -> str:
-    """The options that name a set and an image to `wheels` and `bundle`; empty where they are the defaults."""
+def wheel_options(chosen: str, image: Path = IMAGE) -> str:
+    """The options of `arc-lab wheels` and `arc-lab bundle` for a set and an image; empty for the defaults."""
     return (f" --set {chosen}" if chosen != SETS[0] else "") + (f" --image {image}" if image != IMAGE else "")
 
 
@@ -84,9 +111,9 @@ def state(wheel: Wheel, folder: Path) -> str:
 
 
 def fetch(wheels: Sequence[Wheel], folder: Path, python: str) -> list[str]:
-    """Download with pip what is missing or damaged, in an hour at most.
+    """Download with pip the wheels that are missing or damaged, within FETCH_LIMIT_S.
 
-    Returns a line for each wheel that then is still not as locked.
+    Returns a line for each wheel that still differs from the lock.
     """
     wanted = [wheel for wheel in wheels if state(wheel, folder)]
     if wanted:
@@ -96,15 +123,15 @@ def fetch(wheels: Sequence[Wheel], folder: Path, python: str) -> list[str]:
         command = [sys.executable, "-m", "pip", "download", "--only-binary=:all:", "--no-deps", "--require-hashes"]
         command += ["--disable-pip-version-check", "--quiet", "--implementation", "cp", "--python-version", python]
         command += [part for abi in (short, "abi3", "none") for part in ("--abi", abi)]
-        tags = [*(f"manylinux_{version}_x86_64" for version in PLATFORMS), "manylinux2014_x86_64", "linux_x86_64"]
+        tags = [*(f"manylinux_{version}_x86_64" for version in GLIBC_TAGS), "manylinux2014_x86_64", "linux_x86_64"]
         command += [part for tag in tags for part in ("--platform", tag)]
         with tempfile.TemporaryDirectory() as scratch:
             listed = Path(scratch) / "requirements.txt"
             rows = [f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n" for wheel in wanted]
             listed.write_text("".join(rows), encoding="utf-8")
             words = [*command, "-d", str(folder), "-r", str(listed)]
-            with contextlib.suppress(subprocess.TimeoutExpired):  # what has not come is told as missing
-                subprocess.run(words, check=False, stdin=subprocess.DEVNULL, timeout=MOST_FETCH_S)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # wheels that did not arrive are reported as missing
+                subprocess.run(words, check=False, stdin=subprocess.DEVNULL, timeout=FETCH_LIMIT_S)
     problems = []
     for wheel in wheels:
         if wrong := state(wheel, folder):
@@ -114,9 +141,10 @@ def fetch(wheels: Sequence[Wheel], folder: Path, python: str) -> list[str]:
 
 
 def conflicts(wheels: Iterable[Wheel], folder: Path, image: Image) -> list[str]:
-    """Requirements of the wheels that neither they nor the image fulfil, one line each; also files that do not fit.
+    """Requirements of the wheels that neither they nor the image fulfil, and files that do not fit; a line each.
 
-    The files must be there. Raises InputError for one that is no wheel.
+    Raises:
+        InputError: a file is missing or is no wheel.
     """
     listed = list(wheels)
     have = {**image.packages, **{str(canonicalize_name(wheel.name)): wheel.version for wheel in listed}}
@@ -143,6 +171,7 @@ def conflicts(wheels: Iterable[Wheel], folder: Path, image: Image) -> list[str]:
 
 
 def _requirements(path: Path) -> list[str]:
+    """The requirements of a wheel. Raises InputError."""
     try:
         with zipfile.ZipFile(path) as archive:
             name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA") and n.count("/") == 1)
@@ -152,36 +181,37 @@ def _requirements(path: Path) -> list[str]:
     return [str(text) for text in message.get_all("Requires-Dist", [])]
 
 
+@reports_errors("wheels")
 def main(argv: Sequence[str]) -> int:
-    """Run the command line. Returns 0 if every wheel is there, as locked, and fits."""
-    parser = argparse.ArgumentParser(prog="python -m arc_lab wheels", description=__doc__)
+    """Run the wheels command. Returns 0 if every wheel is there, as locked, and fits; else 1; 2 for wrong use."""
+    parser = make_parser("wheels", __doc__, examples=EXAMPLES)
     add = parser.add_argument
-    add("--set", choices=SETS, default="base", help="base, or unsloth with base (default: base)")
+    add("--set", choices=SETS, default=SETS[0], help="base, or unsloth with base")
     add("--python", metavar="3.N", help="version of Python on Kaggle (default: that of the image's description)")
-    add("--image", type=Path, default=IMAGE, metavar="FILE", help="an image's description or setup.json")
+    add("--image", type=Path, default=IMAGE, metavar="FILE", help=IMAGE_HELP)
     add("--into", type=Path, default=WHEELS, metavar="DIR", help="folder of the wheels (default: wheels)")
     add("--check", action="store_true", help="download nothing")
+    add_json(parser)
     options = parser.parse_args(argv)
-    try:
-        image = read_image(options.image)
-        python = options.python or image.python
-        wheels = members(read_lock(), options.set, python)
-        options.into.mkdir(parents=True, exist_ok=True)
-        if options.check:
-            problems = [f"{wheel.file}: {wrong}" for wheel in wheels if (wrong := state(wheel, options.into))]
-        else:
-            problems = fetch(wheels, options.into, python)
-        if not problems and python == image.python:
-            problems = conflicts(wheels, options.into, image)
-    except InputError as error:
-        print(f"wheels: {error}", file=sys.stderr)
-        return 2
-    for wheel in wheels:
-        print(f"{wheel.size / 1e6:7.1f} MB  {wheel.file}\n            {wheel.reason}")
+    image = read_image(options.image)
+    python = options.python or image.python
+    wheels = members(read_lock(), options.set, python)
+    make_folder(options.into)
+    if options.check:
+        problems = [f"{wheel.file}: {wrong}" for wheel in wheels if (wrong := state(wheel, options.into))]
+    else:
+        problems = fetch(wheels, options.into, python)
+    if not problems and python == image.python:
+        problems = conflicts(wheels, options.into, image)
+    if options.json:
+        sizes = {wheel.file: wheel.size for wheel in wheels}
+        print_document({"set": options.set, "python": python, "bytes": sizes, "problems": problems})
+        return 1 if problems else 0
+    rows = [(wheel.file, f"{wheel.size / 1e6:.1f}", wheel.reason) for wheel in wheels]
+    print_table(f"Wheels of set {options.set} for Python {python}", ("file", "MB", "reason"), rows)
     for line in problems:
         print(f"PROBLEM: {line}")
-    total = sum(wheel.size for wheel in wheels) / 1e6
-    told = "all as locked" if not problems else f"{len(problems)} problems"
+    result = "all as locked" if not problems else f"{len(problems)} problems"
     count = "1 wheel" if len(wheels) == 1 else f"{len(wheels)} wheels"
-    print(f"set {options.set} for Python {python}: {count}, {total:.0f} MB, {told}")
+    print(f"{count}, {sum(wheel.size for wheel in wheels) / 1e6:.0f} MB, {result}")
     return 1 if problems else 0

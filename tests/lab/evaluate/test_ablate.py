@@ -18,7 +18,6 @@ from arc_lab.evaluate.ablate import (
     compare,
     main,
     parse_variant,
-    table_text,
 )
 from arc_lab.evaluate.scores import TaskScore
 from arc_ttt.errors import SettingsError
@@ -38,7 +37,7 @@ def test_differences_are_paired_over_common_tasks() -> None:
     assert (row.solved_1, row.oracle, row.seconds) == (1, 4, 3.0)
     assert row.against.difference == 0
     assert row.against.standard_error == pytest.approx((2 / 3 / 3) ** 0.5)
-    assert "| 3 of 4 | 1 | 4 | +0.0% ± 47.1% (n = 3) | 1, 1 | 3.0 | 5 |" in table_text([row])
+    assert row.cells()[1:] == ("3 of 4", 1, 4, "+0.0% ± 47.1% (n = 3)", "1, 1", "3.0", 5)
 
 
 def test_the_paper_has_29_with_16_bits_and_what_sees_other_tasks_is_called_transductive() -> None:
@@ -90,21 +89,22 @@ def test_two_variants_are_run_once_and_compared(tmp_path: Path, capsys: pytest.C
     argv = ["--tasks", str(tmp_path / "easy.json"), "--limit", "10m", "--out", str(out), "--only", "fine-tuned"]
     argv += ["--ids", str(tmp_path / "ids.txt"), "--variant", "one-view decode.views=1"]
     argv += ["--workers", "1", *(word for change in quick for word in ("--set", change))]
-    assert main(argv) == 0
-    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert main([*argv, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in figures["rows"]] == ["full", "fine-tuned", "one-view"]
     assert all(row["answered"] == 1 and row["seconds_a_task"] > 0 for row in figures["rows"])
     assert main(argv) == 0
     again = capsys.readouterr().out
     assert "dry run" not in again
-    assert json.loads(again.splitlines()[-1]) == figures
+    assert "| test-time training as it is | " in again
+    assert json.loads((out / "ablations.json").read_text()) == figures
 
 
 def test_wrong_use_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--only", "everything", "--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("arc_lab ablate: --only everything: there are full,")
+    assert capsys.readouterr().err.startswith("arc-lab ablate: --only everything: there are full,")
     assert main(["--only", "none", "--variant", "odd ttt.rnk=4", "--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("arc_lab ablate: odd: ")
+    assert capsys.readouterr().err.startswith("arc-lab ablate: odd: ")
     assert not list(tmp_path.iterdir())
 
 
@@ -124,7 +124,7 @@ def test_tasks_that_cannot_be_scored_are_refused_before_anything_runs(
     for name, words in {**nothing, "half": "is not JSON", "gone": "nor an existing file"}.items():
         assert main(["--tasks", str(tmp_path / f"{name}.json"), "--out", str(tmp_path / "out")]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("arc_lab ablate: ")
+        assert line.startswith("arc-lab ablate: ")
         assert f"{name}.json" in line
         assert words in line
     assert not (tmp_path / "out").exists()
@@ -137,7 +137,7 @@ def test_the_same_command_goes_on_only_after_an_interruption(
     monkeypatch.setattr(dry_run, "main", lambda *_: code)
     assert main(["--only", "none", "--out", str(tmp_path / "out")]) == 2
     line = capsys.readouterr().err
-    assert line.startswith(f"arc_lab ablate: full: the dry run ended with status {code}")
+    assert line.startswith(f"arc-lab ablate: full: the dry run ended with status {code}")
     assert ("the same command goes on here" in line) == goes_on
 
 

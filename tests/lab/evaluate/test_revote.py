@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from arc_lab.evaluate.revote import ALL, RULES, main, score, with_views
+from arc_lab.evaluate.revote import ALL, RULES, Way, main, score, with_views
 from arc_ttt.deadline import REAL_CLOCK
 from arc_ttt.run.findings import PassResult, TaskResult
 from arc_ttt.run.journal import Journal
@@ -47,11 +47,11 @@ def test_a_failed_pass_counts_only_where_no_other_answered(rule: str) -> None:
     """Whatever its weight: most rules do not look at it."""
     result = TaskResult()
     result.put(0, 0, PassResult(0.02, [candidate(WRONG, view) for view in range(3)], [], failed=True))
-    assert score(result, [freeze(WRONG)], "a", rule, ALL, ALL).ranks == (1,)  # type: ignore[arg-type]
+    assert score(result, [freeze(WRONG)], "a", Way(rule, ALL, ALL)).ranks == (1,)  # type: ignore[arg-type]
     result.put(0, 1, PassResult(1.0, [candidate(RIGHT, 0)], []))
     for views in (1, 3, ALL):
-        assert score(result, [freeze(RIGHT)], "a", rule, views, ALL).ranks == (1,)  # type: ignore[arg-type]
-        assert score(result, [freeze(WRONG)], "a", rule, views, ALL).ranks == (0,)  # type: ignore[arg-type]
+        assert score(result, [freeze(RIGHT)], "a", Way(rule, views, ALL)).ranks == (1,)  # type: ignore[arg-type]
+        assert score(result, [freeze(WRONG)], "a", Way(rule, views, ALL)).ranks == (0,)  # type: ignore[arg-type]
 
 
 def make_run(folder: Path) -> tuple[Path, Path]:

@@ -669,7 +669,7 @@ def test_wrong_use_is_told_in_one_line(pack_file: Path, tmp_path: Path, capsys: 
         assert main([*beneath[:-1], out, *wrong]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 9
-    assert all(line.startswith("arc_lab pretrain: ") for line in lines)
+    assert all(line.startswith("arc-lab pretrain: ") for line in lines)
 
 
 def test_a_signal_ends_the_command_with_a_checkpoint(
@@ -711,7 +711,7 @@ def test_after_a_data_process_was_killed_the_same_command_goes_on(
         patched.setattr(Trainer, "_step", step_then_kill)
         assert main([*command, str(tmp_path / "parts")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("arc_lab pretrain: a background process that makes data died")
+    assert line.startswith("arc-lab pretrain: a background process that makes data died")
     done = json.loads((tmp_path / "parts" / "checkpoint" / "checkpoint.json").read_text())["step"]
     assert 2 <= done < 40
     assert line.endswith(f"the same command goes on after step {done}")
@@ -719,21 +719,21 @@ def test_after_a_data_process_was_killed_the_same_command_goes_on(
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
-@pytest.mark.parametrize("where", ["_loss", "_sum_up", "_log"])
+@pytest.mark.parametrize(("owner", "where"), [(Trainer, "_loss"), (Group, "sum_in_place"), (Trainer, "_log")])
 def test_any_other_error_leaves_the_last_whole_step(
-    pack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    pack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, where: str
 ) -> None:
     run(pack_file, settings_of(), options_of(tmp_path / "whole", log_every=1))
-    real, calls = getattr(Trainer, where), []
+    real, calls = getattr(owner, where), []
 
-    def broken(self: Trainer, *arguments: Any) -> Any:
+    def broken(self: object, *arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == 4:
             raise RuntimeError("no luck\nand more")
         return real(self, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, where, broken)
+        patched.setattr(owner, where, broken)
         with pytest.raises(ArcError, match=r"^RuntimeError: no luck; the same command goes on after step [34]$"):
             run(pack_file, settings_of(), options_of(tmp_path / "parts", log_every=1))
     run(pack_file, settings_of(), options_of(tmp_path / "parts", log_every=1))
@@ -828,7 +828,7 @@ def test_a_minute_of_training_solves_new_pairs_of_an_easy_generator(pack_file: P
 def test_the_command_ends_well_under_torchrun(pack_file: Path, tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = ["-m", "arc_lab", "pretrain", "--pack", str(pack_file), "--steps", "3", "--batch-tokens", "1024"]
-    small = ["--window-sequences", "8", "--windows-ahead", "1", "--eval-sequences", "2", "--processes", "1"]
+    small = ["--window-sequences", "8", "--windows-ahead", "1", "--eval-sequences", "2", "--processes", "1", "--json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*launcher, *command, *small, "--out", str(tmp_path / "out")],

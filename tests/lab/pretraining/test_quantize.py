@@ -14,7 +14,7 @@ from arc_lab.data.datasets import held_out_tasks
 from arc_lab.data.packs import Pack, pair_bytes, read_pack, write_pack
 from arc_lab.folders import part_of, replace_folder
 from arc_lab.pretraining.model import new_llama, save_model
-from arc_lab.pretraining.quantization_cost import Cost, Measured, Measurement, cost_lines, measure
+from arc_lab.pretraining.quantization_cost import Cost, Measured, Measurement, Questions, cost_lines, measure
 from arc_lab.pretraining.quantize import SMALL, different_tensors, main, quantize
 from arc_lab.pretraining.settings import PRESETS, Preset
 from arc_ttt.checkpoints.folders import EMBEDDED
@@ -106,7 +106,7 @@ def test_costs_before_and_after_test_time_training_go_on_after_an_interruption(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure(model, nf4, pack, settings, sequences=6, tasks=2, kept=kept, say=told)
+        measure(model, nf4, Questions(pack, sequences=6, tasks=2), settings, kept=kept, say=told)
     assert [line.split("  ")[1].split(":")[0] for line in said] == [
         "6 pairs, train, plain weights",
         "6 pairs, train, four bits",
@@ -122,7 +122,7 @@ def test_costs_before_and_after_test_time_training_go_on_after_an_interruption(
 
     monkeypatch.setattr(Measurement, "_exact", lambda *_: pytest.fail("measured a second time"))
     monkeypatch.setattr(Measurement, "_solved", solved)
-    costs = measure(model, nf4, pack, settings, sequences=6, tasks=2, kept=kept, say=said.append)
+    costs = measure(model, nf4, Questions(pack, sequences=6, tasks=2), settings, kept=kept, say=said.append)
     second = held_out_tasks(pack, 2, 512)[1][0].task_id
     assert computed == [("plain weights", second), ("four bits", second)]
     assert {name: cost["n"] for name, cost in costs.items()} == {
@@ -131,7 +131,7 @@ def test_costs_before_and_after_test_time_training_go_on_after_an_interruption(
         "tasks of held-out generators, before": 2,
         "tasks of held-out generators, after": 2,
     }
-    again = measure(model, nf4, pack, settings, sequences=6, tasks=2, kept=kept, say=said.append)
+    again = measure(model, nf4, Questions(pack, sequences=6, tasks=2), settings, kept=kept, say=said.append)
     assert again == costs
     assert len(computed) == 2
 
@@ -181,7 +181,7 @@ def test_refusals(model: Path, nf4: Path, tmp_path: Path, capsys: pytest.Capture
     assert main(["--model", str(model), "--out", str(tmp_path / "x"), "--pack", str(tmp_path / "no.pack")]) == 2
     assert not (tmp_path / "x").exists()
     assert main(["--model", str(model), "--out", str(tmp_path / "full" / "file" / "x")]) in (1, 2)
-    assert all(line.startswith("arc_lab quantize: ") for line in capsys.readouterr().err.splitlines())
+    assert all(line.startswith("arc-lab quantize: ") for line in capsys.readouterr().err.splitlines())
 
 
 def test_the_folder_of_the_model_is_never_replaced(model: Path, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_an_interruption_is_told_in_one_line(
 
     monkeypatch.setattr("arc_lab.pretraining.quantize.quantize", interrupted)
     assert main(["--model", str(model), "--out", str(tmp_path / "nf4")]) == 130
-    assert capsys.readouterr().err == "arc_lab quantize: interrupted; the same command goes on\n"
+    assert capsys.readouterr().err == "arc-lab quantize: interrupted; the same command goes on\n"
 
 
 def test_the_command_prints_size_and_bits(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

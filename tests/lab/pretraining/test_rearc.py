@@ -330,7 +330,7 @@ def test_task_files_and_the_place_to_write_to_are_looked_at_before_the_generator
     ):
         assert main([*wheel, *arguments]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("arc_lab rearc: ")
+        assert line.startswith("arc-lab rearc: ")
         assert words in line
 
 
@@ -342,7 +342,7 @@ def test_a_full_disk_is_told_in_one_line(
 
     monkeypatch.setattr("arc_lab.pretraining.rearc.command.build", full)
     assert main(["--out", str(tmp_path / "x.pack")]) == 1
-    assert capsys.readouterr().err == "arc_lab rearc: [Errno 28] No space left on device\n"
+    assert capsys.readouterr().err == "arc-lab rearc: [Errno 28] No space left on device\n"
 
 
 def heed_ctrl_c() -> None:
@@ -353,7 +353,7 @@ def heed_ctrl_c() -> None:
 @needs_generators
 @pytest.mark.parametrize(
     ("number", "code", "words"),
-    [(signal.SIGINT, 130, "arc_lab rearc: interrupted; the same command goes on\n"), (signal.SIGKILL, -9, "")],
+    [(signal.SIGINT, 130, "arc-lab rearc: interrupted; the same command goes on\n"), (signal.SIGKILL, -9, "")],
 )
 def test_ctrl_c_is_told_in_one_line_and_no_generator_outlives_a_build(
     tmp_path: Path, number: int, code: int, words: str

@@ -19,7 +19,7 @@ import pytest
 import arc_lab.publish.push as push
 from arc_lab.publish import kaggle_cli
 from arc_lab.publish.kaggle_cli import KaggleError, find_cli, run_cli
-from arc_lab.publish.metadata import KINDS, kernel_problems, source_differences
+from arc_lab.publish.metadata import FIELD_TYPES, kernel_problems, source_differences
 from arc_lab.publish.push import push_dataset, push_kernel
 from arc_lab.publish.submit import submit
 from arc_ttt.bootstrap.mounts import MANIFEST
@@ -515,7 +515,7 @@ def test_what_kaggle_stores_is_compared_source_by_source() -> None:
 def test_the_metadata_of_this_repository_need_only_an_owner() -> None:
     root = Path(__file__).resolve().parents[3]
     body = json.loads((root / "kernel-metadata.json").read_text())
-    assert set(body) <= set(KINDS)
+    assert set(body) <= set(FIELD_TYPES)
     named = json.loads(json.dumps(body).replace("OWNER", "somebody"))
     assert kernel_problems(named, root) == []
 

@@ -24,7 +24,7 @@ from arc_lab.publish.interpreter import can_isolate, clean_interpreter
 from arc_lab.publish.kaggle_image import WHEELS, read_image
 from arc_lab.publish.kernel_file import kernel_with, read_settings
 from arc_lab.publish.rehearse import main, ready_bundle, report
-from arc_lab.publish.stage import Rehearsal, Stage, judge, model_mount, perform, set_stage
+from arc_lab.publish.stage import Rehearsal, Stage, judge, model_mount, perform, read_fallbacks, set_stage
 from arc_lab.publish.wheels import Wheel, members, read_lock, state
 from arc_ttt.bootstrap.mounts import CHALLENGES, find_model, find_mounts
 from arc_ttt.checkpoints.folders import EMBEDDED
@@ -199,10 +199,22 @@ def test_a_probe_for_namespaces_that_fails_or_hangs_means_that_there_are_none(
 
 
 def test_a_rehearsal_that_ran_with_less_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert report(Rehearsal(5.0, 60.0, 0, "a\nFALLBACK: no four bits\nFALLBACK: no model\n", [])) == 0
+    assert report(Rehearsal(5.0, 60.0, 0, "a\n", [], ["no four bits", "no model"])) == 0
     assert "2 lines with FALLBACK" in capsys.readouterr().out
     assert report(Rehearsal(5.0, 60.0, 0, "a\n", [])) == 0
     assert "FALLBACK" not in capsys.readouterr().out
+
+
+def test_fallbacks_are_read_from_the_record_and_others_from_the_log(tmp_path: Path) -> None:
+    log = "a\nFALLBACK: no four bits\nFALLBACK: kernel.py: the run was ended by signal 9\nno FALLBACK: here\n"
+    killed = "kernel.py: the run was ended by signal 9"
+    record = tmp_path / "setup.json"
+    assert read_fallbacks(record, log) == ["no four bits", killed]
+    record.write_text(json.dumps({"fallbacks": ["no four bits", "no model"]}))
+    assert read_fallbacks(record, log) == ["no four bits", "no model", killed]
+    for damage in ("{", "[]", '{"fallbacks": 3}'):
+        record.write_text(damage)
+        assert read_fallbacks(record, log) == ["no four bits", killed]
 
 
 def test_the_notes_tell_the_python_that_runs_in_place_of_the_image_s(
@@ -362,7 +374,7 @@ def test_two_tasks_run_offline_in_a_clean_interpreter_with_and_without_four_bits
     wheel = without_weights_library()
     if four_bit:
         if wheel is None:
-            pytest.skip("python -m arc_lab wheels has not been run")
+            pytest.skip("arc-lab wheels has not been run")
         shutil.copyfile(wheel, whole / wheel.name)
     python, _ = clean_interpreter(tmp_path / "python", read_image())
     changes: dict[str, Any] = {"run.limit_s": 600.0, "ttt.max_sequences": 16, "synthesis.enabled": False}

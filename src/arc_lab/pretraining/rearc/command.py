@@ -1,41 +1,43 @@
-"""`python -m arc_lab rearc`: build a training pack from the ReARC generators.
+"""`arc-lab rearc`: build a training pack from the ReARC generators.
 
-    pip install --no-deps reasoning-gym==0.1.25          # the one extra requirement of this command
-    python -m arc_lab rearc --wheel installed --out local/rearc.pack --pairs-per-generator 1000
+It needs reasoning-gym: pip install --no-deps reasoning-gym==0.1.25
 
-Every pair passes its generator's own verifier. A pack depends on its options alone: not on the number of processes, the
-order in which they finish, or PYTHONHASHSEED. Only a CPU limit that bites can change it, and the end of a process over
-a generator, for want of memory, say; such generators are named in the report and in the pack's header. An interrupted
-build goes on when the same command is given again: what its generators made stands in OUT.partial until the pack is
-written.
+Every pair passes the verifier of its generator. A pack depends on its options alone: not on the number of processes,
+the order in which they finish, or PYTHONHASHSEED. Two things can change it: a CPU limit that is reached, and a process
+that dies over a generator, for example for want of memory. The report and the pack's header name such generators. An
+interrupted build continues when the same command is given again: until the pack is written, OUT.partial holds the pairs
+of the generators that are done.
 
-Some families of generators (`data.families`) are held out: the pack holds pairs of them to measure on, marked so
-that no training ever sees them. Of every other generator the last few pairs are held back too. Pairs that any public
-evaluation task of ARC-AGI-1 or ARC-AGI-2 holds, under any of the 8 symmetries, are dropped, and so are training tasks,
-and the generators made for them, that share a pair with an evaluation task. A task of `--tasks` that shares a pair with
-a training task of a held-out family is held out too.
+Some families of generators (`data.families`) are held out: the pack holds pairs of them to measure on, in groups that
+no training reads. Of every other generator the last few pairs are held back as well. Pairs of any public evaluation
+task of ARC-AGI-1 or ARC-AGI-2 are dropped, under any of the 8 symmetries. Training tasks that share a pair with an
+evaluation task are dropped too, and so are the generators made for them. A task of `--tasks` that shares a pair with a
+training task of a held-out family is held out as well.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arc_lab.command_line import resumable
+from arc_lab.command_line import Parser, add_json, make_parser, print_document, resumable
 from arc_lab.pretraining.rearc.build import build
 from arc_lab.pretraining.rearc.settings import HELD_PAIRS, PackSettings
 from arc_ttt.deadline import REAL_CLOCK, format_duration
 from arc_ttt.errors import SettingsError
 
+EXAMPLES = (
+    "arc-lab rearc --wheel installed --out local/rearc.pack --pairs-per-generator 1000",
+    "arc-lab rearc --out local/mine.pack --tasks mine.json --training-tasks --json",
+)
+
 
 @resumable("rearc")
 def main(argv: Sequence[str]) -> int:
-    """Run the rearc command; 130 when it was interrupted and can go on."""
+    """Run the rearc command."""
     options = _parser().parse_args(argv)
     settings = PackSettings(
         pairs_per_generator=options.pairs_per_generator,
@@ -66,11 +68,15 @@ def main(argv: Sequence[str]) -> int:
         user_tasks=options.tasks,
         progress=progress,
     )
-    print_report(report)
+    if options.json:
+        print_document(report)
+    else:
+        print_report(report)
     return 0
 
 
 def _two_numbers(text: str) -> tuple[float, float]:
+    """The two numbers of "LOW,HIGH". Raises SettingsError."""
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError as error:
@@ -79,7 +85,7 @@ def _two_numbers(text: str) -> tuple[float, float]:
 
 
 def print_report(report: Mapping[str, Any]) -> None:
-    """What was made and what was rejected; the last line is the report as JSON."""
+    """Print for a person what was made and what was rejected."""
     size = report["bytes"]
     print(
         f"{report['pairs']:,} pairs in {report['training_groups']} training and {report['held_out_groups']} held-out "
@@ -93,33 +99,25 @@ def print_report(report: Mapping[str, Any]) -> None:
         print(f"  {len(names):9,} left out, {why}: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}")
     if report["cut"]:
         print(f"  cut by a CPU limit (a rerun may differ there): {', '.join(report['cut'])}")
-    print(json.dumps(report))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m arc_lab rearc", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = make_parser("rearc", __doc__, examples=EXAMPLES)
     add = parser.add_argument
     add("--wheel", default="installed", help="'installed', a wheel of reasoning-gym, or a folder with it")
-    add("--out", type=Path, required=True, help="the file to write")
-    add("--pairs-per-generator", type=int, default=1000, metavar="N")
+    add("--out", type=Path, required=True, metavar="FILE", help="the pack to write")
+    add("--pairs-per-generator", type=int, default=1000, metavar="N", help="pairs of each training generator")
     add("--held-pairs", type=int, metavar="N", help=f"of each training generator, held back (default: {HELD_PAIRS})")
     add("--held-out-pairs", type=int, default=40, metavar="N", help="of each generator of a held-out family")
-    add("--max-side", type=int, default=30, metavar="CELLS")
+    add("--max-side", type=int, default=30, metavar="CELLS", help="longest side of a grid")
     add("--max-tokens", type=int, default=1900, metavar="N", help="longest pair in tokens of the compact format")
-    add("--difficulty", default="0,1", metavar="LOW,HIGH")
-    add(
-        "--cpu-s-per-generator",
-        type=float,
-        default=300.0,
-        metavar="S",
-        help="cut a generator after so many CPU seconds",
-    )
-    add("--attempts-per-pair", type=int, default=6, metavar="N", help="at most so many for each pair wanted")
-    add("--seed", type=int, default=0)
+    add("--difficulty", default="0,1", metavar="LOW,HIGH", help="bounds of the generators' difficulty")
+    add("--cpu-s-per-generator", type=float, default=300.0, metavar="S", help="CPU seconds for each generator, at most")
+    add("--attempts-per-pair", type=int, default=6, metavar="N", help="attempts for each wanted pair, at most")
+    add("--seed", type=int, default=0, metavar="N", help="seed of everything random")
     add("--only", default="", metavar="ID,ID", help="only these generators")
     add("--training-tasks", action="store_true", help="also the ARC-AGI-1 training tasks' own pairs")
     add("--tasks", action="append", default=[], metavar="PATH", help="also the tasks of this JSON file or folder")
-    add("--processes", type=int, default=os.cpu_count() or 1, metavar="N")
+    add("--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="processes that generate")
+    add_json(parser)
     return parser

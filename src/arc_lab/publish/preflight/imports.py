@@ -12,12 +12,16 @@ from packaging.utils import canonicalize_name
 from arc_lab.publish.bundle import PROJECT_WHEELS
 from arc_lab.publish.interpreter import clean_interpreter, offline
 from arc_lab.publish.kaggle_image import CLASHES
-from arc_lab.publish.preflight.checkup import Plan
-from arc_lab.publish.preflight.findings import FAIL, OK, WARN, Finding
+from arc_lab.publish.preflight.checkup import Checkup
+from arc_lab.publish.preflight.findings import AlreadyReported, Finding, Level
 from arc_ttt.deadline import format_duration
-from arc_ttt.errors import InputError
 
-INSTALL_LIMIT_S, IMPORT_LIMIT_S = 300.0, 600.0
+INSTALL_LIMIT_S = 300.0
+"""Seconds for the installation of the project's wheel."""
+
+IMPORT_LIMIT_S = 600.0
+"""Seconds for the imports, and for attaching an adapter."""
+
 IMPORTS = "import arc_ttt.kaggle.run, arc_ttt.worker, arc_ttt.worker.solver, arc_ttt.model.load, arc_ttt.synthesis"
 ATTACH = """
 import torch
@@ -29,37 +33,41 @@ Adapter(base, TttSettings(), seed=0)
 """
 
 
-def check_imports(plan: Plan) -> Iterator[Finding]:
-    """The bundle's own wheel in a clean interpreter without a network, and an adapter beside stand-ins of those of the
-    image's packages that clash."""
-    plan.need_bundle()
-    wheel = next(plan.bundle.glob(PROJECT_WHEELS), None)
+def check_imports(checkup: Checkup) -> Iterator[Finding]:
+    """The project's wheel imports in a clean interpreter without a network.
+
+    Where packages of the image clash, a model must get its adapter beside a stand-in for the clashing package.
+    """
+    checkup.need_bundle()
+    wheel = next(checkup.bundle.glob(PROJECT_WHEELS), None)
     if wheel is None:
-        raise InputError(f"the bundle has no arc_ttt wheel: {plan.rebuild}")  # as check_bundle says it
+        raise AlreadyReported("the bundle has no arc_ttt wheel")
     without = offline()
     where = f"in a clean interpreter {'without' if without else 'WITH'} a network"
     with tempfile.TemporaryDirectory() as folder:
-        python, notes = clean_interpreter(Path(folder) / "python", plan.image)
+        python, notes = clean_interpreter(Path(folder) / "python", checkup.image)
         install = [str(python), "-m", "pip", "install", "-q", "--no-index", "--no-deps", str(wheel)]
         run = [*without, str(python), "-I", "-c"]
         if failure := _failure(install, INSTALL_LIMIT_S) or _failure([*run, IMPORTS], IMPORT_LIMIT_S):
-            yield Finding(FAIL, "imports", f"{where}: {failure}")
+            yield Finding(Level.FAIL, "imports", f"{where}: {failure}")
             return
         differ = f"; not the image's versions: {', '.join(note.split(',')[0] for note in notes)}" if notes else ""
-        yield Finding(WARN if differ or not without else OK, "imports", f"work {where}{differ}")
+        yield Finding(Level.WARN if differ or not without else Level.OK, "imports", f"work {where}{differ}")
         for clash in CLASHES:
-            if told := clash.told(plan.image.packages):
-                version = plan.image.packages[canonicalize_name(clash.other.name)]
+            if text := clash.found_in(checkup.image.packages):
+                version = checkup.image.packages[canonicalize_name(clash.other.name)]
                 stand_in(python, clash.other.name, version)
                 if failure := _failure([*run, ATTACH], IMPORT_LIMIT_S):
-                    yield Finding(FAIL, "image", f"{told}; so it does here: {failure}")
+                    yield Finding(Level.FAIL, "image", f"{text}; so it does here: {failure}")
                 else:
                     beside = f"a stand-in of {clash.other.name} {version}"
-                    yield Finding(OK, "image", f"{told}; embedded XS got its adapter all the same, beside {beside}")
+                    yield Finding(
+                        Level.OK, "image", f"{text}; embedded XS got its adapter all the same, beside {beside}"
+                    )
 
 
 def _failure(words: Sequence[str], limit_s: float) -> str:
-    """The last line that a program which failed left, or that it took too long; empty if it ended well."""
+    """Why a program failed: the last line of its stderr, or that it exceeded `limit_s`; empty if it succeeded."""
     try:
         done = subprocess.run(
             words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=limit_s
@@ -70,7 +78,7 @@ def _failure(words: Sequence[str], limit_s: float) -> str:
 
 
 def stand_in(python: Path, name: str, version: str) -> None:
-    """Give an interpreter of `clean_interpreter` an empty package in place of the one it may have."""
+    """Replace a package of an interpreter that `clean_interpreter` made by an empty package of some version."""
     site = next((python.parent.parent / "lib").glob("python3*")) / "site-packages"
     for path in (site / name, *site.glob(f"{name}-*.dist-info")):
         if path.is_symlink():

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from arc_lab.publish.preflight.checkup import Plan, chosen_settings, machine, model_here
-from arc_lab.publish.preflight.findings import FAIL, OK, WARN, Finding
+from arc_lab.publish.preflight.checkup import Checkup, chosen_settings, machine, model_here
+from arc_lab.publish.preflight.findings import Finding, Level
 from arc_ttt.checkpoints.checkpoint import Checkpoint
 from arc_ttt.checkpoints.memory_formulas import L4, T4
 from arc_ttt.checkpoints.memory_plan import plan as memory_plan
@@ -22,23 +22,27 @@ from arc_ttt.presets import LINEAR_LAYERS
 from arc_ttt.tasks.grids import Example, freeze
 
 MEMORY = {"t4": T4, "l4": L4}
+"""Memory of each kind of GPU."""
 
 
-def check_model(plan: Plan) -> Iterator[Finding]:
-    settings, folder = chosen_settings(plan), model_here(plan)
+def check_model(checkup: Checkup) -> Iterator[Finding]:
+    """The checkpoint's weights are whole, and its tokenizer can write tasks."""
+    settings, folder = chosen_settings(checkup), model_here(checkup)
     checkpoint = Checkpoint.read(folder)
     shape, form = checkpoint.shape, settings.model.format
     count = shape.matrix_weights
     problems = [*weight_problems(folder, shape), *format_problems(form, folder, dict(checkpoint.config))]
-    yield from (Finding(FAIL, "model", f"{folder}: {text}") for text in problems)
+    yield from (Finding(Level.FAIL, "model", f"{folder}: {text}") for text in problems)
     if not problems:
         text = f"{folder.name}: {count / 1e6:.0f}M weights, all there; format {settings.model.format} can be written"
-        yield Finding(OK, "model", text)
+        yield Finding(Level.OK, "model", text)
 
 
 def weight_problems(folder: Path, shape: LlamaShape) -> list[str]:
-    """What is wrong with a checkpoint's weight files, by their headers: damaged, cut short, not all that the config
-    asks for, or of other sizes."""
+    """What is wrong with a checkpoint's weight files, as their headers show it.
+
+    Files may be damaged or cut short, and weights may be missing or of other sizes than the config says.
+    """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         return ["no safetensors file; other weights are not read"]
@@ -69,7 +73,7 @@ def weight_problems(folder: Path, shape: LlamaShape) -> list[str]:
 
 
 def format_problems(name: str, folder: Path, config: dict[str, Any]) -> list[str]:
-    """What keeps a checkpoint's tokenizer from writing a task in a format."""
+    """Why a checkpoint's tokenizer cannot write a task in a format; empty if it can."""
     from arc_ttt.model.tokenizer import format_of
 
     tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}  # what transformers takes for Llama
@@ -84,9 +88,9 @@ def format_problems(name: str, folder: Path, config: dict[str, Any]) -> list[str
     return []
 
 
-def check_memory(plan: Plan) -> Iterator[Finding]:
-    """What of the model fits each kind of GPU. Only that of kernel-metadata.json must hold it."""
-    settings, shape = chosen_settings(plan), Checkpoint.read(model_here(plan)).shape
+def check_memory(checkup: Checkup) -> Iterator[Finding]:
+    """The model fits the GPUs of kernel-metadata.json; the other kind is reported as well."""
+    settings, shape = chosen_settings(checkup), Checkpoint.read(model_here(checkup)).shape
     model, ttt = settings.model, settings.ttt
     large = not shape.is_small
     four_bit = model.quantize == "nf4" and (model.dequantize == "never" or (large and model.dequantize == "auto"))
@@ -96,10 +100,10 @@ def check_memory(plan: Plan) -> Iterator[Finding]:
         usable = f"{device.usable / 2**30:.1f} GiB"
         longest = min(found.tokens, ttt.max_sequence_tokens)
         if longest:
-            grade = OK if longest == ttt.max_sequence_tokens else WARN
+            level = Level.OK if longest == ttt.max_sequence_tokens else Level.WARN
             text = f"{weights} on {usable}, trains on sequences of up to {longest} of {ttt.max_sequence_tokens} tokens"
         else:
-            grade = FAIL if kind == machine(plan)[0] else WARN
+            level = Level.FAIL if kind == machine(checkup)[0] else Level.WARN
             advice = "take 4 bits, a lower ttt.rank or a smaller model"
             text = f"{weights}, with adapter and optimizer, leave no room to train on {usable}: {advice}"
-        yield Finding(grade, "memory", f"{kind.upper()}: {text}")
+        yield Finding(level, "memory", f"{kind.upper()}: {text}")
