@@ -1,13 +1,10 @@
-"""Training packs: the file format, what is kept out of them, and that the same settings give the same pack."""
+"""Training packs: what is kept out of them, and that the same settings give the same pack."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import random
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -16,159 +13,24 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from arc_lab.data.datasets import DATASETS, DATASETS_HELP, load_dataset
 from arc_lab.data.families import arc_training_ids, families, family_of, held_out_families
-from arc_lab.data.packs import PackError, Pair, pair_bytes, pair_tokens, read_pack, split_pairs, write_pack
+from arc_lab.data.packs import pair_bytes, read_pack
 from arc_lab.pretraining.rearc.build import build
 from arc_lab.pretraining.rearc.command import main
 from arc_lab.pretraining.rearc.generate import Answered
-from arc_lab.pretraining.rearc.generators import Generators, as_grid, attempt, package_folder, source_mark
+from arc_lab.pretraining.rearc.generators import package_folder, source_mark
 from arc_lab.pretraining.rearc.groups import named_apart, task_groups, without_repeats
 from arc_lab.pretraining.rearc.known_pairs import KnownPairs, dataset_pairs, evaluation_pairs, training_tasks
 from arc_lab.pretraining.rearc.settings import PackSettings
 from arc_ttt.errors import InputError, SettingsError
-from arc_ttt.formats.compact import CompactFormat
-from arc_ttt.tasks.grids import freeze, same_grid
 from arc_ttt.tasks.views import dihedral
 from support.generators import WHEEL, needs_generators
+from support.pairs import some_groups, some_pair, write_task
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def some_pair(seed: int) -> Pair:
-    rng = np.random.default_rng(seed)
-    sides = rng.integers(1, 6, 4)
-    return freeze(rng.integers(0, 10, sides[:2])), freeze(rng.integers(0, 10, sides[2:]))
-
-
-def some_groups(pairs: int = 6) -> list[tuple[dict[str, Any], list[bytes]]]:
-    return [
-        (
-            {"name": f"rearc/{number}", "family": str(number), "split": split, "held_pairs": held},
-            [pair_bytes(some_pair(100 * number + i)) for i in range(pairs)],
-        )
-        for number, (split, held) in enumerate([("train", 2), ("held-out", 0)])
-    ]
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pack") / "small.pack"
-    write_pack(path, {"settings": {"seed": 0}}, some_groups())
-    return path
-
-
-# The file
-
-
-def test_a_pack_is_also_a_set_of_tasks_of_pairs_that_no_training_sees(tmp_path: Path) -> None:
-    groups = some_groups(24)
-    groups[0][0]["held_pairs"] = 9
-    write_pack(tmp_path / "tasks.pack", {"settings": {"seed": 0}}, groups)
-    dataset = load_dataset(str(tmp_path / "tasks.pack"))
-    assert [task.task_id for task in dataset.loaded.tasks] == ["rearc-1-0", "rearc-1-1"]  # group 0 is trained on
-    more = load_dataset(f"{tmp_path}/tasks.pack:3")
-    assert [task.task_id for task in more.loaded.tasks] == ["rearc-1-0", "rearc-1-1", "rearc-1-2"]
-    told, used = hashlib.sha256(), list[bytes]()
-    for task in more.loaded.tasks:
-        shown = [(example.input, example.output) for example in task.train]
-        shown.append((task.tests[0], more.solutions.by_task[task.task_id][0]))
-        assert len({pair_bytes(pair) for pair in shown} & set(groups[1][1])) == 4
-        told.update(task.task_id.encode() + b"".join(map(pair_bytes, shown)))
-        used += map(pair_bytes, shown)
-    assert len(set(used)) == len(used) == 12  # no task shows another's answer
-    most = load_dataset(f"{tmp_path}/tasks.pack:99").loaded.tasks
-    assert len(most) == len(groups[1][1]) // 4
-    assert [task.task_id for task in most[:3]] == [task.task_id for task in more.loaded.tasks]
-    assert told.hexdigest()[:16] == "92043c92b53ea3f9"  # measurements refer to these very tasks
-
-
-def test_a_pack_gives_back_every_pair(small: Path) -> None:
-    pack = read_pack(small)
-    assert [group.name for group in pack.groups] == ["rearc/0", "rearc/1"]
-    for number, group in enumerate(pack.groups):
-        for index in range(len(group)):
-            for got, put in zip(group.pair(index), some_pair(100 * number + index), strict=True):
-                assert same_grid(got, put)
-                assert not got.flags.writeable
-    assert list(pack.groups[0].training) == [0, 1, 2, 3]
-    assert list(pack.groups[0].held) == [4, 5]
-    assert list(pack.groups[1].training) == []
-    assert list(pack.groups[1].held) == [0, 1, 2, 3, 4, 5]
-
-
-def test_token_counts_are_those_of_the_compact_format(small: Path) -> None:
-    group = read_pack(small).groups[0]
-    for index in range(len(group)):
-        example = group.example(index)
-        expected = len(CompactFormat().encode((), example.input, example.output))
-        assert group.tokens[index] == pair_tokens(group.pair(index)) == expected
-
-
-@settings(max_examples=60, deadline=None)
-@given(share=st.floats(0, 1, exclude_max=True))
-def test_a_truncated_pack_is_refused(small: Path, tmp_path_factory: pytest.TempPathFactory, share: float) -> None:
-    raw = small.read_bytes()
-    cut = tmp_path_factory.mktemp("cut") / "cut.pack"
-    cut.write_bytes(raw[: int(share * len(raw))])
-    with pytest.raises(PackError, match=r"cut\.pack"):
-        read_pack(cut)
-
-
-def test_a_pack_cut_at_any_byte_is_refused(small: Path, tmp_path: Path) -> None:
-    raw = small.read_bytes()
-    for size in range(len(raw)):
-        (tmp_path / "cut.pack").write_bytes(raw[:size])
-        with pytest.raises(PackError):
-            read_pack(tmp_path / "cut.pack")
-
-
-@settings(max_examples=80, deadline=None)
-@given(share=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
-def test_a_changed_byte_is_noticed_or_without_effect(
-    small: Path, tmp_path_factory: pytest.TempPathFactory, share: float, flip: int
-) -> None:
-    raw = bytearray(small.read_bytes())
-    raw[int(share * len(raw))] ^= flip
-    changed = tmp_path_factory.mktemp("flip") / "changed.pack"
-    changed.write_bytes(raw)
-    try:
-        pack = read_pack(changed)
-    except PackError:
-        return
-    assert pack.sha256 == read_pack(small).sha256
-
-
-def test_another_version_is_refused_by_name(small: Path, tmp_path: Path) -> None:
-    raw = bytearray(small.read_bytes())
-    raw[8:12] = struct.pack("<I", 9)
-    (tmp_path / "other.pack").write_bytes(raw)
-    with pytest.raises(PackError, match=r"version 9.*version 1"):
-        read_pack(tmp_path / "other.pack")
-
-
-@pytest.mark.parametrize("raw", [b"", b"hello", b"PK\x03\x04" * 40, b"\x00" * 200])
-def test_other_files_are_no_packs(tmp_path: Path, raw: bytes) -> None:
-    (tmp_path / "file").write_bytes(raw)
-    with pytest.raises(PackError, match="is no training pack"):
-        read_pack(tmp_path / "file")
-    with pytest.raises(PackError, match="cannot be read"):
-        read_pack(tmp_path / "missing")
-
-
-def test_split_pairs_refuses_half_a_pair() -> None:
-    whole = pair_bytes(some_pair(1)) + pair_bytes(some_pair(2))
-    assert split_pairs(whole) == [pair_bytes(some_pair(1)), pair_bytes(some_pair(2))]
-    with pytest.raises(PackError):
-        split_pairs(whole[:-1])
-
-
-# Families, and what is kept out
 
 
 def test_families_are_closed_and_held_out_as_wholes() -> None:
@@ -254,13 +116,6 @@ def test_groups_of_one_rule_are_held_out_if_one_of_them_is() -> None:
         assert repeated == 1
 
 
-def write_task(path: Path, pairs: list[Pair]) -> str:
-    shown = [{"input": first.tolist(), "output": second.tolist()} for first, second in pairs]
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"train": shown, "test": [{"input": [[1]]}]}))
-    return str(path.parent)
-
-
 def test_tasks_of_one_name_are_joined_only_where_they_share_a_pair(tmp_path: Path, evaluation: KnownPairs) -> None:
     """A training task, another task under its id, each again, and a task whose id is the name that one then gets."""
     known = next(task for task in training_tasks().loaded.tasks if family_of(task.task_id) == task.task_id)
@@ -282,9 +137,6 @@ def test_tasks_of_one_name_are_joined_only_where_they_share_a_pair(tmp_path: Pat
     assert found["-2"] == [pair_bytes(some_pair(seed)) for seed in (4, 5)]
     assert found["-3"] == [pair_bytes(some_pair(seed)) for seed in (1, 2, 6)]
     assert repeated >= 2
-
-
-# Settings and refusals
 
 
 @pytest.mark.parametrize(
@@ -382,126 +234,6 @@ def test_ctrl_c_is_told_in_one_line_and_no_generator_outlives_a_build(
     assert len(started) == 2
     assert not any(Path(f"/proc/{child}/exe").exists() for child in started)
 
-
-MADE_UP = {
-    "utils": """
-def get_generators(module):
-    return {name[5:]: f for name, f in vars(module).items() if name.startswith("make_")}
-get_verifiers = get_generators
-""",
-    "verifiers": """
-def make_calm(grid): return grid
-make_grasping = make_exiting = make_odd = make_calm
-""",
-    "generators": """
-import os, signal
-def make_calm(rng, low, high):
-    grid = tuple(tuple(rng.randrange(10) for _ in range(4)) for _ in range(4))
-    return {"input": grid, "output": grid}
-def make_grasping(rng, low, high):
-    os.kill(os.getpid(), signal.SIGKILL)
-def make_exiting(rng, low, high):
-    os._exit(3)
-def make_odd(rng, low, high):
-    return {"input": ((1,),), "output": 5}
-""",
-}
-
-
-@pytest.fixture
-def made_up(tmp_path: Path) -> str:
-    """A package of four generators: two end their process, one makes what is no grid, and the last works."""
-    folder = tmp_path / "package" / "reasoning_gym" / "arc" / "rearc_utils"
-    folder.mkdir(parents=True)
-    for name, text in MADE_UP.items():
-        (folder / f"{name}.py").write_text(text)
-    return str(tmp_path / "package")
-
-
-@pytest.mark.parametrize("processes", [1, 3])
-def test_a_generator_that_ends_its_process_is_left_out_and_the_others_are_asked(
-    tmp_path: Path, made_up: str, processes: int
-) -> None:
-    settings = PackSettings(pairs_per_generator=8, held_pairs=2)
-    told: list[tuple[int, int]] = []
-    report = build(
-        made_up, tmp_path / "x.pack", settings, processes=processes, progress=lambda done, of: told.append((done, of))
-    )
-    assert report["left_out"] == {
-        "rearc/exiting": "its process ended with status 3",
-        "rearc/grasping": "its process was killed by SIGKILL",
-        "rearc/odd": "fewer than 4 pairs",
-    }
-    pack = read_pack(tmp_path / "x.pack")
-    assert [(group.name, len(group)) for group in pack.groups] == [("rearc/calm", 8)]
-    assert pack.header["left_out"] == report["left_out"]
-    assert told == [(done, 4) for done in range(1, 5)]
-
-
-def test_a_generator_whose_process_was_killed_once_is_asked_again(tmp_path: Path, made_up: str) -> None:
-    """As the system does when others have taken the memory."""
-    generators = Path(made_up) / "reasoning_gym" / "arc" / "rearc_utils" / "generators.py"
-    once = f"""
-    try: os.close(os.open({str(tmp_path / "killed")!r}, os.O_CREAT | os.O_EXCL))
-    except FileExistsError: return make_calm(rng, low, high)
-    os.kill(os.getpid(), signal.SIGKILL)"""
-    text = MADE_UP["generators"].replace("\n    os.kill(os.getpid(), signal.SIGKILL)", once)
-    generators.write_text(text)
-    report = build(
-        made_up, tmp_path / "x.pack", PackSettings(pairs_per_generator=8, held_pairs=2, only=("calm", "grasping"))
-    )
-    assert (tmp_path / "killed").exists()
-    assert report["left_out"] == {}
-    assert report["training_groups"] == 2
-
-
-def test_a_build_of_which_nothing_is_left_says_how_processes_ended(tmp_path: Path, made_up: str) -> None:
-    with pytest.raises(InputError, match=r"enough pairs.*; grasping: its process was killed by SIGKILL"):
-        build(made_up, tmp_path / "x.pack", PackSettings(only=("grasping",)))
-
-
-def test_workers_that_end_at_their_start_end_the_build(tmp_path: Path, made_up: str) -> None:
-    generators = Path(made_up) / "reasoning_gym" / "arc" / "rearc_utils" / "generators.py"
-    generators.write_text("import os\nos._exit(4)\n")
-    with pytest.raises(InputError, match="a generator process ended with status 4 at its start"):
-        build(made_up, tmp_path / "x.pack", PackSettings(), processes=2)
-
-
-def test_a_replacement_that_ends_at_its_start_ends_the_build(tmp_path: Path, made_up: str) -> None:
-    """Here the first process leaves a file, which ends every other at its start."""
-    generators = Path(made_up) / "reasoning_gym" / "arc" / "rearc_utils" / "generators.py"
-    mark = tmp_path / "started"
-    start = f"import os\nif os.path.exists({str(mark)!r}): os._exit(4)\nopen({str(mark)!r}, 'w').close()\n"
-    generators.write_text(start + MADE_UP["generators"])
-    with pytest.raises(InputError, match="status 4 at its start"):
-        build(made_up, tmp_path / "x.pack", PackSettings(pairs_per_generator=8, held_pairs=2))
-
-
-def test_a_task_with_too_few_pairs_left_is_told_its_own_limit(tmp_path: Path, made_up: str) -> None:
-    """Of two tasks that share both pairs under different names, the second has none left."""
-    for name in ("first", "second"):
-        folder = write_task(tmp_path / "tasks" / f"{name}.json", [some_pair(1), some_pair(2)])
-    settings = PackSettings(pairs_per_generator=8, held_pairs=2, only=("calm",))
-    report = build(made_up, tmp_path / "x.pack", settings, user_tasks=[folder])
-    assert report["left_out"] == {"tasks/second": "fewer than 2 pairs"}
-    assert report["training_groups"] == 2
-
-
-def test_an_output_that_is_no_grid_is_counted_as_an_error() -> None:
-    def generate(*_: object) -> dict[str, Any]:
-        return {"input": ((1,),), "output": 5}
-
-    odd = Generators({"odd": generate}, {"odd": lambda grid: grid})
-    assert attempt(odd, "odd", random.Random(0), (0.0, 1.0), 5.0) == (None, "error TypeError")
-
-
-def test_rows_of_a_generator_are_checked() -> None:
-    assert as_grid(((1, 2), (3, 4))) is not None
-    for rows in ((), ((),), ((1, 2), (3,)), ((10,),), ((-1,),), tuple((0,) * 31 for _ in range(2)), ((1.5,),)):
-        assert as_grid(rows) is None
-
-
-# The generators themselves
 
 FEW = PackSettings(
     pairs_per_generator=12,
