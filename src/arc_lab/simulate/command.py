@@ -1,94 +1,123 @@
-"""python -m arc_lab simulate: the product's policy and coordinator under virtual time, with workers that only pretend.
+"""`arc-lab simulate`: the product's policy and coordinator in virtual time, with workers that only pretend.
 
-Answers, before a submission, whether so many tasks fit a limit on given devices and what each task gets; and, over many
-random runs with faults, whether any run would miss its limit.
+It answers before a submission whether a number of tasks fits a limit on given devices, and what each task gets. Over
+many random runs with faults it answers whether any run would miss its limit.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from arc_lab.command_line import (
+    Parser,
+    add_json,
+    make_parser,
+    print_document,
+    print_table,
+    reports_errors,
+    text_to_stderr,
+)
 from arc_lab.data.datasets import DATASETS, load_dataset
 from arc_lab.simulate.faults import MIXES, Faults
 from arc_lab.simulate.scenarios import MODELS, Scenario, loaded_from, made_up_tasks
-from arc_lab.simulate.simulation import random_runs, simulate
+from arc_lab.simulate.simulation import Outcome, random_runs, simulate
 from arc_lab.simulate.tables import answer_lines, summary_lines
 from arc_ttt.checkpoints.checkpoint import Checkpoint
 from arc_ttt.checkpoints.shape import ModelSize
 from arc_ttt.deadline import format_duration, parse_duration
-from arc_ttt.errors import InputError, SettingsError
+from arc_ttt.errors import SettingsError
 from arc_ttt.schedule.devices import DEVICE_TYPES
 from arc_ttt.settings import Settings, parse_overrides
 from arc_ttt.tasks.grids import LoadedTasks
 
-# Scenarios
+EXAMPLES = (
+    "arc-lab simulate --tasks 240 --devices 2 --device-type t4 --model 3b --limit 12h",
+    "arc-lab simulate --runs 100",
+    "arc-lab simulate --devices 1,4,64 --limit 3h,12h --faults none,harsh",
+)
 
 
-# What the command prints
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m arc_lab simulate",
-        description="Simulate a run in virtual time: will it fit its limit, and what does each task get? The seconds "
-        "of a GPU are careful guesses until measured; see cost.py.",
+def make_simulate_parser() -> Parser:
+    """The parser of `arc-lab simulate`."""
+    parser = make_parser(
+        "simulate",
+        "Simulate a run in virtual time: does it fit its limit, and what does each task get?\n"
+        "The seconds of a GPU are careful guesses until they are measured.",
+        examples=EXAMPLES,
     )
+    add_json(parser)
     add = parser.add_argument
-    add("--tasks", default="240", metavar="N|SET|PATH", help="so many made-up tasks, or a set or file as for kernel.py")
-    add("--devices", default="2", metavar="N,N", help="how many devices; several numbers make a sweep (default: 2)")
-    add("--device-type", default="t4", choices=tuple(DEVICE_TYPES), help="(default: t4)")
-    add("--model", default="3b", metavar="NAME|PATH", help=f"{', '.join(MODELS)}, or a checkpoint (default: 3b)")
-    add("--limit", default="12h", metavar="TIME,TIME", help="one limit or several (default: 12h)")
+    add(
+        "--tasks",
+        default="240",
+        metavar="N|SET|PATH",
+        help="a number of made-up tasks, or a set or file",
+    )
+    add("--devices", default="2", metavar="N,N", help="how many devices; several numbers make a sweep")
+    add("--device-type", default="t4", choices=tuple(DEVICE_TYPES), help="kind of device")
+    add("--model", default="3b", metavar="NAME|PATH", help=f"{', '.join(MODELS)}, or a checkpoint")
+    add("--limit", default="12h", metavar="TIME,TIME", help="one limit or several")
     add(
         "--load",
         default="",
         metavar="X,X",
         help="full trainings of all tasks over the devices' time, instead of the model's",
     )
-    add("--cores", default="4", metavar="N", help="of the machine; those without a device synthesize (default: 4)")
+    add("--cores", default="4", metavar="N", help="cores of the machine; those without a device synthesize")
     add(
         "--sure",
         default="0",
         metavar="SHARE",
-        help="of the tasks for which a CPU second finds a program that is taken for right; about 0.2 on ARC-AGI-1's "
-        "public evaluation (default: 0)",
+        help="share of tasks for which a CPU second finds a program that is taken for right; about 0.2 on ARC-AGI-1's "
+        "public evaluation",
     )
-    add("--faults", default="", metavar="MIX,MIX", help=f"of {', '.join(MIXES)} (default: mild; with --runs any rates)")
+    add(
+        "--faults",
+        default="",
+        metavar="MIX,MIX",
+        help=f"some of {', '.join(MIXES)} (default: mild; with --runs any rates)",
+    )
     add("--runs", type=int, default=0, metavar="N", help="N random runs with faults instead; exit 1 if any misses")
-    add("--seed", type=int, default=0, metavar="N", help="seed, or the first seed of many (default: 0)")
+    add("--seed", type=int, default=0, metavar="N", help="seed, or the first seed of many")
     add("--journal", metavar="FILE", help="write the journal of a single run")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting; may be repeated")
     return parser
 
 
+@reports_errors("simulate")
 def main(argv: Sequence[str]) -> int:
     """Exit status: 0, 1 if a run missed its limit, 2 for wrong use, 130 after a signal."""
-    options = make_parser().parse_args(argv)
-    try:
-        if options.runs < 0:
-            raise SettingsError(f"--runs {options.runs}: must be at least 1")
-        if options.runs:
-            faults = _mix(options.faults) if options.faults else None
-            outcomes = random_runs(range(options.seed, options.seed + options.runs), faults)
-            print("\n".join(summary_lines(outcomes)))
-            missed = [options.seed + n for n, outcome in enumerate(outcomes) if outcome.missed]
-            if missed:
-                print(f"seeds that missed: {missed[:10]}")
-            return 1 if missed else 0
-        return _simulate_asked(options)
-    except KeyboardInterrupt:
-        return 130
-    except InputError as error:
-        print(f"arc_lab simulate: {error}", file=sys.stderr)
-        return 2
+    options = make_simulate_parser().parse_args(argv)
+    if options.runs < 0:
+        raise SettingsError(f"--runs {options.runs}: must be at least 1")
+    with text_to_stderr(options.json):
+        outcomes = _random_runs(options) if options.runs else _simulate_asked(options)
+    if options.json:
+        print_document([_document(outcome) for outcome in outcomes])
+    return int(any(outcome.missed for outcome in outcomes))
 
 
-def _simulate_asked(options: argparse.Namespace) -> int:
+def _document(outcome: Outcome) -> dict[str, Any]:
+    """A simulated run for machines."""
+    names = ("seconds", "limit_s", "missed", "load", "utilisation", "answered", "trained", "sure")
+    return {name: getattr(outcome, name) for name in names}
+
+
+def _random_runs(options: argparse.Namespace) -> list[Outcome]:
+    faults = _mix(options.faults) if options.faults else None
+    outcomes = random_runs(range(options.seed, options.seed + options.runs), faults)
+    print("\n".join(summary_lines(outcomes)))
+    missed = [options.seed + n for n, outcome in enumerate(outcomes) if outcome.missed]
+    if missed:
+        print(f"seeds that missed: {missed[:10]}")
+    return outcomes
+
+
+def _simulate_asked(options: argparse.Namespace) -> list[Outcome]:
     tasks = _tasks(options.tasks)
     scenarios = [
         Scenario(
@@ -114,21 +143,28 @@ def _simulate_asked(options: argparse.Namespace) -> int:
         print("\n".join(answer_lines(scenarios[0], outcome)))
         if options.journal:
             Path(options.journal).write_bytes(outcome.journal.text())
-        return int(outcome.missed)
-    print(
-        f"{'devices':>8}{'limit':>8}{'load':>6}{'faults':>8}{'missed':>8}{'used':>7}{'answered':>10}{'trained':>9}{'slack':>8}"
-    )
-    missed = 0
-    for scenario in scenarios:
-        outcome = simulate(scenario)
-        missed += outcome.missed
-        name = next(name for name, faults in MIXES.items() if faults == scenario.faults)
-        print(
-            f"{scenario.devices:>8}{format_duration(outcome.limit_s):>8}{outcome.load:>6.2f}{name:>8}"
-            f"{'yes' if outcome.missed else 'no':>8}{outcome.utilisation:>7.1%}{outcome.answered:>10.1%}"
-            f"{outcome.trained:>9.1%}{format_duration(outcome.limit_s - outcome.seconds):>8}"
-        )
-    return 1 if missed else 0
+        return [outcome]
+    outcomes = [simulate(scenario) for scenario in scenarios]
+    print_table("Simulated runs", SWEEP, [_row(*pair) for pair in zip(scenarios, outcomes, strict=True)])
+    return outcomes
+
+
+SWEEP = ("devices", "limit", "load", "faults", "missed", "used", "answered", "trained", "slack")
+
+
+def _row(scenario: Scenario, outcome: Outcome) -> list[object]:
+    """A line of the table of a sweep."""
+    return [
+        scenario.devices,
+        format_duration(outcome.limit_s),
+        f"{outcome.load:.2f}",
+        next(name for name, faults in MIXES.items() if faults == scenario.faults),
+        "yes" if outcome.missed else "no",
+        f"{outcome.utilisation:.1%}",
+        f"{outcome.answered:.1%}",
+        f"{outcome.trained:.1%}",
+        format_duration(outcome.limit_s - outcome.seconds),
+    ]
 
 
 def _tasks(text: str) -> LoadedTasks:

@@ -357,7 +357,7 @@ def test_the_command_says_whether_so_many_tasks_fit_and_what_each_gets(capsys: p
 
 def test_the_command_sweeps_and_runs_at_random(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--tasks", "30", "--devices", "1,16", "--limit", "1h", "--load", "0.5,3", "--faults", "none,harsh"]
-    assert len(list(words(capsys, *arguments))) == 9
+    assert len([line for line in words(capsys, *arguments) if line.startswith("| 1")]) == 8
     lines = words(capsys, "--runs", "3", "--seed", "5")
     assert next(lines).startswith("3 runs, 0 missed")
 
