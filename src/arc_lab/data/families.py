@@ -1,13 +1,13 @@
-"""Families of ARC-AGI-1 training tasks: tasks whose rules are so near that knowing one gives away another.
+"""Group ARC-AGI-1 training tasks into families: tasks whose rules are so similar that one gives away another.
 
-A split by task id would call "flip left to right" unseen while "flip upside down" was trained on. Families are held out
-whole. Two tasks are one family when
+A split by task id would count "flip left to right" as unseen after a training on "flip upside down". Families are held
+out whole. Two tasks are in one family when
 
-- the verifier of each reproduces the outputs of the other's generated pairs, seen through some symmetry (measured over
-  all 400 x 400 verifiers and generators, up to six small pairs each; coincidences of tiny grids left out by hand), or
-- their verifiers are the same sequence of operations up to constants for at least three quarters of it, and reading
-  them confirms it, or
-- they are variations of one idea by hand (the comment beside each family says which).
+- the verifier of each reproduces the outputs of the other's generated pairs under some symmetry (measured over all 400
+  x 400 verifiers and generators, with up to six small pairs each; coincidences of tiny grids were removed by hand), or
+- at least three quarters of their verifiers are one sequence of operations up to constants, and reading them confirms
+  that they are alike, or
+- a reader judged them to be variations of one idea (the comment after each family names it).
 
 Every other task is a family of its own.
 """
@@ -18,8 +18,12 @@ import hashlib
 from functools import cache
 
 HELD_OUT_TASKS = 40
-LARGEST_HELD_OUT = 8  # a larger family would be a fifth of the held-out tasks
+"""Tasks from which on no further family is held out."""
 
+LARGEST_HELD_OUT = 8
+"""Largest family, in tasks, that may be held out; a larger one would be a fifth of the held-out tasks."""
+
+# One family a line: its task ids, then what they have in common.
 _SHARED = """
 3c9b0459 6150a2bd 67a3c6ac 68b16354 74dd1130 9dfd6313 ed36ccf7  whole grid turned or flipped
 3af2c5a8 46442a0e 496994bd 4c4377d9 62c24649 67e8384a 6d0aefbc 6fa7a44f 7fe24cdd 8be77c9e 8d5021e8 a416b8f3 c9e6f938 \
@@ -57,9 +61,9 @@ d13f3404 a65b410d 3bd67248 d037b0a7 99fa7670  lines shot from cells
 
 @cache
 def families() -> dict[str, str]:
-    """By task id the name of its family, for families of more than one task; the name is the least id of the family.
+    """The family's name by task id, for families of more than one task. The name is the least id of the family.
 
-    A task that two lines name joins them.
+    A task that two lines name joins the two families.
     """
     named: dict[str, str] = {}
     for line in _SHARED.replace("\\\n", "").strip().splitlines():
@@ -74,16 +78,16 @@ def _is_id(word: str) -> bool:
 
 
 def family_of(task_id: str) -> str:
-    """Name of the family of a task, of any set; tasks without relatives are their own."""
+    """Name of the family of any task; a task without relatives is a family of its own."""
     return families().get(task_id, task_id)
 
 
 @cache
 def held_out_families() -> frozenset[str]:
-    """Families that no training may see: always the same ones, about 40 of the 400 tasks.
+    """Families that no training may see: about 40 of the 400 tasks, always the same.
 
-    Families come in the order of a hash of their name, so that neither their size nor their age matters; those with
-    more than 8 tasks are left for training.
+    Families are taken in the order of a hash of their names, so that neither size nor age matters. Families of more
+    than LARGEST_HELD_OUT tasks are left for training.
     """
     members: dict[str, int] = {}
     for task_id in arc_training_ids():

@@ -1,8 +1,8 @@
-"""Training packs: many input-output pairs, grouped by the generator or task they come from, in one compact file.
+"""Read and write training packs: many input-output pairs, grouped by their generator or task, in one compact file.
 
-File: magic (8 bytes), version (4, little-endian), length of the body (8), SHA-256 of the content (32), body. The body
-is the content compressed by lzma: length of the header (4), header (JSON, sorted names), then for each group in the
-header's order its pairs, each as height, width, cells of the input and of the output, a byte each.
+A file holds: magic (8 bytes), version (4, little-endian), length of the body (8), SHA-256 of the content (32), body.
+The body is the content, compressed by lzma: length of the header (4), header (JSON, sorted names), then the pairs of
+each group in the header's order. A pair is height, width and cells of the input, then of the output, a byte each.
 """
 
 from __future__ import annotations
@@ -24,10 +24,17 @@ from numpy.typing import NDArray
 from arc_ttt.errors import InputError
 from arc_ttt.tasks.grids import Example, Grid
 
-MAGIC, VERSION = b"ARC-PACK", 1
+MAGIC = b"ARC-PACK"
+"""The first bytes of every pack."""
+
+PACK_VERSION = 1
+"""Version of the file format."""
+
+MAX_CONTENT_BYTES = 4 * 1024**3
+"""Largest content that is read."""
+
 _HEAD = struct.Struct("<8sIQ32s")
 _LENGTH = struct.Struct("<I")
-MAX_CONTENT_BYTES = 4 * 1024**3
 
 Pair: TypeAlias = tuple[Grid, Grid]
 
@@ -40,9 +47,14 @@ class PackError(InputError):
 class Group:
     """Pairs that follow one rule.
 
-    name: "rearc/<id>" or "tasks/<id>". split: "train" or "held-out". held_pairs: so many of the last pairs of a
-    training group are never trained on. starts: (N,) int64, where each pair begins in `content`. tokens: (N,) int32,
-    length of each pair in the compact format.
+    Args:
+        name: "rearc/<id>" or "tasks/<id>".
+        family: name of the family of the rule.
+        split: "train" or "held-out".
+        held_pairs: number of pairs at the end of a training group that are never trained on.
+        content: bytes with the pairs, as in the file.
+        starts: (N,) int64, where each pair begins in `content`.
+        tokens: (N,) int32, length of each pair in the compact format.
     """
 
     name: str
@@ -63,6 +75,7 @@ class Group:
         return first, second
 
     def example(self, index: int) -> Example:
+        """Pair `index` as a demonstration."""
         return Example(*self.pair(index))
 
     @property
@@ -78,7 +91,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pack:
-    """A whole pack. sha256: of its content; two packs with the same hash hold the same pairs and header."""
+    """A whole pack. `sha256` is the digest of its content: pairs and header."""
 
     header: Mapping[str, Any]
     groups: tuple[Group, ...]
@@ -86,16 +99,17 @@ class Pack:
 
 
 def grid_content(grid: Grid) -> bytes:
+    """A grid as a pack holds it."""
     return bytes(grid.shape) + grid.tobytes()
 
 
 def pair_bytes(pair: Pair) -> bytes:
-    """A pair as it stands in a pack; also its identity."""
+    """A pair as a pack holds it; also the identity of the pair."""
     return grid_content(pair[0]) + grid_content(pair[1])
 
 
 def pair_tokens(pair: Pair) -> int:
-    """Tokens of a pair in the compact format: a marker each, cells, and one row end a row."""
+    """Tokens of a pair in the compact format: for each grid a marker, its cells, and an end for each row."""
     return sum(1 + grid.shape[0] * (grid.shape[1] + 1) for grid in pair)
 
 
@@ -103,7 +117,7 @@ def split_pairs(packed: bytes) -> list[bytes]:
     """The pairs of a group's bytes.
 
     Raises:
-        PackError: the bytes are no whole number of pairs.
+        PackError: the last pair is cut short.
     """
     starts, _, end = _scan(packed, 0, None)
     bounds = [*starts, end]
@@ -115,7 +129,10 @@ def write_pack(
 ) -> str:
     """Write a pack in one step and return the SHA-256 of its content.
 
-    groups: name, family, split and held_pairs of each group, and its pairs as `pair_bytes` makes them.
+    Args:
+        path: the file.
+        header: further entries of the header.
+        groups: for each group a mapping with name, family, split and held_pairs, and its pairs as `pair_bytes`.
     """
     listed = [{**group, "pairs": len(pairs)} for group, pairs in groups]
     text = json.dumps({**header, "groups": listed}, sort_keys=True).encode()
@@ -126,7 +143,7 @@ def write_pack(
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with beside.open("wb") as file:
-            file.write(_HEAD.pack(MAGIC, VERSION, len(body), digest.digest()) + body)
+            file.write(_HEAD.pack(MAGIC, PACK_VERSION, len(body), digest.digest()) + body)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
@@ -139,7 +156,7 @@ def read_pack(path: Path) -> Pack:
     """Read and check a pack.
 
     Raises:
-        PackError: it cannot be read, is no pack, is damaged or cut short, or is of another version.
+        PackError: the file cannot be read, is no pack, is damaged or cut short, or is of another version.
     """
     try:
         raw = path.read_bytes()
@@ -150,8 +167,10 @@ def read_pack(path: Path) -> Pack:
     if len(raw) < _HEAD.size:
         raise PackError(f"{path}: is damaged: only {len(raw)} bytes are left of it")
     _, version, length, digest = _HEAD.unpack_from(raw)
-    if version != VERSION:
-        raise PackError(f"{path}: is a pack of version {version}; this program reads version {VERSION}. Build it again")
+    if version != PACK_VERSION:
+        raise PackError(
+            f"{path}: is a pack of version {version}; this program reads version {PACK_VERSION}. Build it again"
+        )
     if len(raw) - _HEAD.size != length:
         raise PackError(f"{path}: is damaged: {len(raw) - _HEAD.size} bytes follow the head, {length} should")
     try:
@@ -165,6 +184,7 @@ def read_pack(path: Path) -> Pack:
 
 
 def _parse(path: Path, content: bytes, sha256: str) -> Pack:
+    """The pack with this content. Raises PackError."""
     try:
         start = _LENGTH.size + _LENGTH.unpack_from(content)[0]
         header = json.loads(content[_LENGTH.size : start])
@@ -181,7 +201,7 @@ def _parse(path: Path, content: bytes, sha256: str) -> Pack:
 
 
 def _scan(content: bytes, start: int, count: int | None) -> tuple[list[int], list[int], int]:
-    """Starts and token counts of `count` pairs (None: all) from `start` on, and where they end."""
+    """Starts and token counts of `count` pairs (None: all) from `start` on, and the end of the last one."""
     starts: list[int] = []
     tokens: list[int] = []
     while len(starts) < count if count is not None else start < len(content):
@@ -200,12 +220,13 @@ def _scan(content: bytes, start: int, count: int | None) -> tuple[list[int], lis
 
 
 def _grid_at(content: bytes, start: int) -> tuple[Grid, int]:
+    """The grid that begins at `start`, and where it ends."""
     height, width = content[start], content[start + 1]
     cells = np.frombuffer(content, np.uint8, height * width, start + 2)
     return cells.reshape(height, width), start + 2 + height * width
 
 
 def stream(seed: int, purpose: str, number: int) -> np.random.Generator:
-    """A random stream that depends on these three alone."""
+    """A random generator that depends on seed, purpose and number alone."""
     digest = hashlib.sha256(f"{seed}\0{purpose}\0{number}".encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))

@@ -1,4 +1,4 @@
-"""Causal attention over packed rows: each sequence sees only itself."""
+"""Causal attention over packed rows: each sequence attends to itself only."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 from arc_ttt.model.attention import attend_without_mask
 
 ATTENTION = "causal_rows"
+"""Name of this attention in a config of transformers."""
 
 
 def without_waiting(llama: Any) -> None:
-    """Let the forward pass ask the GPU nothing, and take packed rows too."""
+    """Let the forward pass run without waiting for the GPU, and accept packed rows."""
     attend_without_mask(llama, ATTENTION, causal_attention)
 
 
@@ -29,10 +30,20 @@ def causal_attention(
     longest: int = 0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of every token to those before it in its row, or, with `starts`, in its sequence of a packed row.
+    """Let every token attend to the tokens before it in its row or, with `starts`, in its sequence of a packed row.
 
-    query, key, value: (B, H, T, D); returns (B, T, H, D). starts: (K,) int32 on the device, where the sequences of the
-    one row start, then T as often as needed. longest: no sequence has more tokens.
+    Args:
+        module: the layer that asks.
+        query: (B, H, T, D).
+        key: (B, H, T, D).
+        value: (B, H, T, D).
+        attention_mask: not used.
+        starts: (K,) int32 on the device: where the sequences of the packed row start, then T up to the end.
+        longest: bound of the sequences' lengths, in tokens.
+        kwargs: arguments for the attention of transformers, where rows are not packed.
+
+    Returns:
+        (B, T, H, D) and None, in place of the attention weights.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -47,17 +58,17 @@ def causal_attention(
 def _varlen(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, longest: int
 ) -> torch.Tensor:
-    """All sequences of a packed row (T, H, D) in one kernel; float16 and bfloat16 only."""
+    """Attention within all sequences of a packed row (T, H, D) in one kernel; float16 and bfloat16 only."""
     from torch.nn.attention.varlen import varlen_attn
 
     return varlen_attn(query, key, value, starts, starts, longest, longest, **VARLEN_CAUSAL)  # type: ignore[return-value]
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # else it is compiled for every new length
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # it would be compiled for every new length
 def _one_by_one(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, longest: int
 ) -> torch.Tensor:
-    """The same on any device, sequence by sequence."""
+    """Attention within all sequences of a packed row (T, H, D), one by one, on any device."""
     output = torch.zeros_like(query)
     bounds = starts.unique().tolist()
     for start, stop in itertools.pairwise(bounds):
@@ -68,7 +79,7 @@ def _one_by_one(
 
 
 def _varlen_causal() -> dict[str, Any]:
-    """How this version of torch asks its variable-length attention to be causal; empty where there is none."""
+    """The argument that makes variable-length attention causal in this version of torch; empty if it has none."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -77,10 +88,11 @@ def _varlen_causal() -> dict[str, Any]:
 
 
 VARLEN_CAUSAL = _varlen_causal()
+"""The arguments of causal variable-length attention; empty if this version of torch has none."""
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether packed rows can be trained fast: variable-length attention needs compute capability 8 and 16 bits."""
+    """Whether packed rows train fast: variable-length attention needs compute capability 8 and a 16-bit type."""
     if device.type != "cuda" or not VARLEN_CAUSAL or dtype == torch.float32:
         return False
     return torch.cuda.get_device_capability(device)[0] >= 8

@@ -1,4 +1,4 @@
-"""Training sequences packed into rows and batches of few shapes."""
+"""Put training sequences into padded batches, packed rows, and batches of few shapes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,18 @@ from arc_ttt.formats.format import TokenSequence
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """ids: (B, T) uint8. positions: (B, T) int32. places: (N,) int64, targets in the flat ids. tokens, sequences: how
-    many real ones there are. squares: sum of the squared lengths of the sequences. starts: (K,) int32 for a packed row
-    (B = 1), where its sequences start, then pieces of its padding, then T until K."""
+    """Sequences of tokens, padded or packed, for one pass through the model.
+
+    Args:
+        ids: (B, T) uint8 tokens.
+        positions: (B, T) int32 positions of the tokens.
+        places: (N,) int64 indices of the targets in the flattened ids.
+        tokens: number of tokens without padding.
+        sequences: number of sequences.
+        squares: sum of the squared lengths of the sequences.
+        starts: None, or for a packed row (B = 1) (K,) int32: where its sequences start, then where pieces of its
+            padding start, then T up to the end.
+    """
 
     ids: NDArray[np.uint8]
     positions: NDArray[np.int32]
@@ -28,7 +37,7 @@ class Batch:
     starts: NDArray[np.int32] | None = None
 
     def row_of_targets(self) -> NDArray[np.int64]:
-        """(N,) the number of the sequence, from 0, that each target belongs to."""
+        """For each target the number of its sequence, from 0: (N,) int64."""
         if self.starts is None:
             return self.places // self.ids.shape[1]
         return np.searchsorted(self.starts, self.places, side="right").astype(np.int64) - 1
@@ -43,9 +52,13 @@ def batch_of(sequences: Sequence[TokenSequence], rows: int, length: int) -> Batc
 
 
 def packed_row(sequences: Sequence[TokenSequence], length: int, longest: int) -> Batch:
-    """Whole sequences one after the other in one row of `length` tokens, padding at its end.
+    """Put whole sequences one after the other into one row, with padding at its end.
 
-    longest: tokens that nothing in the row exceeds; padding is cut to it, because attention is told so.
+    Args:
+        sequences: the sequences, which must fit.
+        length: tokens of the row.
+        longest: bound of the sequences' lengths in tokens. Attention relies on it, so padding is cut into pieces of
+            this length.
     """
     ids = np.full((1, length), CompactFormat.PAD, dtype=np.uint8)
     positions = np.zeros((1, length), dtype=np.int32)
@@ -69,12 +82,12 @@ def _squares(sequences: Sequence[TokenSequence]) -> int:
 
 
 def most_packed(length: int) -> int:
-    """Most sequences of a packed row: fixed, so that every row has the same shapes."""
+    """Most sequences in a packed row of `length` tokens: fixed, so that all rows have the same shapes."""
     return max(1, length // 64)
 
 
 def packed_rows(sequences: Sequence[TokenSequence], length: int) -> list[list[TokenSequence]]:
-    """Sequences, in their order, cut into rows that each hold at most `length` tokens."""
+    """Divide sequences, in their order, into rows of at most `length` tokens each."""
     rows: list[list[TokenSequence]] = []
     free = 0
     for sequence in sequences:
@@ -89,9 +102,17 @@ def packed_rows(sequences: Sequence[TokenSequence], length: int) -> list[list[To
 def fixed_shapes(
     sequences: Sequence[TokenSequence], lengths: Sequence[int], batch_tokens: int
 ) -> list[tuple[list[TokenSequence], tuple[int, int]]]:
-    """Full batches of a few shapes: as many rows of a length as the budget allows, at least one.
+    """Divide sequences into full batches of a few shapes: for each length as many rows as the budget allows.
 
-    What does not fill a batch of its length goes on with the next length; of the longest, the rest is dropped.
+    Sequences that do not fill a batch of their length are padded to the next one. The rest of the longest is dropped.
+
+    Args:
+        sequences: the sequences.
+        lengths: tokens of the rows, ascending.
+        batch_tokens: tokens of a batch; a batch has at least one row.
+
+    Returns:
+        For each batch its sequences, and rows and length of its shape.
     """
     batches = []
     waiting: list[TokenSequence] = []

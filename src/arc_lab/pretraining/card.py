@@ -1,4 +1,4 @@
-"""The card of a training: card.json for programs, card.md for people. It names the hashes of its weights."""
+"""Write and check the card of a training: card.json for programs, card.md for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from arc_ttt.atomic import write_atomically
 from arc_ttt.deadline import format_duration
 from arc_ttt.errors import ModelError
 
-KINDS = {"seen": "held pairs of seen generators", "held-out": "held-out generators"}
+MEASURED_ON = {"seen": "held pairs of seen generators", "held-out": "held-out generators"}
+"""The kinds of pairs on which exact match is measured, in words."""
 
 
 def write_card(card: Mapping[str, Any], folder: Path) -> None:
@@ -23,17 +24,17 @@ def write_card(card: Mapping[str, Any], folder: Path) -> None:
 
 
 def add_weights_card(folder: Path, card: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the card of the weights in a model folder there: `card` with their hashes. Returns it."""
+    """Write `card` with the hashes of the weights into a model folder, and return it."""
     stamped = {**card, "weights": weights_hashes(folder)}
     write_atomically(folder / "card.json", json.dumps(stamped, indent=1, sort_keys=True))
     return stamped
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """The card in a model folder; empty where there is none.
+    """The card in a model folder; empty if there is none.
 
     Raises:
-        ModelError: it is damaged.
+        ModelError: the card is damaged.
     """
     path = folder / "card.json"
     if not path.exists():
@@ -47,7 +48,7 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def check_weights(folder: Path) -> dict[str, Any]:
-    """The card in a model folder, which must hold the weights that it names, if it names any.
+    """The card in a model folder, after a comparison of the weights with the hashes that it names.
 
     Raises:
         ModelError: the card is damaged, or the weights are others.
@@ -108,16 +109,17 @@ def card_text(card: Mapping[str, Any]) -> str:
 
 
 def _exact_lines(card: Mapping[str, Any]) -> list[str]:
+    """The section on exact match."""
     lines = ["## Exact match, greedy, three pairs shown, no test-time training", ""]
     for name, figures in (card["exact_match"] or {}).items():
         share = figures["exact"] / max(1, figures["n"])
         error = math.sqrt(share * (1 - share) / max(1, figures["n"]))
-        lines.append(f"- {KINDS[name]}: {share:.1%} +- {error:.1%} (n = {figures['n']})")
+        lines.append(f"- {MEASURED_ON[name]}: {share:.1%} +- {error:.1%} (n = {figures['n']})")
     return lines
 
 
 def _curve_lines(curve: list[dict[str, Any]], most: int = 60) -> list[str]:
-    """At most about `most` lines of losses, and all exact matches."""
+    """Rows of the curve's table: about `most` losses, and all exact matches."""
     losses = [line for line in curve if "loss" in line]
     every = max(1, -(-len(losses) // most))
     chosen = {id(line) for line in losses[::every]} | {id(line) for line in losses[-1:]}

@@ -1,7 +1,7 @@
-"""Checkpoints of a training: every tensor in one safetensors file, everything else in one JSON file, no pickle.
+"""Save and load the state of a training: tensors in one safetensors file, everything else in one JSON file.
 
 `checkpoint.json` names the tensor file and its SHA-256, and holds a SHA-256 of its own content. It is replaced last and
-in one step, so that an interruption at any moment leaves the previous checkpoint or the new one, never half of each.
+in one step, so that an interruption at any moment leaves either the previous checkpoint or the new one.
 """
 
 from __future__ import annotations
@@ -22,10 +22,16 @@ from arc_lab.pretraining.muon import Muon
 from arc_ttt.atomic import write_atomically
 from arc_ttt.errors import InputError
 
-VERSION = 3
+CHECKPOINT_VERSION = 3
+"""Version of the format."""
+
 STATE_FILE = "checkpoint.json"
+
 STATE_NAMES = ("step", "tokens", "padded", "sequences", "squares", "seconds", "curve", "loss", "logged_at")
+"""Entries of the trainer's own state."""
+
 NAMES = (*STATE_NAMES, "feed", "loss_scaler", "settings", "conditions", "packs")
+"""All entries of a checkpoint."""
 
 
 class CheckpointError(InputError):
@@ -34,7 +40,7 @@ class CheckpointError(InputError):
 
 @dataclass(slots=True, eq=False)
 class Trained:
-    """All that training changes in place. names: of the weights that AdamW trains, in its order."""
+    """Everything that training changes in place. `names` are those of AdamW's weights, in its order."""
 
     llama: Any
     muon: Muon
@@ -52,7 +58,7 @@ class Trained:
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, torch.Tensor], where: Path) -> None:
-        """Put back what `tensors` gave.
+        """Put tensors back as `tensors()` gave them; `where` is their file, for messages.
 
         Raises:
             CheckpointError: a tensor is missing or has another shape.
@@ -78,7 +84,7 @@ class Trained:
 
 
 def save(folder: Path, trained: Trained, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint; the one before it is removed once the new one stands. state: everything of `NAMES`."""
+    """Write a checkpoint with everything in NAMES as `state`, then remove the previous one."""
     folder.mkdir(parents=True, exist_ok=True)
     name = f"checkpoint-{state['step']:08d}.safetensors"
     beside = folder / f".{name}.part"
@@ -87,7 +93,7 @@ def save(folder: Path, trained: Trained, state: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     beside.replace(folder / name)
-    document = {**state, "version": VERSION, "tensors": name, "sha256": digest}
+    document = {**state, "version": CHECKPOINT_VERSION, "tensors": name, "sha256": digest}
     write_atomically(folder / STATE_FILE, json.dumps({**document, "own_sha256": _own_hash(document)}, sort_keys=True))
     for old in folder.glob("*checkpoint-*.safetensors*"):
         if old.name != name:
@@ -99,10 +105,10 @@ def _own_hash(document: Mapping[str, Any]) -> str:
 
 
 def load(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-    """The last checkpoint's state and tensors; None where there is none.
+    """State and tensors of the last checkpoint; None if there is none.
 
     Raises:
-        CheckpointError: it is damaged or of another version.
+        CheckpointError: the checkpoint is damaged or of another version.
     """
     path = folder / STATE_FILE
     if not path.exists():
@@ -113,10 +119,10 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
         own = state.pop("own_sha256", None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: is no training checkpoint: {error}") from error
-    if version != VERSION:
+    if version != CHECKPOINT_VERSION:
         raise CheckpointError(
-            f"{path}: is of version {version}; this program reads version {VERSION}. Give another --out, with --init "
-            "for these weights"
+            f"{path}: is of version {version}; this program reads version {CHECKPOINT_VERSION}. Give another --out, "
+            "with --init for these weights"
         )
     if own != _own_hash(state):
         raise CheckpointError(f"{path}: is damaged: its content does not match its SHA-256")
@@ -140,12 +146,17 @@ def check_same(
     packs: list[str],
     path: Path,
 ) -> None:
-    """Refuse to go on with other settings, conditions or data than the checkpoint's.
+    """Refuse to continue under other settings, conditions or packs than the checkpoint's.
 
-    conditions: what else decides the batches or the rounding.
+    Args:
+        state: the checkpoint's state.
+        settings: the settings of the training.
+        conditions: everything else that decides the batches or the rounding.
+        packs: digests of the packs.
+        path: the checkpoint's folder, for messages.
 
     Raises:
-        CheckpointError: names what differs.
+        CheckpointError: something differs; the message names it.
     """
     if state["packs"] != packs:
         raise CheckpointError(f"{path}: was trained on other packs ({', '.join(p[:12] for p in state['packs'])})")
@@ -153,8 +164,8 @@ def check_same(
     now = {**settings, **conditions}
     differing = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     if differing:
-        told = "; ".join(f"{name}={before.get(name)}, now it is {now.get(name)}" for name in differing)
+        difference = "; ".join(f"{name}={before.get(name)}, now it is {now.get(name)}" for name in differing)
         raise CheckpointError(
-            f"{path}: was trained with {told}; give the same options to go on, or another --out (with --init for these "
-            "weights)"
+            f"{path}: was trained with {difference}; give the same options to go on, or another --out "
+            "(with --init for these weights)"
         )

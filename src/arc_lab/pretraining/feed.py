@@ -1,8 +1,8 @@
-"""Pretraining data: windows of batches from a pack, each a function of the seed and its number alone.
+"""Make batches ahead of the training, window by window, in background processes.
 
-A window is drawn, made into sequences, cut into batches of similar length and shuffled, in background processes. The
-feed's whole state is which window comes next, at which batch, and the length limits of the windows under way; so an
-interrupted training goes on with exactly the batches that it would have had.
+A window is a function of the seed and its number alone: sequences are drawn, sorted into batches of similar length and
+shuffled. The state of the feed is the number of the next window and batch, and the length limits of the windows in
+progress. An interrupted training therefore continues with exactly the batches that it would have had.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from arc_ttt.errors import ArcError, InputError
 
 DIED = "a background process that makes data died (perhaps the system killed it for its memory)"
 
-
-_MAKER: WindowMaker | InputError | None = None  # of a background process, or why it has none
+_MAKER: WindowMaker | InputError = InputError("this process makes no windows")
+"""The maker of a background process, or why it has none."""
 
 
 def _start(packs: Sequence[Pack], settings: DataSettings, wheel: str, avoid: Any) -> None:
+    """Prepare a background process."""
     global _MAKER
     end_with_parent()
     try:
@@ -38,18 +39,14 @@ def _start(packs: Sequence[Pack], settings: DataSettings, wheel: str, avoid: Any
 
 
 def _make(number: int, limit: int) -> list[Batch]:
-    assert _MAKER is not None
+    """The batches of a window, in a background process."""
     if isinstance(_MAKER, InputError):
         raise _MAKER
     return _MAKER(number, limit)
 
 
 class Feed:
-    """Batches in order, made ahead in background processes; `state` and `start` continue it exactly.
-
-    processes: 0 makes windows in this process when they are needed. wheel: where fresh pairs come from (live); then
-    the batches depend on time limits too. avoid: tells of a fresh pair (as bytes) whether it must not be used.
-    """
+    """Batches in order, made ahead in background processes. `state` and `start` continue the order exactly."""
 
     def __init__(
         self,
@@ -60,7 +57,18 @@ class Feed:
         wheel: str = "",
         avoid: Callable[[bytes], str | None] = lambda pair: None,
     ) -> None:
-        """Raises InputError for packs without anything to train on, or a `wheel` that is none."""
+        """Start the background processes.
+
+        Args:
+            packs: where pairs come from.
+            settings: everything that decides the batches.
+            processes: number of background processes; with 0 this process makes windows when they are needed.
+            wheel: the generators' package, for fresh pairs; the batches then depend on time limits too.
+            avoid: why a fresh pair, given as bytes, must not be used; None if it may be.
+
+        Raises:
+            InputError: the packs have nothing to train on, or the wheel cannot be used.
+        """
         self.settings = settings
         if wheel:
             package_folder(wheel)
@@ -72,13 +80,13 @@ class Feed:
             self._pool = ProcessPoolExecutor(
                 processes, multiprocessing.get_context("fork"), _start, (packs, settings, wheel, avoid)
             )
-            self._pool.submit(int)  # starts all processes now, before this one holds a device or threads
+            self._pool.submit(int)  # starts all processes now, before this process has a device or threads
         self._pending: deque[tuple[int, int, Future[list[Batch]] | None]] = deque()
         self._window: list[Batch] = []
         self._index = 0
 
     def start(self, state: dict[str, Any] | None, limit: int) -> None:
-        """Begin with window 0, or where `state` says."""
+        """Begin with window 0 and this length limit, or where `state` was taken."""
         if state is None:
             state = {"index": 0, "windows": [[n, limit] for n in range(self.settings.windows_ahead + 1)]}
         for number, own_limit in state["windows"]:
@@ -86,7 +94,7 @@ class Feed:
         self._index = state["index"]
 
     def next(self, limit: int) -> Batch:
-        """The next batch; `limit` is the longest sequence of windows that are requested now.
+        """The next batch. `limit` is the longest sequence of windows that are requested by this call, in tokens.
 
         Raises:
             ArcError: a background process died.
@@ -106,18 +114,20 @@ class Feed:
         return batch
 
     def state(self) -> dict[str, Any]:
-        """JSON-ready: the next batch, and the windows under way with their limits."""
+        """JSON-ready: the next batch, and the windows in progress with their limits."""
         return {"index": self._index, "windows": [[number, limit] for number, limit, _ in self._pending]}
 
     def ready(self) -> int:
-        """Windows that are made and not yet used."""
+        """Number of windows that are made and not yet used."""
         return sum(1 for _, _, future in self._pending if future is not None and future.done()) - bool(self._window)
 
     def close(self) -> None:
+        """End the background processes."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
     def _request(self, number: int, limit: int) -> None:
+        """Ask for a window."""
         try:
             future = self._pool.submit(_make, number, limit) if self._pool is not None else None
         except BrokenProcessPool as error:

@@ -1,4 +1,4 @@
-"""Pairs that a training never sees, and the sequences that measure it."""
+"""Keep held pairs out of a training, and make the sequences that measure it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def held_pairs(packs: Sequence[Pack]) -> dict[bytes, str]:
 
 
 def apart(packs: Sequence[Pack]) -> list[Pack]:
-    """The packs without the training pairs that another of them holds back to measure on."""
+    """The packs without those training pairs that another pack holds back to measure on."""
     if len(packs) < 2:
         return list(packs)
     held = held_pairs(packs)
@@ -36,9 +36,13 @@ def _without(group: Group, held: Mapping[bytes, str]) -> Group:
 
 
 def measuring_sequences(packs: Sequence[Pack], split: str, count: int, max_tokens: int) -> list[TokenSequence]:
-    """About `count` fixed sequences of held pairs, three shown and one asked, under fixed views.
+    """At most `count` fixed sequences of held pairs under fixed views. Three pairs are shown; the last output is asked.
 
-    split: "train" for held pairs of seen groups, "held-out" for held-out groups. Only the last output is a target.
+    Args:
+        packs: where the pairs come from.
+        split: "train" for held pairs of groups that are trained on, "held-out" for held-out groups.
+        count: number of sequences.
+        max_tokens: longer sequences are left out.
     """
     groups = [g for pack in packs for g in pack.groups if g.split == split and len(g.held) >= 4]
     form, found = CompactFormat(), []

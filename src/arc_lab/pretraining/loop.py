@@ -25,10 +25,10 @@ from arc_lab.pretraining.batches import Batch
 from arc_lab.pretraining.card import write_card
 from arc_lab.pretraining.checkpoints import STATE_NAMES, Trained, check_same, load, save
 from arc_lab.pretraining.feed import Feed
-from arc_lab.pretraining.measure import measured_match, moved
+from arc_lab.pretraining.measure import measured_match, to_device
 from arc_lab.pretraining.model import compile_layers, save_model, training_model
 from arc_lab.pretraining.muon import Muon, matrices, others
-from arc_lab.pretraining.processes import Group
+from arc_lab.pretraining.processes import ProcessGroup
 from arc_lab.pretraining.settings import PRESETS, PretrainSettings, RunOptions, settings_document
 from arc_lab.pretraining.training_log import TrainingLog
 from arc_ttt.adapt.batches import target_logits
@@ -48,7 +48,7 @@ LOGGED = ("step", "seconds", "tokens", "squares")
 """Counters of which a line of the log reports the growth since the line before."""
 
 
-def conditions(settings: PretrainSettings, options: RunOptions, group: Group) -> dict[str, Any]:
+def conditions(settings: PretrainSettings, options: RunOptions, group: ProcessGroup) -> dict[str, Any]:
     """Everything besides settings and packs that decides the batches or the rounding of a training, JSON-ready.
 
     Raises:
@@ -76,7 +76,7 @@ class Trainer:
         feed: Feed,
         measured: Mapping[str, Sequence[TokenSequence]],
         packs: list[str],
-        group: Group,
+        group: ProcessGroup,
         say: Callable[[str], None],
     ) -> None:
         """Load the last checkpoint, or a model to start from.
@@ -247,7 +247,7 @@ class Trainer:
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         """Summed cross-entropy of a batch, in nats."""
-        ids, positions, places, attention = moved(batch, self.group.device, self.settings.data.max_tokens)
+        ids, positions, places, attention = to_device(batch, self.group.device, self.settings.data.max_tokens)
         logits, wanted = target_logits(self.base.llama, ids, positions, places, **attention)
         return torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
 

@@ -1,4 +1,4 @@
-"""How well a model predicts held-out answers, and how many it writes exactly."""
+"""Measure how well a model predicts held-out answers, and how many it writes exactly."""
 
 from __future__ import annotations
 
@@ -16,11 +16,19 @@ from arc_ttt.formats.format import TokenSequence
 from arc_ttt.model.loaded import LoadedModel
 
 
-def moved(
+def to_device(
     batch: Batch, device: torch.device, longest: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
-    """Ids and positions (B, T) and places (N,) as int64 on the device, and what its attention is told; copied without
-    waiting. longest: tokens that no sequence of a packed row exceeds."""
+    """Copy a batch to the device without waiting.
+
+    Args:
+        batch: the batch.
+        device: the device.
+        longest: bound of the sequences' lengths in a packed row, in tokens.
+
+    Returns:
+        Ids and positions (B, T) and places (N,), all int64, and the arguments of its attention.
+    """
 
     def on_device(array: NDArray[Any]) -> torch.Tensor:
         tensor = torch.from_numpy(array)
@@ -33,8 +41,12 @@ def moved(
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Sequences measured. right: for each, whether the most likely token is right at every target, which is what greedy
-    decoding would answer. loss: mean negative log-likelihood of all their targets, nats."""
+    """What was measured on some sequences.
+
+    Args:
+        right: for each sequence, whether the most likely token is right at every target, as greedy decoding needs.
+        loss: mean negative log-likelihood of all targets, in nats.
+    """
 
     right: list[bool]
     loss: float
@@ -42,7 +54,7 @@ class Measured:
 
 @torch.no_grad()
 def measured_match(base: LoadedModel, sequences: Sequence[TokenSequence], batch_tokens: int = 8192) -> Measured:
-    """Exact match and loss of sequences. Waits for the device; used between steps only, without compiled layers."""
+    """Exact match and loss of sequences. It waits for the device, and uses no compiled layers."""
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     lists = micro_batches([sequences[i] for i in order], batch_tokens)
     training = base.llama.training
@@ -52,7 +64,7 @@ def measured_match(base: LoadedModel, sequences: Sequence[TokenSequence], batch_
     with torch.compiler.set_stance("force_eager"):
         for rows in lists:
             batch = batch_of(rows, len(rows), max(map(len, rows)))
-            ids, positions, places, _ = moved(batch, base.device, 0)
+            ids, positions, places, _ = to_device(batch, base.device, 0)
             with torch.autocast(base.device.type, dtype=base.dtype, enabled=base.autocast):
                 logits, wanted = target_logits(base.llama, ids, positions, places)
             wrong = (logits.argmax(-1) != wanted).cpu().numpy()

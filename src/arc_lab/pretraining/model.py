@@ -1,4 +1,4 @@
-"""The models that pretraining makes: presets, 2-D rotary positions, Muon, and the way they are saved."""
+"""Make, load, compile and save the models of pretraining."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from arc_ttt.model.loaded import LoadedModel
 from arc_ttt.settings import ModelSettings
 
 SHARD = "14MB"
+"""Largest file of weights."""
 
 
 def size_of(folder: Path) -> str:
-    """The preset whose learning rates and batches suit the checkpoint in `folder`: the largest that is not wider.
+    """The preset whose learning rates and batches suit a checkpoint: the widest that is not wider than it.
 
     Raises:
-        ModelError: there is no Llama in the folder.
+        ModelError: the folder holds no Llama.
     """
     hidden = int(read_config(folder).get("hidden_size", 0))
     fitting = [name for name, preset in PRESETS.items() if preset.hidden <= hidden]
@@ -36,10 +37,13 @@ def size_of(folder: Path) -> str:
 
 
 def rotary_frequencies(head_size: int) -> list[float]:
-    """Angle of each rotated pair for one step of the position, radians, for positions 4096 grid + 64 row + column.
+    """Angle of each rotated pair for one step of the position, in radians; a position is 4096 grid + 64 row + column.
 
-    Columns turn by multiples of 1/64, so that rows and grids are whole turns; rows by multiples of 1/4096; grids by
-    multiples of 1/262144. Raises InputError for a head size other than 32 and 64.
+    Pairs for columns turn by multiples of 1/64 of a circle, so that rows and grids are whole turns; pairs for rows by
+    multiples of 1/4096; pairs for grids by multiples of 1/262144. Source: ours.
+
+    Raises:
+        InputError: the head size is neither 32 nor 64.
     """
     column = {16: (1, 2, 3, 5, 8, 10), 32: (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12)}.get(head_size // 2)
     if column is None or head_size % 2:
@@ -50,8 +54,13 @@ def rotary_frequencies(head_size: int) -> list[float]:
 
 
 def rope_parameters(kind: str, head_size: int) -> dict[str, Any]:
-    """The `rope_parameters` of a config: a stock table of any frequencies (longrope), or plain rotary positions of long
-    period on the same strided positions."""
+    """The `rope_parameters` of a config.
+
+    Args:
+        kind: longrope for a stock table that can hold any frequencies, here those of `rotary_frequencies`; strided for
+            plain rotary positions of long period. Both use the strided positions.
+        head_size: width of an attention head.
+    """
     if kind == "strided":
         return {"rope_type": "default", "rope_theta": 300_000.0}
     theta = 10_000.0
@@ -69,7 +78,7 @@ def rope_parameters(kind: str, head_size: int) -> dict[str, Any]:
 
 
 def new_llama(preset: Preset, rope: str, seed: int) -> Any:
-    """A fresh LlamaForCausalLM in float32, the same for a seed; residual branches start small."""
+    """A fresh LlamaForCausalLM in float32, which the seed determines; residual branches start small."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -100,10 +109,18 @@ def new_llama(preset: Preset, rope: str, seed: int) -> Any:
 def training_model(
     preset: Preset, rope: str, seed: int, init: str | None, dtype_name: str, device: torch.device
 ) -> LoadedModel:
-    """A fresh model, or the one in folder `init` (or embedded-XS, embedded-M), all weights trainable float32.
+    """A model with all weights trainable in float32.
+
+    Args:
+        preset: size of a fresh model.
+        rope: rotary positions of a fresh model.
+        seed: seed of a fresh model.
+        init: folder of a checkpoint to load instead, or embedded-XS or embedded-M.
+        dtype_name: compute type, as in `model.dtype`.
+        device: the device.
 
     Raises:
-        ModelError: `init` is no checkpoint of the compact format, or its weights are not those that its card names.
+        ModelError: `init` is no checkpoint of the compact format, or its weights differ from those that its card names.
     """
     dtype = compute_dtype(dtype_name, device)
     if init:
@@ -122,7 +139,7 @@ def training_model(
 
 
 def compile_layers(llama: Any, shapes: int) -> None:
-    """Compile every layer in place, for as many fixed shapes as there are."""
+    """Compile every layer in place, for this number of fixed shapes."""
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = max(8, 4 * shapes)
@@ -131,9 +148,16 @@ def compile_layers(llama: Any, shapes: int) -> None:
 
 
 def save_model(llama: Any, folder: Path, dtype: torch.dtype, card: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Write a stock checkpoint in shards of at most 14 MB, replacing an older one in `folder`.
+    """Write a stock checkpoint in shards of at most SHARD, in place of an older one.
 
-    Returns its card, which stands beside the weights: `card` with their hashes.
+    Args:
+        llama: the model.
+        folder: the folder.
+        dtype: type of the written weights.
+        card: the card of the training.
+
+    Returns:
+        The card beside the weights: `card` with their hashes.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging

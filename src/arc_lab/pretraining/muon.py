@@ -1,4 +1,4 @@
-"""Muon: momentum, orthogonalized, for matrices."""
+"""The optimizer Muon: orthogonalized momentum for matrices."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from arc_ttt.model.cuda import cpu_has_bfloat16
 
 
 def matrices(llama: Any) -> list[torch.nn.Parameter]:
-    """The weights of the linear layers inside the blocks: what Muon trains."""
+    """The weights of the linear layers inside the blocks, which Muon trains."""
     return [weight for name, weight in llama.named_parameters() if ".layers." in name and weight.ndim == 2]
 
 
 def others(llama: Any) -> list[tuple[str, torch.nn.Parameter]]:
-    """Embedding, head and norms by name: what AdamW trains."""
+    """Embedding, head and norms by name, which AdamW trains."""
     return [(n, w) for n, w in llama.named_parameters() if not (".layers." in n and w.ndim == 2)]
 
 
 def orthogonalized(update: torch.Tensor) -> torch.Tensor:
-    """Matrices (N, A, B) with singular values near 1, by five Newton-Schulz steps in the type of `update`.
+    """Bring the singular values of matrices (N, A, B) near 1, by five Newton-Schulz steps in the type of `update`.
 
     Source: Jordan's Muon; coefficients and steps as in torch.optim.Muon.
     """
@@ -36,10 +36,10 @@ def orthogonalized(update: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """torch.optim.Muon (momentum 0.95, Nesterov, decoupled decay), matrices of one shape together.
+    """torch.optim.Muon (momentum 0.95, Nesterov, decoupled decay) for all matrices of one shape at once.
 
-    torch's own computes in bfloat16 everywhere; here that is so only where the device multiplies it in hardware,
-    because CPUs that emulate it would spend most of a step on the optimizer.
+    torch's class computes in bfloat16 everywhere. This one does so only where the device has bfloat16 in hardware,
+    because a CPU that emulates it would spend most of a step on the optimizer.
     """
 
     MOMENTUM = 0.95
@@ -57,6 +57,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update all matrices."""
         lr, decay = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]
         for shape, weights in self.shapes.items():
             gradients = torch.stack([w.grad for w in weights if w.grad is not None])

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class ProcessGroup:
     """The processes of a training, as one of them sees them. Each method has to be called by all of them.
 
     Args:
@@ -59,17 +59,17 @@ class Group:
 
 
 @contextmanager
-def join_processes() -> Iterator[Group]:
+def join_processes() -> Iterator[ProcessGroup]:
     """Join the processes that torchrun started; a process that torchrun did not start is alone."""
     local, cuda = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.is_available()
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Group(0, 1, device)
+        yield ProcessGroup(0, 1, device)
         return
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
-        yield Group(dist.get_rank(), dist.get_world_size(), device, dist.new_group(backend="gloo"))
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size(), device, dist.new_group(backend="gloo"))
     finally:
         dist.destroy_process_group()

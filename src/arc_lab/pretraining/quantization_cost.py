@@ -73,7 +73,7 @@ class Cost:
         }
 
 
-class Measured:
+class KeptAnswers:
     """Which questions were answered right, part by part, in a file that outlives an interruption."""
 
     def __init__(self, path: Path | None, question: str) -> None:
@@ -107,7 +107,7 @@ class Measurement:
     """Measures the costs of four bits. Each of the two kinds of weights is loaded when it is first needed."""
 
     def __init__(
-        self, folders: dict[str, Path], settings: Settings, kept: Measured, say: Callable[[str], None]
+        self, folders: dict[str, Path], settings: Settings, kept: KeptAnswers, say: Callable[[str], None]
     ) -> None:
         self.folders, self.settings, self.kept, self.say = folders, settings, kept, say
         self.solver = functools.cache(self._solver)
@@ -203,7 +203,7 @@ def measure(
     pack = questions.pack
     question = json.dumps([settings.to_json(), pack.sha256, weights_fingerprint(model), weights_fingerprint(nf4)])
     folders = {PLAIN: model, FOUR_BIT: nf4}
-    measurement = Measurement(folders, settings, Measured(kept, question), say)
+    measurement = Measurement(folders, settings, KeptAnswers(kept, question), say)
     costs = {}
     if questions.sequences:
         for name, split in (("pairs of seen generators", "train"), ("pairs of held-out generators", "held-out")):

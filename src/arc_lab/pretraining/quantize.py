@@ -40,16 +40,16 @@ SMALL = {
     "decode.base_views": 1,
     "vote.rule": "flattened",
 }
-"""Settings of the short test-time training: 8 steps, one greedy answer, tasks and pairs of at most 512 tokens; a few
-minutes of one core for 20 tasks with XS."""
+"""Settings of the short test-time training: 8 steps, one greedy answer, tasks and pairs of at most 512 tokens. It takes
+a few minutes of one core for 20 tasks with XS."""
 
 
 def quantize(model: Path, out: Path) -> dict[str, Any]:
-    """Write the NF4 form of the checkpoint in `model` to `out`; returns sizes and counts.
+    """Write the NF4 form of the checkpoint in `model` to `out`, and return sizes and counts.
 
     Raises:
-        ModelError: `model` cannot be loaded, is damaged or in 4 bits already, `out` exists and is not what an earlier
-            call wrote, or what was written does not load to the same bits.
+        ModelError: `model` cannot be loaded, is damaged or is in 4 bits already; `out` exists and no earlier call wrote
+            it; or the written checkpoint does not load to the same bits.
     """
     out = out.resolve()
     if model.resolve() == out:
@@ -77,21 +77,21 @@ def quantize(model: Path, out: Path) -> dict[str, Any]:
     }
 
 
-OWN_FILES = re.compile(r"(config|generation_config|card)\.json|model.*\.safetensors(\.index\.json)?")
+WRITTEN_FILES = re.compile(r"(config|generation_config|card)\.json|model.*\.safetensors(\.index\.json)?")
 
 
 def check_replaceable(out: Path) -> None:
-    """Refuse a folder that holds anything but an NF4 checkpoint of this command.
+    """Refuse to replace a folder that holds anything but an NF4 checkpoint of this command.
 
     Raises:
-        ModelError: names a file that would be lost.
+        ModelError: a file would be lost; the message names it.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir() or not (out / "config.json").is_file() or not read_config(out).get("quantization_config"):
         raise ModelError(f"{out}: exists and is no checkpoint in 4 bits; name another folder")
     names = sorted(path.name for path in out.iterdir())
-    other = [name for name in names if not OWN_FILES.fullmatch(name)]
+    other = [name for name in names if not WRITTEN_FILES.fullmatch(name)]
     if "card.json" in names and "weights" not in read_card(out):
         other.append("card.json")
     if other:
@@ -99,7 +99,7 @@ def check_replaceable(out: Path) -> None:
 
 
 def different_tensors(first: LoadedModel, second: LoadedModel) -> list[str]:
-    """Names of stored tensors (packed weights and their scales too) that are not equal bit for bit."""
+    """Names of stored tensors, packed weights and their scales among them, that are not equal bit for bit."""
     one, two = first.llama.state_dict(), second.llama.state_dict()
     return [
         name

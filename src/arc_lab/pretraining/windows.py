@@ -1,4 +1,4 @@
-"""Windows of training sequences from pairs, each a function of the seed and its number alone."""
+"""Make windows of training sequences from pairs. A window depends on the seed and its number alone."""
 
 from __future__ import annotations
 
@@ -20,21 +20,28 @@ from arc_ttt.formats.format import TokenSequence
 from arc_ttt.tasks.grids import MAX_SIDE, Example, Grid, freeze
 from arc_ttt.tasks.views import View, dihedral, random_colours
 
-PAIRS = (2, 3, 3, 4, 4, 4, 5, 6)  # pairs of a sequence, drawn uniformly from this list
+PAIRS = (2, 3, 3, 4, 4, 4, 5, 6)
+"""Numbers of pairs in a sequence; each entry is drawn equally often."""
+
 TRIES = 24
+"""Groups that are tried for a sequence before the shortest pairs are taken."""
+
 LIVE_CPU_S = 0.5
+"""CPU seconds for a fresh pair."""
+
 LIVE_DIFFICULTY = (0.0, 1.0)
+"""Bounds of the generators' difficulty for fresh pairs."""
 
 
 class LivePairs:
-    """Fresh pairs straight from the generators, verified; a slow or failed attempt gives none."""
+    """Fresh verified pairs from the generators. A slow or failed attempt gives none."""
 
     def __init__(self, generators: Generators, avoid: Callable[[bytes], str | None]) -> None:
         self.generators = generators
         self.avoid = avoid
 
     def pair(self, name: str, rng: np.random.Generator) -> Pair | None:
-        """A pair of the group `name` ("rearc/<id>"); None when there is none at once or it must be avoided."""
+        """A pair of the group `name` ("rearc/<id>"); None if one attempt gives none, or one that must be avoided."""
         source, _, task_id = name.partition("/")
         if source != "rearc" or task_id not in self.generators.generate:
             return None
@@ -44,11 +51,22 @@ class LivePairs:
 
 
 class WindowMaker:
-    """Draws sequences from training groups of packs. Calling it with a window's number and length limit makes the
-    window's batches."""
+    """Draws sequences from the training groups of packs.
+
+    A call with a window's number and its longest sequence in tokens makes the batches of the window.
+    """
 
     def __init__(self, packs: Sequence[Pack], settings: DataSettings, live: LivePairs | None = None) -> None:
-        """packs: as `apart` gives them. Raises InputError when they have nothing to train on."""
+        """Collect the groups to train on.
+
+        Args:
+            packs: packs, as `apart` returns them.
+            settings: everything that decides the batches.
+            live: gives fresh pairs.
+
+        Raises:
+            InputError: the packs have nothing to train on.
+        """
         self.settings = settings
         self.live = live
         self.form = CompactFormat()
@@ -63,7 +81,7 @@ class WindowMaker:
     def __call__(self, number: int, limit: int) -> list[Batch]:
         rng = stream(self.settings.seed, "window", number)
         sequences = [self.sequence(rng, limit) for _ in range(self.settings.window_sequences)]
-        if self.settings.packed:  # the last row is not full: it would be a smaller step
+        if self.settings.packed:  # without the last row, which is not full and would make a smaller step
             rows = packed_rows(sequences, self.settings.batch_tokens)
             shape = self.settings.batch_tokens, self.settings.max_tokens
             return [packed_row(row, *shape) for row in (rows[:-1] or rows)]
@@ -71,9 +89,12 @@ class WindowMaker:
         return [batches[int(i)] for i in rng.permutation(len(batches))]
 
     def sequence(self, rng: np.random.Generator, limit: int) -> TokenSequence:
-        """One training sequence of at most `limit` tokens: pairs of one group under one fresh view, at times enlarged.
+        """One training sequence of at most `limit` tokens: pairs of one group under one fresh view, sometimes enlarged.
 
-        Where no draw of a group fits, other groups are tried. Raises InputError when nothing ever fits.
+        If no draw from a group fits, other groups are tried.
+
+        Raises:
+            InputError: no pairs of any group fit.
         """
         for _ in range(TRIES):
             group = self._group(rng)
@@ -93,12 +114,13 @@ class WindowMaker:
         return self._shortest(rng, limit)
 
     def _group(self, rng: np.random.Generator) -> Group:
+        """A random group of generated pairs or of a task's own pairs."""
         generated, tasks = self.sources
         pick = tasks if not generated or (tasks and rng.random() < self.settings.tasks_weight) else generated
         return pick[int(rng.integers(len(pick)))]
 
     def _examples(self, group: Group, rng: np.random.Generator, limit: int) -> list[Example] | None:
-        """2 to 6 pairs of a group that fit the limit together; None where not even two of those drawn do."""
+        """2 to 6 pairs of a group that fit the limit together; None if not even two of the drawn pairs do."""
         count = min(int(rng.choice(PAIRS)), len(group.training))
         drawn = rng.choice(len(group.training), size=count, replace=False)
         fresh = self.live.pair(group.name, rng) if self.live else None
@@ -126,6 +148,7 @@ class WindowMaker:
         raise InputError(f"no group of the packs has two pairs that fit {limit} tokens")
 
     def _batches(self, sequences: list[TokenSequence]) -> list[tuple[list[TokenSequence], tuple[int, int]]]:
+        """For each batch its sequences, and rows and length of its shape."""
         settings = self.settings
         if not settings.lengths:
             lists = micro_batches(sequences, settings.batch_tokens)
@@ -145,10 +168,10 @@ def augmented(examples: Sequence[Example], rng: np.random.Generator, upscale: fl
 
 
 def composed(examples: Sequence[Example], rng: np.random.Generator) -> list[Example]:
-    """A new task: every output, or every input, of the examples passes through one more rule, the same for all.
+    """A new task: one more rule is applied to every output, or to every input, of the examples.
 
     The rule is a symmetry of the square, a mirrored copy beside the grid, a frame, an enlargement, or an exchange of
-    two colours, one of which the first output holds. Examples stay as they were where a grid would grow beyond 30 x 30.
+    two colours, one of which the first output holds. If a grid would grow beyond 30 x 30, the examples stay unchanged.
     """
     change, colours_only = _another_rule(np.unique(examples[0].output), rng)
     of_input = not colours_only and rng.random() < 0.3
@@ -163,7 +186,7 @@ def composed(examples: Sequence[Example], rng: np.random.Generator) -> list[Exam
 def _another_rule(
     colours: NDArray[np.uint8], rng: np.random.Generator
 ) -> tuple[Callable[[Grid], NDArray[np.uint8]], bool]:
-    """A change of grids, and whether it changes colours alone. colours: those of which it exchanges one."""
+    """A random change of grids, and whether it changes colours alone. An exchange involves one of `colours`."""
     kind = int(rng.integers(6))
     if kind < 2:
         symmetry = int(rng.integers(1, 8))
@@ -184,7 +207,7 @@ def _another_rule(
 
 
 def encode(form: CompactFormat, examples: Sequence[Example]) -> TokenSequence:
-    """A sequence with loss on every output but the first, which nothing explains."""
+    """A sequence with loss on every output except the first, which no earlier pair explains."""
     sequence = form.encode(examples[:-1], examples[-1].input, examples[-1].output)
     mask = np.zeros(len(sequence), dtype=np.bool_)
     for start, stop in sequence.outputs[1:]:

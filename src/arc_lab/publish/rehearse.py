@@ -14,9 +14,10 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from arc_lab.command_line import Parser, make_parser, reports_errors
+from arc_lab.command_line import Parser, add_json, make_parser, print_document, reports_errors, text_to_stderr
 from arc_lab.folders import ROOT
 from arc_lab.publish.bundle import BUNDLE, PROJECT_WHEELS, make_bundle, outdated, put_project
 from arc_lab.publish.interpreter import can_isolate, clean_interpreter, offline_words
@@ -79,6 +80,7 @@ def _parser() -> Parser:
     add("--model", type=Path, metavar="DIR", help="a model folder, mounted where model.path in SETTINGS says")
     add("--gpu", action="store_true", help="let the script see this machine's GPUs; without it there are none")
     add("--overrides", action="store_true", help="use path overrides even where namespaces are possible")
+    add_json(parser)
     return parser
 
 
@@ -86,6 +88,20 @@ def _parser() -> Parser:
 def main(argv: Sequence[str]) -> int:
     """Run the rehearse command. Returns 0 if Kaggle would have taken the submission, 1 if not, 2 for wrong use."""
     options = _parser().parse_args(argv)
+    with text_to_stderr(options.json):
+        result = rehearse(options)
+        status = report(result)
+    if options.json:
+        print_document(asdict(result) | {"log": result.log.splitlines()})
+    return status
+
+
+def rehearse(options: argparse.Namespace) -> Rehearsal:
+    """Make the bundle ready, set the stage, run the script and print its log.
+
+    Raises:
+        InputError: the options, the bundle, the tasks or the model cannot be used.
+    """
     limit_s = parse_duration(options.limit)
     text = kernel_with((ROOT / "kernel.py").read_text(encoding="utf-8"), shortened(limit_s))
     if options.gpu and not count_gpus():
@@ -108,7 +124,7 @@ def main(argv: Sequence[str]) -> int:
         result = perform(stage, python, limit_s=limit_s, rerun=not options.commit, gpu=options.gpu)
         for line in result.log.splitlines():
             print(f"  | {line}")
-    return report(result)
+    return result
 
 
 def _announce(options: argparse.Namespace, stage: Stage, tasks: int) -> None:

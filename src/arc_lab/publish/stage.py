@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from arc_lab.data.datasets import load_dataset
+from arc_lab.folders import ROOT
 from arc_lab.publish.bundle import METADATA
 from arc_lab.publish.interpreter import CONTAINER, offline
 from arc_lab.publish.kernel_file import read_settings
@@ -135,7 +136,7 @@ def set_stage(
     if (bundle / METADATA).is_file():
         owner, _, slug = str(read_metadata(bundle / METADATA)["id"]).partition("/")
     new = layout == "new"
-    competition = root / "input" / ("competitions/arc-prize-2026-arc-agi-2" if new else "arc-prize-2026-arc-agi-2")
+    competition = root / "input" / (f"competitions/{slug_of_competition()}" if new else slug_of_competition())
     dataset = root / "input" / (f"datasets/{owner}/{slug}" if new else slug)
     for folder in (root / "src", root / "working", root / "temp", competition, dataset):
         folder.mkdir(parents=True)
@@ -152,6 +153,14 @@ def set_stage(
         if place.exists() or dataset in place.parents:
             raise InputError(f"--model: {wanted} is the bundle's own mount: put the model in, by `bundle --model`")
         shutil.copytree(model, place)
+
+
+def slug_of_competition() -> str:
+    """The competition that kernel-metadata.json names. Raises InputError."""
+    named = read_metadata(ROOT / "kernel-metadata.json").get("competition_sources") or []
+    if not named:
+        raise InputError("kernel-metadata.json names no competition under competition_sources")
+    return str(named[0])
 
 
 def perform(

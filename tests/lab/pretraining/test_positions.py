@@ -12,7 +12,7 @@ import torch
 from arc_lab.data.packs import Pack
 from arc_lab.pretraining.attention import without_waiting
 from arc_lab.pretraining.batches import packed_row
-from arc_lab.pretraining.measure import moved
+from arc_lab.pretraining.measure import to_device
 from arc_lab.pretraining.model import new_llama, rope_parameters, training_model
 from arc_lab.pretraining.settings import PRESETS
 from arc_ttt.adapt.batches import collate, cross_entropy_sum
@@ -46,7 +46,7 @@ def test_a_packed_row_is_its_sequences_one_by_one(pack: Pack) -> None:
     row = packed_row(sequences, length, 128)
     assert row.tokens == length - 7
     assert row.starts is not None
-    ids, positions, _, attention = moved(row, CPU, 256)
+    ids, positions, _, attention = to_device(row, CPU, 256)
     hidden = hidden_states(own, ids, positions, **attention)[0]
     owners = row.row_of_targets()
     at = 0

@@ -14,7 +14,7 @@ from arc_lab.data.datasets import held_out_tasks
 from arc_lab.data.packs import Pack, pair_bytes, read_pack, write_pack
 from arc_lab.folders import part_of, replace_folder
 from arc_lab.pretraining.model import new_llama, save_model
-from arc_lab.pretraining.quantization_cost import Cost, Measured, Measurement, Questions, cost_lines, measure
+from arc_lab.pretraining.quantization_cost import Cost, KeptAnswers, Measurement, Questions, cost_lines, measure
 from arc_lab.pretraining.quantize import SMALL, different_tensors, main, quantize
 from arc_lab.pretraining.settings import PRESETS, Preset
 from arc_ttt.checkpoints.folders import EMBEDDED
@@ -138,11 +138,11 @@ def test_costs_before_and_after_test_time_training_go_on_after_an_interruption(
 
 def test_what_was_kept_counts_for_the_same_question_alone(tmp_path: Path) -> None:
     path = tmp_path / "kept.json"
-    assert Measured(path, "one").part("a", lambda: [True, False]) == (True, False)
-    assert Measured(path, "one").part("a", lambda: pytest.fail("known")) == (True, False)
-    assert Measured(path, "two").part("a", lambda: [False]) == (False,)
+    assert KeptAnswers(path, "one").part("a", lambda: [True, False]) == (True, False)
+    assert KeptAnswers(path, "one").part("a", lambda: pytest.fail("known")) == (True, False)
+    assert KeptAnswers(path, "two").part("a", lambda: [False]) == (False,)
     path.write_text("[1, 2")
-    assert Measured(path, "two").part("a", lambda: [True]) == (True,)
+    assert KeptAnswers(path, "two").part("a", lambda: [True]) == (True,)
 
 
 def test_a_cost_of_more_than_two_points_is_followed_by_advice() -> None:

@@ -21,7 +21,7 @@ from arc_lab.data.packs import pair_bytes, read_pack
 from arc_lab.pretraining.rearc.build import build
 from arc_lab.pretraining.rearc.command import main
 from arc_lab.pretraining.rearc.generate import Answered
-from arc_lab.pretraining.rearc.generators import package_folder, source_mark
+from arc_lab.pretraining.rearc.generators import package_folder, source_fingerprint
 from arc_lab.pretraining.rearc.groups import named_apart, task_groups, without_repeats
 from arc_lab.pretraining.rearc.known_pairs import KnownPairs, dataset_pairs, evaluation_pairs, training_tasks
 from arc_lab.pretraining.rearc.settings import PackSettings
@@ -337,10 +337,10 @@ def test_answers_of_other_generators_are_not_taken_over(tmp_path: Path) -> None:
         utils = tmp_path / "reasoning_gym" / "arc" / "rearc_utils"
         utils.mkdir(parents=True, exist_ok=True)
         (utils / "generators.py").write_text(text)
-        marks.append(source_mark(package_folder(str(tmp_path))))
+        marks.append(source_fingerprint(package_folder(str(tmp_path))))
         with zipfile.ZipFile(tmp_path / "reasoning_gym-0.whl", "w") as wheel:
             wheel.write(utils / "generators.py", "reasoning_gym/arc/rearc_utils/generators.py")
-        assert source_mark(package_folder(str(tmp_path / "reasoning_gym-0.whl"))) == marks[-1]
+        assert source_fingerprint(package_folder(str(tmp_path / "reasoning_gym-0.whl"))) == marks[-1]
     assert marks[0] != marks[1]
 
 

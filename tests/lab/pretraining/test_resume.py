@@ -18,7 +18,7 @@ from arc_lab.pretraining.command import main
 from arc_lab.pretraining.feed import Feed
 from arc_lab.pretraining.loop import Trainer
 from arc_lab.pretraining.pretrain import pretrain
-from arc_lab.pretraining.processes import Group
+from arc_lab.pretraining.processes import ProcessGroup
 from arc_ttt.errors import ArcError, InputError
 from support.pretraining import DATA, options_of, rule_pairs, run, settings_of
 from support.trainings import assert_same_weights, weights
@@ -100,7 +100,7 @@ def test_a_loss_scaler_goes_on_where_it_was(pack_file: Path, tmp_path: Path) -> 
 def a_trainer(pack_file: Path, folder: Path, scaler: Any = None) -> Trainer:
     """One that has not begun; scaler: instead of the one of its type of numbers."""
     pack, options = read_pack(pack_file), options_of(folder)
-    parts = (settings_of(), options, Feed([pack], DATA), {}, [pack.sha256], Group(0, 1, CPU))
+    parts = (settings_of(), options, Feed([pack], DATA), {}, [pack.sha256], ProcessGroup(0, 1, CPU))
     with pytest.MonkeyPatch.context() as patch:
         if scaler is not None:
             patch.setattr(torch.amp, "GradScaler", lambda *_, **__: scaler)
@@ -165,7 +165,7 @@ def test_a_checkpoint_made_under_other_conditions_is_refused(
         monkeypatch.setattr("arc_lab.pretraining.loop.compute_dtype", lambda name, device: now["dtype"])
     if "threads" in now:
         monkeypatch.setattr(torch, "get_num_threads", lambda: now["threads"])
-    group, pack = Group(0, now.get("size", 1), CPU), read_pack(pack_file)
+    group, pack = ProcessGroup(0, now.get("size", 1), CPU), read_pack(pack_file)
     with pytest.raises(CheckpointError, match=words):
         Trainer(settings, options, Feed([pack], DATA), {}, [pack.sha256], group, say=lambda text: None)
     assert files == {path: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
@@ -227,7 +227,7 @@ def test_after_a_data_process_was_killed_the_same_command_goes_on(
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
-@pytest.mark.parametrize(("owner", "where"), [(Trainer, "_loss"), (Group, "sum_in_place"), (Trainer, "_log")])
+@pytest.mark.parametrize(("owner", "where"), [(Trainer, "_loss"), (ProcessGroup, "sum_in_place"), (Trainer, "_log")])
 def test_any_other_error_leaves_the_last_whole_step(
     pack_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, where: str
 ) -> None:

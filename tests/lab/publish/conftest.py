@@ -1,20 +1,81 @@
-"""A clone of the project with a bundle, as preflight checks it."""
+"""A clone of the project with a bundle, and a Kaggle that is played."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import arc_lab.publish.push as push
 from arc_lab.folders import ROOT
 from arc_lab.publish.bundle import build_bundle
+from arc_lab.publish.kaggle_cli import find_cli
 from arc_lab.publish.kaggle_image import read_image
 from arc_lab.publish.preflight.checkup import Checkup
+from arc_ttt.bootstrap.mounts import MANIFEST
+from arc_ttt.errors import InputError
+from support.fake_kaggle import CODE, METADATA, FakeKaggle
 from support.preflight import DATASET, FOO, wheel_row
 from support.wheels import make_wheel
+
+
+@pytest.fixture(scope="module")
+def cli() -> str:
+    try:
+        return find_cli()
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKaggle]:
+    server = FakeKaggle()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    for name in ("no_proxy", "NO_PROXY", "KAGGLE_API_TOKEN", "KAGGLE_KERNEL_RUN_TYPE", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    home = tmp_path / "home"
+    home.mkdir()
+    for name, value in {
+        "HOME": str(home),
+        "KAGGLE_CONFIG_DIR": str(home),
+        "KAGGLE_USERNAME": "me",
+        "KAGGLE_KEY": "k",
+        "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+        "http_proxy": server.url,
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(push, "READY_EVERY_S", 0.01)
+    monkeypatch.setattr(push, "READY_LIMIT_S", 20.0)
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Path:
+    folder = tmp_path / "kernel"
+    folder.mkdir()
+    (folder / "kernel.py").write_text(CODE)
+    (folder / "kernel-metadata.json").write_text(json.dumps(METADATA))
+    return folder
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (folder / "arc_ttt-0.1.0-py3-none-any.whl").write_bytes(b"wheel")
+    (folder / MANIFEST).write_text("{}")
+    about = {"title": "arc ttt wheels", "id": "me/arc-ttt-wheels", "licenses": [{"name": "other"}]}
+    (folder / "dataset-metadata.json").write_text(json.dumps(about))
+    return folder
 
 
 @pytest.fixture(scope="module")

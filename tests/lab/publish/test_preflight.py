@@ -15,7 +15,6 @@ import pytest
 from arc_lab.folders import current_build
 from arc_lab.publish.bundle import METADATA
 from arc_lab.publish.kaggle_image import read_image
-from arc_lab.publish.metadata import model_path_problem, source_of
 from arc_lab.publish.preflight import command as preflight
 from arc_lab.publish.preflight import imports, trial_run
 from arc_lab.publish.preflight.bundle import check_bundle, check_wheels
@@ -213,7 +212,7 @@ def test_a_further_dataset_must_hold_no_bundle_unless_it_is_the_model_s(checkup:
 
 
 @pytest.mark.parametrize(("form", "config", "level"), [("compact", LLAMA_1B, Level.FAIL), ("compact", None, Level.OK)])
-def test_a_mounted_model_under_the_embedded_preset_is_judged_by_its_size_where_that_is_known(
+def test_a_mounted_model_under_the_embedded_preset_is_judged_by_its_size_if_known(
     checkup: Checkup, tmp_path: Path, form: str, config: dict[str, Any] | None, level: str
 ) -> None:
     set_kernel(checkup, model__path=MODEL_PATH, model__format=form)
@@ -254,28 +253,6 @@ def test_checks_that_lack_something_say_that_they_were_skipped(
     assert levels == [(Level.OK, "SETTINGS"), *((Level.SKIPPED, name) for name in ("model", "memory", "forecast"))]
     (short,) = trial_run.check_run(checkup)
     assert str(short) == "skipped  run of 2 tasks: --short was given"
-
-
-@pytest.mark.parametrize(
-    ("path", "source"),
-    [
-        (MODEL_PATH, "me/llama/Transformers/4bit/1"),
-        (MODEL_PATH.upper().replace("/KAGGLE/INPUT", "/kaggle/input"), "me/llama/Transformers/4bit/1"),
-        ("/kaggle/input/llama/transformers/4bit/1/merged", "me/llama/Transformers/4bit/1"),
-        (f"{MODEL_PATH[:-1]}2", ""),
-        (f"{MODEL_PATH}2", ""),
-        ("/kaggle/input/datasets/me/weights", "me/weights/3"),
-        ("/kaggle/input/weights/inner", "me/weights/3"),
-        ("/kaggle/input/datasets/you/weights", ""),
-        ("/kaggle/input/notebooks/me/trained", "me/trained"),
-        ("../input/weights", ""),
-    ],
-)
-def test_a_path_on_kaggle_is_held_against_the_sources_in_both_layouts(path: str, source: str) -> None:
-    body = {"model_sources": ["me/llama/Transformers/4bit/1"], "dataset_sources": ["me/weights/3"]}
-    body["kernel_sources"] = ["me/trained"]
-    assert source_of(path, body) == source
-    assert bool(model_path_problem(path, body)) == (not source)
 
 
 def test_a_model_in_the_bundle_that_nothing_uses_is_told_with_its_path(checkup: Checkup) -> None:

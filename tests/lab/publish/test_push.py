@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,163 +16,10 @@ import pytest
 import arc_lab.publish.push as push
 from arc_lab.publish import kaggle_cli
 from arc_lab.publish.kaggle_cli import KaggleError, find_cli, run_cli
-from arc_lab.publish.metadata import FIELD_TYPES, kernel_problems, source_differences
 from arc_lab.publish.push import push_dataset, push_kernel
-from arc_lab.publish.submit import submit
 from arc_ttt.bootstrap.mounts import MANIFEST
 from arc_ttt.errors import InputError
-
-METADATA = {
-    "id": "me/arc-ttt-kernel",
-    "title": "ARC TTT kernel",
-    "code_file": "kernel.py",
-    "language": "python",
-    "kernel_type": "script",
-    "is_private": True,
-    "enable_gpu": True,
-    "enable_tpu": False,
-    "enable_internet": False,
-    "machine_shape": "NvidiaTeslaT4",
-    "keywords": [],
-    "dataset_sources": ["me/arc-ttt-wheels"],
-    "competition_sources": ["arc-prize-2026-arc-agi-2"],
-    "kernel_sources": [],
-    "model_sources": ["me/llama-arc/transformers/4bit/1"],
-    "docker_image_pinning_type": "original",
-}
-CODE = 'print("hello")\n'
-
-
-class FakeKaggle(ThreadingHTTPServer):
-    """Answers by service and method; keeps every request. `answers` change single ones: (status, body)."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.requests: list[tuple[str, Any]] = []
-        self.uploads: list[bytes] = []
-        self.answers: dict[str, tuple[int, dict[str, Any]]] = {}
-        self.versions = 0
-        self.absent = 404, {"code": 404, "message": "Not Found"}  # answer for a dataset that is not there
-        self.unseen = 0  # so many questions after its creation are answered alike
-        self.saved: dict[str, Any] = {}
-        self.states = {"v3": "COMPLETE"}  # of the kernel's versions, the newest last
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def bodies(self, method: str) -> list[Any]:
-        return [body for name, body in self.requests if name == method]
-
-    def answer(self, method: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        if method in self.answers:
-            return self.answers[method]
-        if method == "GetDatasetStatus":
-            self.unseen -= bool(self.versions)
-            return (200, {"status": "READY"}) if self.versions and self.unseen < 0 else self.absent
-        if method == "GetDataset":
-            return 200, {"ref": "me/arc-ttt-wheels", "currentVersionNumber": self.versions}
-        if method == "StartBlobUpload":
-            return 200, {"token": f"token-{body['name']}", "createUrl": f"{self.url}/upload"}
-        if method in ("CreateDataset", "CreateDatasetVersion"):
-            self.versions += 1
-            return 200, {"status": "ok", "url": "https://www.kaggle.com/datasets/me/arc-ttt-wheels"}
-        if method == "SaveKernel":
-            self.saved = body
-            return 200, {"ref": "/code/me/arc-ttt-kernel", "url": "https://kaggle", "versionNumber": 3, "kernelId": 11}
-        if method == "GetKernel":
-            return 200, {"metadata": {"ref": METADATA["id"], "id": 11, **self.saved}, "blob": _blob(self.saved)}
-        if method == "GetKernelSessionStatus":
-            asked = body.get("versionLabel", [*self.states][-1])
-            return (200, {"status": self.states[asked]}) if asked in self.states else self.absent
-        if method == "CreateCodeSubmission":
-            return 200, {"message": "Successfully submitted", "ref": 5}
-        return 200, {}
-
-
-def _blob(saved: dict[str, Any]) -> dict[str, Any]:
-    return {"source": saved.get("text", ""), "language": "python", "kernelType": "script", "slug": "arc-ttt-kernel"}
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: FakeKaggle
-    protocol_version = "HTTP/1.1"
-
-    def _serve(self) -> None:
-        content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if self.path.endswith("/upload"):
-            self.server.uploads.append(content)
-            status, body = 200, {}
-        else:
-            method = self.path.split("?")[0].rsplit("/", 1)[1]
-            sent = json.loads(content) if content else {}
-            self.server.requests.append((method, sent))
-            status, body = self.server.answer(method, sent)
-        text = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    do_GET = do_POST = do_PUT = _serve
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Tests have no use for a log."""
-
-
-@pytest.fixture(scope="module")
-def cli() -> str:
-    try:
-        return find_cli()
-    except InputError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture
-def kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKaggle]:
-    server = FakeKaggle()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    for name in ("no_proxy", "NO_PROXY", "KAGGLE_API_TOKEN", "KAGGLE_KERNEL_RUN_TYPE", "HTTP_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    home = tmp_path / "home"
-    home.mkdir()
-    for name, value in {
-        "HOME": str(home),
-        "KAGGLE_CONFIG_DIR": str(home),
-        "KAGGLE_USERNAME": "me",
-        "KAGGLE_KEY": "k",
-        "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
-        "http_proxy": server.url,
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(push, "READY_EVERY_S", 0.01)
-    monkeypatch.setattr(push, "READY_LIMIT_S", 20.0)
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-@pytest.fixture
-def kernel(tmp_path: Path) -> Path:
-    folder = tmp_path / "kernel"
-    folder.mkdir()
-    (folder / "kernel.py").write_text(CODE)
-    (folder / "kernel-metadata.json").write_text(json.dumps(METADATA))
-    return folder
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    folder = tmp_path / "bundle"
-    folder.mkdir()
-    (folder / "arc_ttt-0.1.0-py3-none-any.whl").write_bytes(b"wheel")
-    (folder / MANIFEST).write_text("{}")
-    about = {"title": "arc ttt wheels", "id": "me/arc-ttt-wheels", "licenses": [{"name": "other"}]}
-    (folder / "dataset-metadata.json").write_text(json.dumps(about))
-    return folder
+from support.fake_kaggle import CODE, METADATA, FakeKaggle, blob
 
 
 def test_a_push_of_the_kernel_sends_exactly_what_the_metadata_say(kaggle: FakeKaggle, cli: str, kernel: Path) -> None:
@@ -230,6 +74,8 @@ def test_a_dataset_is_created_once_and_then_gets_versions(kaggle: FakeKaggle, cl
 
 
 REFUSED = {"error": "Maximum batch GPU session count of 2 reached."}
+
+
 DROPPED = {"url": "u", "versionNumber": 4, "kernelId": 11}
 
 
@@ -272,7 +118,7 @@ def test_a_model_that_kaggle_drops_without_a_word_is_found(kaggle: FakeKaggle, c
     saved = {"datasetDataSources": METADATA["dataset_sources"], "modelDataSources": [], "enableInternet": False}
     saved |= {"competitionDataSources": METADATA["competition_sources"], "machineShape": "NvidiaTeslaT4"}
     saved |= {"enableGpu": True, "isPrivate": True}
-    kaggle.answers["GetKernel"] = (200, {"metadata": {"ref": METADATA["id"], "id": 11, **saved}, "blob": _blob({})})
+    kaggle.answers["GetKernel"] = (200, {"metadata": {"ref": METADATA["id"], "id": 11, **saved}, "blob": blob({})})
     with pytest.raises(KaggleError, match=r"version 3 was pushed, but .*me/llama-arc/transformers/4bit/1 was dropped"):
         push_kernel(cli, kernel)
 
@@ -388,52 +234,6 @@ def test_a_dataset_that_fails_is_an_error(kaggle: FakeKaggle, cli: str, bundle: 
         push_dataset(cli, bundle, "second")
 
 
-@pytest.mark.parametrize(
-    ("state", "words"),
-    [
-        ("RUNNING", r"version 3 of me/arc-ttt-kernel is RUNNING, not COMPLETE -> wait"),
-        ("QUEUED", "is QUEUED, not COMPLETE -> wait"),
-        ("ERROR", r"is ERROR, not COMPLETE -> see the log .*kaggle\.com/code/me/arc-ttt-kernel"),
-        (None, "status of version 3: HTTPError: Not Found -> .*check owner, slug and version"),
-    ],
-)
-def test_a_version_is_not_submitted_because_a_newer_one_is_complete(
-    kaggle: FakeKaggle, cli: str, kernel: Path, state: str | None, words: str
-) -> None:
-    kaggle.states = {"v3": state, "v4": "COMPLETE"} if state else {"v4": "COMPLETE"}
-    with pytest.raises(KaggleError, match=words):
-        submit(cli, kernel, 3, "first")
-    assert kaggle.requests == [("GetKernelSessionStatus", {**STATUS, "versionLabel": "v3"})]
-
-
-STATUS = {"userName": "me", "kernelSlug": "arc-ttt-kernel"}
-
-
-def test_a_complete_version_is_submitted_whatever_a_newer_one_does(kaggle: FakeKaggle, cli: str, kernel: Path) -> None:
-    kaggle.states = {"v2": "ERROR", "v3": "COMPLETE", "v4": "RUNNING"}
-    submit(cli, kernel, 3, "first")
-    assert kaggle.bodies("GetKernelSessionStatus") == [{**STATUS, "versionLabel": "v3"}]
-    assert kaggle.bodies("CreateCodeSubmission") == [
-        {
-            "competitionName": "arc-prize-2026-arc-agi-2",
-            "kernelOwner": "me",
-            "kernelSlug": "arc-ttt-kernel",
-            "kernelVersion": 3,
-            "fileName": "submission.json",
-            "submissionDescription": "first",
-        }
-    ]
-
-
-def test_the_command_line_itself_tells_of_the_newest_version_when_asked_for_another(
-    kaggle: FakeKaggle, cli: str
-) -> None:
-    """The reason for asking through its library; when this fails, its own command will do."""
-    kaggle.states = {"v3": "ERROR", "v4": "COMPLETE"}
-    assert "COMPLETE" in run_cli(cli, "kernels", "status", "me/arc-ttt-kernel/3")
-    assert kaggle.bodies("GetKernelSessionStatus") == [STATUS]
-
-
 @pytest.fixture
 def stuck(tmp_path: Path) -> str:
     """A command that reads what nobody types."""
@@ -456,68 +256,6 @@ def test_an_upload_has_more_time_than_a_question(bundle: Path, monkeypatch: pyte
     push_dataset("kaggle", bundle, "first")
     assert limits == {"create": kaggle_cli.UPLOAD_LIMIT_S}
     assert kaggle_cli.UPLOAD_LIMIT_S > 10 * kaggle_cli.ANSWER_LIMIT_S
-
-
-def change(**values: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda body: body.update(values)
-
-
-@pytest.mark.parametrize(
-    ("edit", "word"),
-    [
-        (change(id="OWNER/arc-ttt-kernel"), "replace OWNER"),
-        (change(id="me/arc", title="arc arc"), "at least 5"),
-        (change(title="Other title"), "another slug"),
-        (change(accelerator="NvidiaL4"), "machine_shape"),
-        (change(enable_internet="false"), "enable_internet"),
-        (lambda body: body.pop("enable_internet"), "missing value as true"),
-        (change(enable_gpu=False), "enable_gpu"),
-        (change(is_private=1), "bool"),
-        (change(dataset_sources=None), "list"),
-        (change(dataset_sources=["wheels"]), "user/slug"),
-        (change(dataset_sources=[]), "without its own code"),
-        (change(competition_sources=[]), "no tasks"),
-        (change(competition_sources=["arc-prize-2025", "arc-prize-2026-arc-agi-2"]), "one competition only"),
-        (change(model_sources=["me/llama/transformers/4bit"]), "version a number"),
-        (change(model_sources=["me/MODEL/transformers/VARIATION/1"]), "replace MODEL, VARIATION"),
-        (change(machine_shape="NvidiaTeslaP100"), "NvidiaTeslaT4"),
-        (change(machine_shape="NvidiaL4X4"), "four L4"),
-        (lambda body: body.pop("machine_shape"), 'missing: write "NvidiaTeslaT4", which is two T4'),
-        (change(code_file="other.py"), "no such file"),
-        (change(kernel_type="notebook"), "script"),
-        (change(docker_image_pinning_type="newest"), "original"),
-    ],
-)
-def test_mistakes_in_the_metadata_are_found_at_home(
-    kernel: Path, edit: Callable[[dict[str, Any]], None], word: str
-) -> None:
-    body = json.loads(json.dumps(METADATA))
-    assert kernel_problems(body, kernel) == []
-    edit(body)
-    problems = kernel_problems(body, kernel)
-    assert word in problems[0]
-
-
-def test_a_code_file_that_is_too_long_is_found_at_home(kernel: Path) -> None:
-    (kernel / "kernel.py").write_text("#" * 900_000)
-    assert "less than 1 MB" in kernel_problems(dict(METADATA), kernel)[0]
-
-
-def test_what_kaggle_stores_is_compared_source_by_source() -> None:
-    assert source_differences(METADATA, dict(METADATA)) == []
-    stored = {**METADATA, "enable_internet": True, "dataset_sources": []}
-    assert [line.split(":")[0].split(" ")[0] for line in source_differences(METADATA, stored)] == [
-        "dataset_sources",
-        "enable_internet",
-    ]
-
-
-def test_the_metadata_of_this_repository_need_only_an_owner() -> None:
-    root = Path(__file__).resolve().parents[3]
-    body = json.loads((root / "kernel-metadata.json").read_text())
-    assert set(body) <= set(FIELD_TYPES)
-    named = json.loads(json.dumps(body).replace("OWNER", "somebody"))
-    assert kernel_problems(named, root) == []
 
 
 def test_a_plain_push_from_a_clone_works_once_the_owner_is_set(kaggle: FakeKaggle, cli: str, tmp_path: Path) -> None:

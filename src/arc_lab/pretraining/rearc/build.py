@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from arc_lab.data.datasets import Dataset, usable_tasks
-from arc_lab.data.packs import write_pack
+from arc_lab.data.packs import pair_bytes, write_pack
 from arc_lab.folders import make_folder
 from arc_lab.pretraining.rearc.generate import Answered, generate
 from arc_lab.pretraining.rearc.groups import (
@@ -22,7 +22,7 @@ from arc_lab.pretraining.rearc.groups import (
     too_few,
     without_repeats,
 )
-from arc_lab.pretraining.rearc.known_pairs import evaluation_pairs, training_tasks
+from arc_lab.pretraining.rearc.known_pairs import dataset_pairs, evaluation_pairs, training_tasks
 from arc_lab.pretraining.rearc.settings import PackSettings
 from arc_ttt.deadline import REAL_CLOCK
 from arc_ttt.errors import InputError
@@ -37,9 +37,15 @@ def build(
     user_tasks: Sequence[str] = (),
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, Any]:
-    """Build a pack and write it; returns the report (JSON-ready).
+    """Build a pack, write it, and return the report (JSON-ready).
 
-    user_tasks: paths of task files to add (see `arc_lab.data.datasets.load_dataset`).
+    Args:
+        wheel: the package of the generators.
+        out: the file.
+        settings: everything that decides the pack.
+        processes: number of processes that generate.
+        user_tasks: paths of task files to add (see `arc_lab.data.datasets.load_dataset`).
+        progress: called with the numbers of finished and of all generators.
 
     Raises:
         InputError: reasoning-gym, a task file or `out` cannot be used.
@@ -48,7 +54,7 @@ def build(
     evaluation = evaluation_pairs()
     users = [task_groups(_user_tasks(path), settings, evaluation) for path in user_tasks]
     own, own_dropped = task_groups(training_tasks(), settings, evaluation)
-    shared = {task_id for task_id, why in own_dropped.items() if "evaluation" in why}
+    shared = {task_id for task_id, pair in dataset_pairs(training_tasks()) if evaluation.task_with(pair_bytes(pair))}
     if out.is_dir():
         raise InputError(f"--out {out}: is a folder; name a file")
     make_folder(out.parent)
@@ -96,6 +102,7 @@ def build(
 
 
 def _user_tasks(path: str) -> Dataset:
+    """The tasks of a file. Raises InputError, also for a pack."""
     if re.search(r"\.pack(:\d+)?$", path):
-        raise InputError(f"--tasks {path}: the tasks of a pack are there to measure on; name files of tasks")
+        raise InputError(f"--tasks {path}: the tasks of a pack are kept to measure on; name files of tasks")
     return usable_tasks(path)

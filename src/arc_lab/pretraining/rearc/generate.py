@@ -1,4 +1,4 @@
-"""Pairs of one generator, made by a pool of processes."""
+"""Make the pairs of all generators in a pool of processes, and keep the answers on the disk."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from arc_lab.pretraining.rearc.generator_pool import GeneratorEnded, GeneratorPool
-from arc_lab.pretraining.rearc.generators import package_folder, source_mark
+from arc_lab.pretraining.rearc.generators import package_folder, source_fingerprint
 from arc_lab.pretraining.rearc.settings import PackSettings
 from arc_ttt.errors import InputError
 
 
 class Answered:
-    """Answers of workers on disk, a line each with the request and a hash, so that an interrupted build goes on."""
+    """Answers of generators on the disk, so that an interrupted build continues: request, answer and hash a line."""
 
     def __init__(self, path: Path) -> None:
-        """Read what is there; a line that an interruption cut, or that was changed, is left out."""
+        """Read the file. A line that was cut by an interruption, or changed, is ignored."""
         self.path = path
         self.known: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
@@ -38,9 +38,11 @@ class Answered:
         return hashlib.sha256(json.dumps([request, answer]).encode()).hexdigest()
 
     def get(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The known answer to a request; None if there is none."""
         return self.known.get(json.dumps(request))
 
     def add(self, request: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
+        """Write an answer to the file."""
         with self._lock, self.path.open("a") as file:
             file.write("\n" + json.dumps([request, answer, self._digest(request, answer)]) + "\n")
 
@@ -52,15 +54,22 @@ def generate(
     answered: Answered,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> tuple[list[str], list[dict[str, Any]], dict[str, str]]:
-    """Ids of all generators; the workers' answers for those asked for, in the order of ids; and by the ids of those
-    whose process ended instead, how it ended.
+    """Ask every generator for its pairs.
 
-    answered: what need not be asked again.
+    Args:
+        wheel: the package of the generators.
+        settings: what is asked, and of which generators.
+        processes: number of processes.
+        answered: earlier answers, which are not asked for again.
+        progress: called with the numbers of finished and of all generators.
+
+    Returns:
+        Ids of all generators; the answers, in the order of ids; and for each generator whose process ended, how.
 
     Raises:
-        InputError: the package is not there, an id of `settings.only` is unknown, or a worker ended at its start.
+        InputError: the package is not there, an id in `settings.only` is unknown, or a process ended at its start.
     """
-    source = source_mark(package_folder(wheel))
+    source = source_fingerprint(package_folder(wheel))
     with ThreadPoolExecutor(processes) as threads, closing(GeneratorPool(wheel)) as workers:
         ids = workers.start(processes)
         wanted = sorted(set(settings.only or ids))
@@ -69,7 +78,7 @@ def generate(
             raise InputError(f"--only: there is no generator {', '.join(unknown[:5])}")
 
         def ask(task_id: str) -> dict[str, Any] | str:
-            request = settings.request(task_id) | {"source": source}  # what other generators answered is not mixed in
+            request = settings.request(task_id) | {"source": source}  # answers of another version do not count
             answer = answered.get(request)
             if answer is None:
                 try:

@@ -1,4 +1,4 @@
-"""Processes of generators: each request goes to an idle one, and one that ends over its request is replaced."""
+"""Run processes of generators. Each request goes to an idle process; a process that ends is replaced."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from typing import Any, TypeVar
 
 from arc_ttt.errors import InputError
 
-ENDS_WITHIN_S = 5.0  # a process that has closed its output
+ENDS_WITHIN_S = 5.0
+"""Seconds within which a process ends after it has closed its output."""
+
 Kind = TypeVar("Kind", dict[str, Any], list[str])
 
 
 class GeneratorEnded(Exception):
-    """A generator process ended, or wrote what is no answer. The text goes on after "the process"."""
+    """A generator process ended, or wrote no answer. The text continues the words "the process"."""
 
 
 class GeneratorPool:
-    """Generator processes with a fixed hash seed. One that ended is replaced by another. Ctrl-C does not reach them."""
+    """Generator processes with a fixed hash seed. A process that ended is replaced. Ctrl-C does not reach them."""
 
     def __init__(self, wheel: str) -> None:
         self._command = [sys.executable, "-m", "arc_lab.pretraining.rearc.generators", wheel]
@@ -35,24 +37,26 @@ class GeneratorPool:
         self._lock = threading.Lock()
 
     def start(self, count: int) -> list[str]:
-        """Start so many and return the ids of the generators that they know.
+        """Start `count` processes, and return the ids of the generators that they have.
 
         Raises:
-            InputError: one of them ended at its start.
+            InputError: a process ended at its start.
         """
         ids: list[str] = []
         for process in [self._open() for _ in range(count)]:
-            ids = self._greet(process)
+            ids = self._read_ids(process)
             self._idle.put(process)
         return ids
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer of an idle worker; waits until one is idle. Where it ends, another takes its place and is asked
-        too: it may have been killed for what others did.
+        """Wait for an idle process, and return its answer.
+
+        If the process ends over the request, its replacement is asked once more: other processes may have used the
+        memory for which it was killed.
 
         Raises:
-            GeneratorEnded: both ended over this request.
-            InputError: another ended at its start.
+            GeneratorEnded: both processes ended over this request.
+            InputError: a replacement ended at its start.
         """
         process = self._idle.get()
         try:
@@ -61,16 +65,16 @@ class GeneratorPool:
                     return _exchange(process, json.dumps(request), dict)
                 except GeneratorEnded:
                     other = self._open()
-                    self._greet(other)
+                    self._read_ids(other)
                     process = other
                     if not again:
                         raise
         finally:
             self._idle.put(process)
-        raise AssertionError("it has answered or ended")
+        raise AssertionError("the second attempt returns or raises")
 
     def close(self) -> None:
-        """Kill all, and start no other."""
+        """Kill all processes, and start no other."""
         with self._lock:
             self._closed = True
         for process in self._started:
@@ -78,6 +82,7 @@ class GeneratorPool:
             process.communicate()
 
     def _open(self) -> subprocess.Popen[str]:
+        """Start a process. Raises InputError after `close`."""
         source = str(Path(__file__).resolve().parents[3])
         environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
         with self._lock:
@@ -95,7 +100,8 @@ class GeneratorPool:
         return process
 
     @staticmethod
-    def _greet(process: subprocess.Popen[str]) -> list[str]:
+    def _read_ids(process: subprocess.Popen[str]) -> list[str]:
+        """The first line of a process: ids of its generators. Raises InputError."""
         try:
             return _exchange(process, None, list)
         except GeneratorEnded as ended:
@@ -103,10 +109,10 @@ class GeneratorPool:
 
 
 def _exchange(process: subprocess.Popen[str], line: str | None, kind: type[Kind]) -> Kind:
-    """Write a line, if there is one, to a generator process and read the line of JSON that it answers.
+    """Write a line to a generator process, unless it is None, and read the answer, a line of JSON.
 
     Raises:
-        GeneratorEnded: there is no such line.
+        GeneratorEnded: there is no answer of this kind.
     """
     assert process.stdin is not None
     assert process.stdout is not None
@@ -121,7 +127,7 @@ def _exchange(process: subprocess.Popen[str], line: str | None, kind: type[Kind]
 
 
 def _how_it_ended(process: subprocess.Popen[str]) -> str:
-    """What became of a process that does not answer; one that lives on is killed."""
+    """How a process that does not answer ended. A process that still runs is killed."""
     try:
         code = process.wait(ENDS_WITHIN_S)
     except subprocess.TimeoutExpired:

@@ -1,11 +1,12 @@
-"""The ReARC generators of the package reasoning-gym: loading them, and making one verified pair.
+"""Load the ReARC generators of the package reasoning-gym, and make verified pairs.
 
 Only the folder `reasoning_gym/arc/rearc_utils` is imported, from an installed package, an unpacked wheel or the wheel
-file itself; the package's own `__init__` and its many requirements are not. Install or fetch it with
+file itself, without the package's `__init__` and its many requirements. Install or fetch the package with
 `pip install --no-deps reasoning-gym==0.1.25` or `pip download --no-deps reasoning-gym==0.1.25`.
 
-Run as `python -m arc_lab.pretraining.rearc.generators`, this module is a worker: it reads one request a line (JSON)
-and answers each with one line. `command` starts it with PYTHONHASHSEED=0, because generators iterate over sets.
+Run as `python -m arc_lab.pretraining.rearc.generators`, this module is a worker: it reads requests, one line of JSON
+each, and answers each with one line. `generator_pool` starts it with PYTHONHASHSEED=0, because generators iterate over
+sets.
 Source: Hodel, "Addressing the Abstraction and Reasoning Corpus via Procedural Example Generation", 2024.
 """
 
@@ -37,37 +38,49 @@ from arc_ttt.deadline import cpu_seconds
 from arc_ttt.errors import InputError
 from arc_ttt.tasks.grids import MAX_SIDE, Grid, freeze
 
-VERSION = "0.1.25"
+PACKAGE_VERSION = "0.1.25"
+"""The version of reasoning-gym that this module was written for."""
+
 ATTEMPT_CPU_S = 20.0
+"""CPU seconds of one attempt, at most."""
 
 
 class SlowAttempt(Exception):
-    """One call of a generator or verifier used more CPU time than allowed."""
+    """An attempt used more CPU time than allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Generators:
-    """By task id the generator, `(random.Random, low, high) -> {"input", "output"}`, and the verifier of its rule."""
+    """The generators and the verifiers of their rules.
+
+    Args:
+        generate: by task id a function `(random.Random, low, high) -> {"input", "output"}`.
+        verify: by task id a function from an input to its output.
+    """
 
     generate: dict[str, Callable[..., dict[str, Any]]]
     verify: dict[str, Callable[[Any], Any]]
 
     @property
     def ids(self) -> list[str]:
+        """Ids that have both."""
         return sorted(self.generate.keys() & self.verify.keys())
 
 
 def package_folder(wheel: str) -> str:
-    """Where `reasoning_gym` lies: "installed", a wheel file, or a folder that holds the package or one wheel of it.
+    """The path of the package `reasoning_gym`.
+
+    Args:
+        wheel: "installed", a wheel file, or a folder that holds the package or a wheel of it.
 
     Raises:
-        InputError: it is not there.
+        InputError: the package is not there.
     """
     if wheel == "installed":
         spec = importlib.util.find_spec("reasoning_gym")
         places = list(spec.submodule_search_locations or ()) if spec else []
         if not places:
-            raise InputError(f"reasoning-gym is not installed: pip install --no-deps reasoning-gym=={VERSION}")
+            raise InputError(f"reasoning-gym is not installed: pip install --no-deps reasoning-gym=={PACKAGE_VERSION}")
         return places[0]
     path = Path(wheel).expanduser().resolve()
     wheels = sorted(path.glob("reasoning_gym-*.whl")) if path.is_dir() else []
@@ -80,8 +93,8 @@ def package_folder(wheel: str) -> str:
     raise InputError(f"--wheel {wheel}: neither a wheel of reasoning-gym nor a folder that holds the package")
 
 
-def source_mark(folder: str) -> str:
-    """A text that tells versions of the generators in `folder` (or in a wheel, as WHEEL/reasoning_gym) apart."""
+def source_fingerprint(folder: str) -> str:
+    """A hash of the generators' sources in `folder`, which may be inside a wheel (WHEEL/reasoning_gym)."""
     prefix, total = "arc/rearc_utils/", hashlib.sha256()
     inside = Path(folder)
     if inside.is_dir():
@@ -97,10 +110,10 @@ def source_mark(folder: str) -> str:
 
 
 def load_generators(wheel: str) -> Generators:
-    """Import the generators and verifiers. Leaves stub packages in `sys.modules`; meant for processes of their own.
+    """Import generators and verifiers. This leaves stub packages in `sys.modules`, so call it in a separate process.
 
     Raises:
-        InputError: the package is not there or is no such package.
+        InputError: the package is not there, or cannot be imported.
     """
     folder = package_folder(wheel)
     for name, inside in (("reasoning_gym", ""), ("reasoning_gym.arc", "/arc")):
@@ -119,7 +132,7 @@ def load_generators(wheel: str) -> Generators:
 
 @contextmanager
 def cpu_limit(seconds: float) -> Iterator[None]:
-    """Raise SlowAttempt in the body after so many CPU seconds of this process. Main thread only."""
+    """Raise SlowAttempt in the body after this number of CPU seconds of the process. Main thread only."""
 
     def stop(*_: object) -> None:
         raise SlowAttempt
@@ -134,7 +147,7 @@ def cpu_limit(seconds: float) -> Iterator[None]:
 
 
 def as_grid(rows: Any) -> Grid | None:
-    """Rows of a generator as a Grid; None when they are no grid of at most 30 x 30."""
+    """Rows of a generator as a Grid; None if they are no grid of at most 30 x 30."""
     try:
         cells = np.array(rows)
     except ValueError:
@@ -147,10 +160,17 @@ def as_grid(rows: Any) -> Grid | None:
 def attempt(
     generators: Generators, task_id: str, rng: random.Random, difficulty: tuple[float, float], cpu_s: float
 ) -> tuple[Pair | None, str]:
-    """One pair, or None and the reason: slow, error (its exception's name), rejected by the verifier, no grid.
+    """Make one pair, or return None and the reason: slow, an error, rejected by the verifier, or no grid.
 
-    The upper end of the generator's difficulty is drawn between `difficulty`'s two ends, so that easy and small grids
-    are well represented.
+    The upper bound of the generator's difficulty is drawn between the bounds of `difficulty`, so that easy and small
+    grids are well represented.
+
+    Args:
+        generators: the generators.
+        task_id: the generator to use.
+        rng: its source of chance.
+        difficulty: bounds from 0 to 1.
+        cpu_s: CPU seconds that the attempt may use.
     """
     low, high = difficulty
     try:
@@ -160,7 +180,7 @@ def attempt(
             right = tuple(map(tuple, checked)) == tuple(map(tuple, made["output"]))
     except SlowAttempt:
         return None, "slow"
-    except Exception as error:  # generated code fails in any way; the name is counted and reported
+    except Exception as error:  # generated code may fail in any way; the name of the error is counted and reported
         return None, f"error {type(error).__name__}"
     if not right:
         return None, "rejected by the verifier"
@@ -171,11 +191,14 @@ def attempt(
 
 
 def make_pairs(generators: Generators, request: dict[str, Any]) -> dict[str, Any]:
-    """Answer one request: distinct verified pairs of one generator, in the order they were found.
+    """Answer one request with distinct verified pairs of one generator, in the order in which they were found.
 
-    Attempt n draws from its own random stream (seed, generator, n), so no limit that does not bite changes anything.
-    request: generator, pairs (wanted), attempts (at most), cpu_s (of the whole request), max_side, max_tokens (of a
-    pair), difficulty (two numbers), seed.
+    Attempt n has its own random stream (seed, generator, n), so that a limit which is not reached changes nothing.
+
+    Args:
+        generators: the generators.
+        request: generator, pairs (wanted), attempts (at most), cpu_s (of the whole request), max_side, max_tokens (of
+            a pair), difficulty (two numbers), seed.
     """
     task_id, start_s = request["generator"], cpu_seconds()
     found: dict[bytes, None] = {}
@@ -211,7 +234,7 @@ def make_pairs(generators: Generators, request: dict[str, Any]) -> dict[str, Any
 
 
 def end_with_parent() -> None:
-    """Let this process end once its parent has died, however that happens."""
+    """End this process once its parent has died, in whatever way."""
     parent, never = os.getppid(), threading.Event()
 
     def watch() -> None:
@@ -223,7 +246,7 @@ def end_with_parent() -> None:
 
 
 def worker(wheel: str) -> int:
-    """Answer requests from standard input until it ends. The first line written lists the generators."""
+    """Answer requests from standard input until it ends. The first line of output lists the generators."""
     end_with_parent()
     generators = load_generators(wheel)
     try:
@@ -231,7 +254,7 @@ def worker(wheel: str) -> int:
         for line in sys.stdin:
             print(json.dumps(make_pairs(generators, json.loads(line))), flush=True)
     except BrokenPipeError:
-        os._exit(1)  # nobody listens any more
+        os._exit(1)  # nobody reads the answers any more
     return 0
 
 

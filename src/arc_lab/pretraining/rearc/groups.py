@@ -1,4 +1,4 @@
-"""Groups of pairs from tasks and generators: which fit a pack, under which names, and what is held back."""
+"""Make groups of pairs from tasks and generators: choose, name, join and hold back."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from arc_lab.data.packs import Pair, pair_bytes, pair_tokens, split_pairs
 from arc_lab.pretraining.rearc.known_pairs import KnownPairs, dataset_pairs, held_out_pairs
 from arc_lab.pretraining.rearc.settings import PackSettings
 
-Listed = tuple[dict[str, Any], list[bytes]]  # a group's entry in the header, and its pairs
+Listed = tuple[dict[str, Any], list[bytes]]
+"""A group: its entry in the pack's header, and its pairs."""
 
 
 def task_groups(
     dataset: Dataset, settings: PackSettings, evaluation: KnownPairs
 ) -> tuple[list[Listed], dict[str, str]]:
-    """Groups of a data set's own pairs, and by task id why a task was left out.
+    """Make a group of every task of a data set, from those of its pairs that fit.
 
-    The fitting pairs of a task are one group; a task of a held-out family is held out, and so is one, whatever its id,
-    that shares a pair with such a training task under some symmetry.
+    A task of a held-out family is held out. A task with any id is held out too if it shares a pair, under some
+    symmetry, with a training task of a held-out family.
+
+    Returns:
+        The groups, and by task id why a task was left out.
     """
     by_task: dict[str, dict[bytes, Pair]] = {}
     for task_id, pair in dataset_pairs(dataset):
@@ -44,27 +48,29 @@ def task_groups(
 
 
 def fits(pair: Pair, settings: PackSettings) -> bool:
+    """Whether a pair is small enough for the pack."""
     return max(pair[0].shape + pair[1].shape) <= settings.max_side and pair_tokens(pair) <= settings.max_tokens
 
 
 def _entry(source: str, task_id: str, *, like: str = "") -> dict[str, Any]:
-    """A group's entry in the header. like: the task whose family it has, if not its own."""
+    """A group's entry in the header; its family is that of the task `like`, if that is given."""
     family = family_of(like or task_id)
     split = "held-out" if family in held_out_families() else "train"
     return {"name": f"{source}/{task_id}", "family": family, "split": split, "held_pairs": 0}
 
 
 def least_pairs(entry: Mapping[str, Any]) -> int:
-    """With how many pairs a group can fill one sequence (a task has but its own pairs)."""
+    """The least number of pairs that a group needs. A task has few pairs, so two are enough."""
     return 2 if entry["name"].startswith("tasks/") else 4
 
 
 def too_few(entry: Mapping[str, Any], pairs: Sequence[bytes]) -> bool:
+    """Whether a group has too few pairs besides those that are held back."""
     return len(pairs) - int(entry["held_pairs"]) < least_pairs(entry)
 
 
 def count_pairs(groups: Sequence[tuple[Mapping[str, Any], Sequence[bytes]]]) -> dict[str, int]:
-    """Pairs and groups by what they are for."""
+    """Numbers of pairs and groups, by their use."""
     train = [(entry, pairs) for entry, pairs in groups if entry["split"] == "train"]
     held = [(entry, pairs) for entry, pairs in groups if entry["split"] != "train"]
     back = sum(entry["held_pairs"] for entry, _ in train)
@@ -79,7 +85,7 @@ def count_pairs(groups: Sequence[tuple[Mapping[str, Any], Sequence[bytes]]]) -> 
 
 
 def generated_groups(answers: Sequence[Mapping[str, Any]], evaluation: KnownPairs) -> tuple[list[Listed], Counter[str]]:
-    """Groups from the workers' answers, without evaluation pairs, and counts of rejected pairs by reason."""
+    """Groups from the generators' answers, without evaluation pairs, and counts of rejected pairs by reason."""
     groups: list[Listed] = []
     rejected: Counter[str] = Counter()
     for answer in answers:
@@ -92,8 +98,10 @@ def generated_groups(answers: Sequence[Mapping[str, Any]], evaluation: KnownPair
 
 
 def named_apart(groups: Sequence[Listed]) -> list[Listed]:
-    """Groups of one name that share no pair follow different rules: the first keeps the name, the next are called
-    NAME-2, NAME-3 and so on, past names that are in use. One that shares a pair with several has the first one's name.
+    """Give groups of one name different names if they share no pair, because they then follow different rules.
+
+    The first keeps the name; the next are called NAME-2, NAME-3 and so on, except for names that are in use. A group
+    that shares pairs with several others gets the name of the first of them.
     """
     taken = {entry["name"] for entry, _ in groups}
     known: dict[str, dict[str, set[bytes]]] = {}  # by the name given, the names of its rules and their pairs
@@ -112,8 +120,13 @@ def named_apart(groups: Sequence[Listed]) -> list[Listed]:
 
 
 def without_repeats(groups: Sequence[Listed]) -> tuple[list[Listed], int]:
-    """Every pair once in the whole pack; one that a held-out group has is kept there. Groups of one name are joined, to
-    a held-out one if any of them is."""
+    """Keep every pair once in the whole pack, in a held-out group if one has it.
+
+    Groups of one name are joined; the joined group is held out if any of them is.
+
+    Returns:
+        The groups, and the number of repeated pairs.
+    """
     seen: set[bytes] = set()
     kept: dict[str, list[bytes]] = {}
     total = 0
@@ -130,10 +143,10 @@ def without_repeats(groups: Sequence[Listed]) -> tuple[list[Listed], int]:
 
 
 def hold_back(groups: Sequence[Listed], settings: PackSettings) -> list[Listed]:
-    """Mark the last `held_pairs` pairs of each training generator, at most a quarter of them, as not for training."""
-    marked = []
+    """Hold back the last `held_pairs` pairs of each training generator, but at most a quarter of them."""
+    found = []
     for entry, pairs in groups:
         generated = entry["split"] == "train" and entry["name"].startswith("rearc/")
         held = min(settings.held_pairs, len(pairs) // 4) if generated else 0
-        marked.append(({**entry, "held_pairs": held}, pairs))
-    return marked
+        found.append(({**entry, "held_pairs": held}, pairs))
+    return found

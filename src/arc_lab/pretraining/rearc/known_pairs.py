@@ -1,4 +1,4 @@
-"""Pairs that no training may see: the one place that guards a pack against leaks."""
+"""Know the pairs that no training may see. Only this module guards a pack against leaks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from arc_ttt.tasks.views import dihedral
 
 
 class KnownPairs:
-    """The pairs of sets of tasks under all 8 symmetries, to know them again."""
+    """The pairs of some sets of tasks, recognized under all 8 symmetries."""
 
     def __init__(self, *datasets: Dataset) -> None:
         self.task_of: dict[bytes, str] = {}
@@ -24,19 +24,19 @@ class KnownPairs:
                     self.task_of.setdefault(pair_bytes(turned), task_id)
 
     def task_with(self, pair: bytes) -> str | None:
-        """Id of a task of the sets that holds this pair, seen through some symmetry."""
+        """Id of a task of the sets that holds this pair under some symmetry; None if no task does."""
         return self.task_of.get(pair)
 
 
 @cache
 def evaluation_pairs() -> KnownPairs:
-    """Those of the public evaluation tasks, 400 of ARC-AGI-1 and 120 of ARC-AGI-2, which no pack may hold."""
+    """Pairs of the public evaluation tasks (400 of ARC-AGI-1, 120 of ARC-AGI-2), which no pack may hold."""
     return KnownPairs(load_dataset("evaluation"), load_dataset("evaluation2"))
 
 
 @cache
 def held_out_pairs() -> KnownPairs:
-    """Those of the public training tasks of held-out families, which no training may see."""
+    """Pairs of the public training tasks of held-out families, which no training may see."""
     tasks = training_tasks()
     out = held_out_families()
     return KnownPairs(select(tasks, [task_id for task_id in tasks.loaded.test_counts if family_of(task_id) in out]))

@@ -9,13 +9,15 @@ from arc_lab.data.families import family_of, held_out_families
 from arc_ttt.errors import SettingsError
 
 HELD_PAIRS = 12
+"""Pairs of each training generator that are held back by default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackSettings:
-    """What a pack is made of. The same settings and version of the generators give the same pack."""
+    """Everything that decides a pack, besides the version of the generators."""
 
     pairs_per_generator: int = 1000
+    """Pairs of each training generator."""
     held_pairs: int = HELD_PAIRS
     """Pairs of each training generator that are held back."""
     held_out_pairs: int = 40
@@ -25,15 +27,16 @@ class PackSettings:
     max_tokens: int = 1900
     """Longest pair, in tokens of the compact format."""
     difficulty: tuple[float, float] = (0.0, 1.0)
+    """Bounds of the generators' difficulty, from 0 to 1."""
     attempts_per_pair: int = 6
-    """At most so many attempts for each pair wanted."""
+    """Attempts for each wanted pair, at most."""
     cpu_s_per_generator: float = 300.0
-    """CPU seconds after which a generator is cut."""
+    """CPU seconds after which a generator is stopped; the pack has the pairs until then."""
     seed: int = 0
     only: tuple[str, ...] = ()
     """Task ids of the generators to use; empty for all."""
     training_tasks: bool = False
-    """Also the pairs of the ARC-AGI-1 training tasks themselves."""
+    """Whether the pairs of the ARC-AGI-1 training tasks are added."""
 
     def __post_init__(self) -> None:
         low, high = self.difficulty
@@ -53,7 +56,7 @@ class PackSettings:
                 raise SettingsError(f"--{name.replace('_', '-')} must be from {least} to {most}")
 
     def request(self, task_id: str) -> dict[str, Any]:
-        """What a worker is asked for one generator."""
+        """The request to a process for the pairs of one generator."""
         held_out = family_of(task_id) in held_out_families()
         pairs = self.held_out_pairs if held_out else self.pairs_per_generator
         return {
