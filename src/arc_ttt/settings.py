@@ -106,17 +106,23 @@ class TttSettings:
     adapter: str = "lora"
     """lora: low-rank adapters. full: all weights; for models small enough."""
     rank: int = 32
+    """Rank of the LoRA adapter (the paper: 128)."""
     alpha: float = 32.0
+    """Scale of the adapter: alpha / rank, or alpha / sqrt(rank) with `rslora`."""
     rslora: bool = True
     """Scale by alpha / sqrt(rank) instead of alpha / rank."""
     targets: tuple[str, ...] = LINEAR_LAYERS
     """Layers that get an adapter; lm_head may be named too."""
     learning_rate: float = 1.5e-3
+    """Highest learning rate of AdamW."""
     weight_decay: float = 0.0
+    """Weight decay of AdamW."""
     warmup_fraction: float = 0.05
+    """Part of the steps over which the learning rate rises linearly."""
     schedule: str = "linear"
     """linear or cosine, to a tenth of and to nothing of the learning rate."""
     clip_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
     stop_loss: float = 0.005
     """Stop early once the mean loss of the last four steps is below this, in nats a target. 0 never stops early."""
     loss_scale: float = 1024.0
@@ -184,6 +190,7 @@ class SynthesisSettings:
     """CPU program synthesis beside the devices, and how its answers join the votes."""
 
     enabled: bool = True
+    """Whether idle CPU cores search for programs."""
     cpu_limits_s: tuple[str, ...] = ("1", "5", "60")
     """CPU seconds for a task in the first, second, ... pass; later passes take tasks without a sure program."""
     share: float = 0.8
@@ -251,6 +258,7 @@ class RunSettings:
     resume: bool = True
     """Go on where a run with the same tasks and settings was killed in the same folder."""
     seed: int = 0
+    """Seed of everything random."""
 
     def __post_init__(self) -> None:
         _within("run.limit_s", self.limit_s, 5)

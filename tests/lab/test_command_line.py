@@ -22,7 +22,7 @@ from arc_lab.folders import ROOT, current_build
 from arc_ttt.errors import ArcError, InputError, SettingsError
 
 
-@pytest.mark.parametrize("name", [name for name in lab.COMMANDS if name != "simulate"])
+@pytest.mark.parametrize("name", lab.COMMANDS)
 def test_every_command_has_help_and_reports_wrong_use_in_one_line(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
