@@ -132,7 +132,7 @@ class RunDeadlines:
         stop      the coordinator writes, kills its workers and ends                  limit - reserve
         dead-man  another process kills the coordinator (`run.deadman`)               limit - reserve / 2
         limit     what the user asked for; on Kaggle half an hour before its own      start + run.limit_s
-        guard     kernel.py kills the run and leaves the file (`bootstrap.guard`)     limit
+        guard     kernel.py kills the run and leaves the file (`kernel.py`)     limit
 
     Args:
         limit: the end of the run.

@@ -16,7 +16,7 @@ def test_a_death_while_loading_costs_the_trials_and_a_lost_device_the_recordings
     assert ModelTrust(has_fallback=True).died(0, kind, [0, 1], was_ready=False) is want
 
 
-@pytest.mark.parametrize("kind", set(DeathKind) - set(ITS_OWN))
+@pytest.mark.parametrize("kind", [kind for kind in DeathKind if not kind.is_its_own])
 def test_what_others_did_to_a_worker_costs_nothing(kind: DeathKind) -> None:
     trust = ModelTrust(has_fallback=True)
     assert [trust.died(0, kind, [0], was_ready=False) for _ in range(9)] == [Remedy.KEEP] * 9

@@ -6,10 +6,10 @@ every turn of its loop: the submission on the disk must be complete and valid. W
 | fault | where |
 |---|---|
 | F5 a process that never dies | test_fleet |
-| F6 out of memory, F11 no numbers | test_solve, test_training; here what a worker says of it |
+| F6 out of memory, F11 no numbers | test_solver, test_training; here what a worker says of it |
 | F12 slow-down, F24 slow start over hours | test_simulate, in virtual time |
-| F16 each failing call | test_submission, test_events; here a run whose disk is full |
-| F21 a torn journal | test_events, test_recovery |
+| F16 each failing call | test_submission, test_journal; here a run whose disk is full |
+| F21 a torn journal | test_journal, test_recovery |
 """
 
 from __future__ import annotations
