@@ -119,12 +119,3 @@ def _source(folder: Path) -> tuple[str, tuple[str, ...]]:
     if below[:1] and below[0] in ("models", "datasets", "notebooks") and len(below) > 2:
         return below[1], tuple(below[2:])
     return "", tuple(below)
-
-
-# Wheels
-
-
-# Packages
-
-
-# Memory
