@@ -24,6 +24,9 @@ READER_GONE = 128 + 13
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
 
+LONGEST_FIGURE = 30
+"""Characters of the longest figure in a table, such as "12 (34.5% ± 1.2)"; what is longer is text."""
+
 Main = Callable[[Sequence[str]], int]
 
 
@@ -129,8 +132,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 
 def _are_figures(cells: Iterable[str]) -> bool:
-    """Whether every cell that is not empty begins like a number."""
-    return all(cell[0] in "+-0123456789" for cell in cells if cell)
+    """Whether every cell that is not empty begins like a number, and is too short for a sentence."""
+    return all(cell[0] in "+-0123456789" and len(cell) <= LONGEST_FIGURE for cell in cells if cell)
 
 
 def _in_markdown(cell: str) -> str:

@@ -296,6 +296,18 @@ def test_a_mounted_model_under_the_preset_of_the_embedded_one_gets_its_own(
     assert "FALLBACK: SETTINGS: preset embedded trains no model of format architects; llama-1b-3b does" in said
 
 
+def test_a_preset_of_a_model_that_no_setting_names_gives_the_embedded_model_and_says_so(
+    decide: Decide, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = decide(Packages(), preset="llama-8b")
+    assert (settings.model.path, settings.model.format, settings.ttt.rank) == (
+        "embedded-XS",
+        "compact",
+        Settings.of("embedded").ttt.rank,
+    )
+    assert "FALLBACK: format marc needs a checkpoint that was trained with it" in capsys.readouterr().out
+
+
 def test_a_submission_that_a_killed_run_has_left_stays(decide: Decide, tmp_path: Path) -> None:
     """What is started again must not have lost its answers if it is killed once more while it loads."""
     path = tmp_path / "working" / "submission.json"

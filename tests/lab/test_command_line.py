@@ -111,6 +111,11 @@ def test_a_table_is_markdown_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out.split("\n") == lines
 
 
+def test_a_sentence_that_begins_with_a_digit_is_no_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("Title", ("file", "right", "reason"), [("a", "12 (34.5% ± 1.2)", "4-bit weights; the image has none.")])
+    assert "|---|---:|---|" in capsys.readouterr().out
+
+
 def test_a_table_is_drawn_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     print_table("Title", ("what", "n"), [("[a]", 1)])

@@ -20,6 +20,7 @@ from arc_ttt.atomic import write_atomically
 from arc_ttt.bootstrap.environment import owns_container
 from arc_ttt.bootstrap.process import outlive_readers
 from arc_ttt.checkpoints.checkpoint import Checkpoint
+from arc_ttt.checkpoints.folders import check_format
 from arc_ttt.deadline import REAL_CLOCK, format_duration, run_start
 from arc_ttt.errors import InputError, SettingsError, TaskFileError
 from arc_ttt.machine import count_gpus
@@ -60,6 +61,7 @@ def main(argv: Sequence[str], start_s: float, signals: list[int] | None = None) 
             print_table("Settings, for --set, --config and SETTINGS", ("setting", "default", "meaning"), rows)
             return 0
         settings = make_settings(options)
+        check_format(settings.model.path, settings.model.format)
         Checkpoint.of_path(settings.model.path)
         if options.first is not None and options.first < 1:
             raise SettingsError(f"--first {options.first}: must be at least 1")

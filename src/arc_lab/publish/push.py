@@ -5,6 +5,7 @@ The command reads what the kaggle command line prints, because that ends with su
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arc_lab.command_line import make_parser, reports_errors
+from arc_lab.command_line import add_json, make_parser, print_document, reports_errors, text_to_stderr
 from arc_lab.folders import ROOT
 from arc_lab.publish.bundle import BUNDLE, METADATA, outdated
 from arc_lab.publish.kaggle_cli import LOG_IN, NO_NETWORK, UPLOAD_LIMIT_S, KaggleError, find_cli, run_cli
@@ -182,21 +183,35 @@ def main(argv: Sequence[str]) -> int:
     add("--only", choices=("dataset", "kernel"), help="push only this")
     add("--message", default="new version", help="message of a new version of the dataset")
     add("--dry-run", action="store_true", help="check what can be checked here, print the commands and run none")
+    add_json(parser)
     options = parser.parse_args(argv)
+    with text_to_stderr(options.json):
+        document = _push(options)
+    if options.json:
+        print_document(document)
+    return 0
+
+
+def _push(options: argparse.Namespace) -> dict[str, Any]:
+    """Check, and push unless it is a dry run. Returns what was pushed, or the commands of the dry run."""
     check_ready(options.bundle, options.kernel, options.only)
     if options.only == "kernel" and (why := _older(options.bundle)):
         print(f"arc-lab push: WARNING: {why}; {OLD_CODE}", file=sys.stderr)
     if options.dry_run:
-        print("\n".join(commands(options.bundle, options.kernel, options.only)))
-        return 0
+        lines = commands(options.bundle, options.kernel, options.only)
+        print("\n".join(lines))
+        return {"commands": lines}
     cli = find_cli()
+    document: dict[str, Any] = {}
     if options.only != "kernel":
         name = push_dataset(cli, options.bundle, options.message)
         manifest = read_metadata(options.bundle / MANIFEST)
         print(f"dataset {name} is ready, made from commit {manifest.get('commit')}", flush=True)
+        document |= {"dataset": name, "commit": manifest.get("commit")}
     if options.only != "dataset":
         version = push_kernel(cli, options.kernel)
         kernel = read_metadata(options.kernel / "kernel-metadata.json")["id"]
         print(f"kernel {kernel} version {version} is pushed, with all its sources")
         print(f"when its run is complete: arc-lab submit --version {version}")
-    return 0
+        document |= {"kernel": kernel, "version": version}
+    return document

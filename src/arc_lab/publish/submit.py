@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from arc_lab.command_line import make_parser, reports_errors
+from arc_lab.command_line import add_json, make_parser, print_document, reports_errors
 from arc_lab.folders import ROOT
 from arc_lab.publish.kaggle_cli import KaggleError, find_cli, output_of, run_cli
 from arc_lab.publish.metadata import read_metadata
@@ -84,6 +84,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--version", type=int, required=True, metavar="N", help="version that the push printed")
     parser.add_argument("--message", default="arc-ttt", help="description of the submission")
     parser.add_argument("--kernel", type=Path, default=ROOT, metavar="DIR", help="folder of kernel-metadata.json")
+    add_json(parser)
     options = parser.parse_args(argv)
-    print(submit(find_cli(), options.kernel, options.version, options.message))
+    answer = submit(find_cli(), options.kernel, options.version, options.message)
+    if options.json:
+        print_document({"version": options.version, "answer": answer})
+    else:
+        print(answer)
     return 0

@@ -27,6 +27,21 @@ def model_folder(path: str, *, gpu: bool = False) -> Path:
     return SIZES.get(path) or Path(path).expanduser()
 
 
+def is_embedded(path: str) -> bool:
+    """Whether `model.path` names a model of this project."""
+    return not path or path in SIZES
+
+
+def check_format(path: str, form: str) -> None:
+    """Check that the model of `model.path` can have been trained with `model.format`.
+
+    Raises:
+        ModelError: an embedded model, which reads the format compact alone, was given another one.
+    """
+    if is_embedded(path) and form != "compact":
+        raise ModelError(f"format {form} needs a checkpoint that was trained with it, and model.path names none")
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The checkpoint's config.json.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from arc_ttt.formats.format import TextTokenizer
 from arc_ttt.formats.reader import GridSyntax
-from arc_ttt.formats.text import _ASSISTANT, TextFormat, _chat
+from arc_ttt.formats.text import ASSISTANT, TextFormat, chat_turn
 from arc_ttt.tasks.grids import Example, Grid
 
 
@@ -43,7 +43,7 @@ class BarcFormat(TextFormat):
     def text(
         self, demonstrations: Sequence[Example], query: Grid, answer: Grid | None
     ) -> tuple[str, list[tuple[int, int]]]:
-        text = self.bos + _chat("system", self.DATE + self.SYSTEM)
+        text = self.bos + chat_turn("system", self.DATE + self.SYSTEM)
         text += "<|start_header_id|>user<|end_header_id|>\n\n" + self.INTRO
         spans = []
         for number, example in enumerate(demonstrations, 1):
@@ -52,7 +52,7 @@ class BarcFormat(TextFormat):
             spans.append((len(text), len(text) + len(output) + 1))
             text += output + "\n"
         text += f"\n\nHere is the input grid for the test example:\nInput:\n{self._words(query)}{self.REQUEST}"
-        text += "<|eot_id|>" + _ASSISTANT + self.REPLY
+        text += "<|eot_id|>" + ASSISTANT + self.REPLY
         if answer is not None:
             written = self.syntax.write(answer)
             spans.append((len(text), len(text) + len(written)))

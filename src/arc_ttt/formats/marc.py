@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from arc_ttt.formats.format import TextTokenizer
 from arc_ttt.formats.reader import DIGITS, GridSyntax
-from arc_ttt.formats.text import _ASSISTANT, TextFormat, _chat
+from arc_ttt.formats.text import ASSISTANT, TextFormat, chat_turn
 from arc_ttt.tasks.grids import Example, Grid
 
 
@@ -42,7 +42,7 @@ class MarcFormat(TextFormat):
             output = f" {_array(example.output)}#\n"
             spans.append((len(text), len(text) + len(output) - 1))
             text += output
-        text = text.rstrip() + "<|eot_id|>" + _chat("user", f"{_array(query)} ->") + _ASSISTANT
+        text = text.rstrip() + "<|eot_id|>" + chat_turn("user", f"{_array(query)} ->") + ASSISTANT
         if answer is not None:
             written = self.syntax.write(answer)
             spans.append((len(text), len(text) + len(written)))

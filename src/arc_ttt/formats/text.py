@@ -1,4 +1,4 @@
-"""Formats of published checkpoints: architects, marc and barc, byte for byte, cut by the checkpoint's own tokenizer."""
+"""What the formats of published checkpoints share: one text, cut into tokens by the checkpoint's own tokenizer."""
 
 from __future__ import annotations
 
@@ -57,9 +57,10 @@ class TextFormat(Format):
         return np.array(ids, dtype=np.int64), np.arange(start, start + len(ids))
 
 
-def _chat(role: str, content: str) -> str:
+def chat_turn(role: str, content: str) -> str:
     """One finished turn of the Llama 3 chat template."""
     return f"<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>"
 
 
-_ASSISTANT = "<|start_header_id|>assistant<|end_header_id|>\n\n"
+ASSISTANT = "<|start_header_id|>assistant<|end_header_id|>\n\n"
+"""Begin of the turn in which the model answers."""

@@ -15,6 +15,7 @@ from arc_ttt.bootstrap.environment import is_rerun, owns_container, scratch_fold
 from arc_ttt.bootstrap.mounts import find_mounts
 from arc_ttt.bootstrap.packages import BITSANDBYTES, prepare_packages
 from arc_ttt.bootstrap.process import die_with_parent, outlive_readers
+from arc_ttt.checkpoints.folders import is_embedded
 from arc_ttt.deadline import REAL_CLOCK, run_start
 from arc_ttt.errors import SubmissionError
 from arc_ttt.kaggle.first_answers import load_mounted, write_first
@@ -23,7 +24,6 @@ from arc_ttt.kaggle.usable_settings import (
     belongs_to_run,
     chosen_settings,
     embedded_preset,
-    is_embedded,
     is_large,
     usable_settings,
 )
@@ -151,7 +151,7 @@ def _kaggle_run(
     for line in (*mounts.problems, *packages.notes):
         setup.note(line)
     for package, line in packages.fallbacks.items():
-        (setup.note if package == BITSANDBYTES and is_embedded(settings) else setup.fall_back)(line)
+        (setup.note if package == BITSANDBYTES and is_embedded(settings.model.path) else setup.fall_back)(line)
     embedded = Settings.of(embedded_preset()).override(
         (name, value) for name, value in chosen.items() if belongs_to_run(name)
     )

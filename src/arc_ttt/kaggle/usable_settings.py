@@ -7,7 +7,7 @@ from typing import Any
 from arc_ttt.bootstrap.mounts import Mounts, find_model
 from arc_ttt.bootstrap.packages import Packages
 from arc_ttt.checkpoints.checkpoint import Checkpoint
-from arc_ttt.checkpoints.folders import SIZES, model_folder
+from arc_ttt.checkpoints.folders import check_format, model_folder
 from arc_ttt.checkpoints.shape import LlamaShape
 from arc_ttt.deadline import format_duration
 from arc_ttt.errors import ModelError, SettingsError
@@ -50,11 +50,6 @@ def embedded_preset() -> str:
     return "embedded-gpu" if count_gpus() else "embedded"
 
 
-def is_embedded(settings: Settings) -> bool:
-    """Whether the model is one of ours, whose 4-bit weights are expanded anyway, to the same values."""
-    return not settings.model.path or settings.model.path in SIZES
-
-
 def is_large(settings: Settings) -> bool:
     """Whether the model is too large for its steps to be recorded as CUDA graphs."""
     try:
@@ -72,6 +67,7 @@ def usable_settings(
     if settings.model.backend == "unsloth" and not packages.unsloth:
         changes.append(("model.backend", "transformers"))
     try:
+        check_format(settings.model.path, settings.model.format)
         folder = model_folder(settings.model.path, gpu=count_gpus() > 0)
         if settings.model.path:
             found, other = find_model(settings.model.path, mounts) or (folder, "")

@@ -192,3 +192,19 @@ def test_the_reserve_grows_with_the_time_that_the_start_took(
     monkeypatch.setattr("arc_lab.evaluate.dry_run.REAL_CLOCK", VirtualClock(now_s))
     assert main(["--limit", "400s", "--out", str(tmp_path)], now_s - took_s) == 0
     assert seen == [pytest.approx(reserve_s, abs=0.1)]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--preset", "llama-8b"),
+        ("--set", "model.format=architects"),
+        ("--model", "embedded-XS", "--format", "barc"),
+    ],
+)
+def test_a_format_of_another_model_than_the_embedded_one_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: tuple[str, ...]
+) -> None:
+    assert main([*argv, "--out", str(tmp_path / "out")], REAL_CLOCK.now()) == 2
+    assert "needs a checkpoint that was trained with it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -175,6 +175,15 @@ def test_a_dry_run_prints_the_commands_of_what_is_pushed(
     assert [line.split()[1:3] for line in capsys.readouterr().out.splitlines()] == pushes
 
 
+def test_a_dry_run_gives_the_same_commands_to_machines(
+    bundle: Path, kernel: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(push, "outdated", lambda _: "")
+    assert dry_run(bundle, kernel, "--json") == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out) == {"commands": told.err.splitlines()}
+
+
 def test_a_push_of_the_kernel_alone_warns_of_code_that_is_not_in_the_bundle(
     bundle: Path, kernel: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from arc_lab.publish import submit as submit_module
 from arc_lab.publish.kaggle_cli import KaggleError, run_cli
 from arc_lab.publish.submit import submit
 from support.fake_kaggle import FakeKaggle
@@ -55,3 +57,14 @@ def test_the_command_line_itself_tells_of_the_newest_version_when_asked_for_anot
     kaggle.states = {"v3": "ERROR", "v4": "COMPLETE"}
     assert "COMPLETE" in run_cli(cli, "kernels", "status", "me/arc-ttt-kernel/3")
     assert kaggle.bodies("GetKernelSessionStatus") == [STATUS]
+
+
+def test_machines_get_the_answer_as_a_document(
+    kaggle: FakeKaggle, cli: str, kernel: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kaggle.states = {"v3": "COMPLETE"}
+    monkeypatch.setattr(submit_module, "find_cli", lambda: cli)
+    assert submit_module.main(["--version", "3", "--kernel", str(kernel), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["version"] == 3
+    assert "submit" in document["answer"].lower()
