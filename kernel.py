@@ -91,12 +91,14 @@ def on_kaggle(guard: int = 0) -> int:
 def guarded() -> int:
     """Run `on_kaggle` in a child, so that a killed or hung run (the search of mounts may hang) does not end this script
     with an error. In the scoring rerun, start it again while there is time; it resumes from its journal."""
-    limit, guard, child = SETTINGS.get("run.limit_s"), os.getpid(), -1
-    usable = isinstance(limit, int | float) and 5 <= limit < float("inf")  # as settings.py has it
-    ends_s = START_S + (float(limit) if usable else 11.5 * 3600)  # type: ignore[arg-type]
+    limit_s, guard = 11.5 * 3600, os.getpid()  # the limit where settings.py refuses the one chosen
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        chosen_s = float(SETTINGS.get("run.limit_s"))  # type: ignore[arg-type]
+        limit_s = chosen_s if 5 <= chosen_s < float("inf") else limit_s
+    ends_s = START_S + limit_s
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if whoever started this ignored it, children leave no status
     for number in range(1 + MOST_RESTARTS if RERUN else 1):
-        os.environ["ARC_TTT_STARTS"] = str(number + 1)
+        os.environ["ARC_TTT_STARTS"], child = str(number + 1), -1
         with contextlib.suppress(OSError):
             child = os.fork()
         if child < 0:

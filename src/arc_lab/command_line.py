@@ -24,8 +24,8 @@ READER_GONE = 128 + 13
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
 
-LONGEST_FIGURE = 30
-"""Characters of the longest figure in a table, such as "12 (34.5% ± 1.2)"; what is longer is text."""
+LONGEST_FIGURE = 40
+"""Characters of the longest figure in a table, such as "-3.5% ± 1.2% (10 won, 11 lost)"; what is longer is text."""
 
 Main = Callable[[Sequence[str]], int]
 
@@ -70,7 +70,9 @@ def version_text() -> str:
     return f"{PROGRAM} {version}" + (f", commit {commit}" if commit != "unknown" else "")
 
 
-def make_parser(name: str, description: str | None, *, examples: Sequence[str] = (), prog: str = "") -> Parser:
+def make_parser(
+    name: str, description: str | None, *, examples: Sequence[str] = (), prog: str = "", version: bool = True
+) -> Parser:
     """The parser of a command, with --help and --version.
 
     Args:
@@ -78,6 +80,7 @@ def make_parser(name: str, description: str | None, *, examples: Sequence[str] =
         description: what the command does; lines stay as they are.
         examples: command lines, shown at the end of the help.
         prog: how a person calls the command, if that is not `arc-lab NAME`.
+        version: whether `--version` means this program's.
     """
     epilog = "examples:\n" + "\n".join(f"  {line}" for line in examples) if examples else None
     parser = Parser(
@@ -85,29 +88,35 @@ def make_parser(name: str, description: str | None, *, examples: Sequence[str] =
         description=description,
         epilog=epilog,
         formatter_class=_Help,
-        conflict_handler="resolve",  # `submit --version N` means the kernel's version
     )
-    parser.add_argument(
-        "--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="print version and commit, and exit"
-    )
+    if version:
+        about = "print version and commit, and exit"
+        parser.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help=about)
     return parser
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add `--json`; the command then works within `text_to_stderr` and ends with `print_document`."""
+    """Add `--json`; the command then works within `json_document`."""
     parser.add_argument("--json", action="store_true", help="print one JSON document; all other text goes to stderr")
 
 
+def add_set(parser: argparse.ArgumentParser, about: str) -> None:
+    """Add `--set NAME=VALUE`, which may be repeated; `settings.parse_overrides` reads what it collects."""
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=about)
+
+
 @contextlib.contextmanager
-def text_to_stderr(json_asked: bool) -> Iterator[None]:
-    """Send what is printed within to stderr where `--json` was given, so that stdout holds the document alone."""
-    with contextlib.redirect_stdout(sys.stderr) if json_asked else contextlib.nullcontext():
-        yield
+def json_document(asked: bool) -> Iterator[dict[str, Any]]:
+    """The result of a command for machines, which the command fills within.
 
-
-def print_document(document: Any) -> None:
-    """Print the result of a command for machines: one JSON document on one line."""
-    print(json.dumps(document))
+    Where `--json` was given, all text that is printed within goes to stderr, and the document goes to stdout at the
+    end, on one line.
+    """
+    document: dict[str, Any] = {}
+    with contextlib.redirect_stdout(sys.stderr) if asked else contextlib.nullcontext():
+        yield document
+    if asked and document:  # of several processes of a command one has a result
+        print(json.dumps(document))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

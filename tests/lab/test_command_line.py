@@ -11,12 +11,11 @@ import pytest
 from arc_lab import __main__ as lab
 from arc_lab.command_line import (
     add_json,
+    json_document,
     make_parser,
-    print_document,
     print_table,
     reports_errors,
     resumable,
-    text_to_stderr,
 )
 from arc_lab.folders import ROOT, current_build
 from arc_ttt.errors import ArcError, InputError, SettingsError
@@ -129,8 +128,7 @@ def test_only_the_document_goes_to_stdout_with_json(capsys: pytest.CaptureFixtur
     add_json(parser)
     for argv, out, err in ((["--json"], '{"a": 1}\n', "text\n"), ([], "text\n", "")):
         options = parser.parse_args(argv)
-        with text_to_stderr(options.json):
+        with json_document(options.json) as document:
             print("text")
-        if options.json:
-            print_document({"a": 1})
+            document["a"] = 1
         assert capsys.readouterr() == (out, err)

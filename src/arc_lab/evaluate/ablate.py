@@ -20,11 +20,11 @@ from typing import Any
 from arc_lab.command_line import (
     Parser,
     add_json,
+    add_set,
+    json_document,
     make_parser,
-    print_document,
     print_table,
-    reports_errors,
-    text_to_stderr,
+    resumable,
 )
 from arc_lab.data.datasets import DATASETS_HELP, read_ids, usable_tasks
 from arc_lab.evaluate import dry_run
@@ -33,7 +33,7 @@ from arc_lab.evaluate.scores import Paired, TaskScore, summarize
 from arc_ttt.atomic import write_atomically
 from arc_ttt.checkpoints.folders import model_folder, weights_fingerprint
 from arc_ttt.deadline import REAL_CLOCK
-from arc_ttt.errors import SettingsError
+from arc_ttt.errors import ArcError, SettingsError
 from arc_ttt.machine import count_gpus
 from arc_ttt.protocol.jobs import BASE, TTT
 
@@ -237,7 +237,9 @@ def run_variant(variant: Variant, options: argparse.Namespace) -> dict[str, Any]
     """The report of a variant's dry run: the report in its folder if the same run made it, else a new run's.
 
     Raises:
-        SettingsError: the dry run refused its arguments, was interrupted, or no model could be used.
+        SettingsError: the dry run refused its arguments.
+        ArcError: no model could be used.
+        KeyboardInterrupt: the dry run was ended by a signal.
     """
     out = options.out / variant.name
     argv = arguments(variant, options)
@@ -249,9 +251,11 @@ def run_variant(variant: Variant, options: argparse.Namespace) -> dict[str, Any]
     if not (same and report.is_file()):
         print(f"== {variant.name}: {variant.about}", flush=True)
         code = dry_run.main([*argv, "--set", "run.resume=false"], REAL_CLOCK.now())
+        if code > 128:  # 128 plus the number of a signal
+            raise KeyboardInterrupt
         if code != 0:
-            again = "; the same command goes on here" if code > 128 else ""
-            raise SettingsError(f"{variant.name}: the dry run ended with status {code}{again}")
+            kind = SettingsError if code == 2 else ArcError
+            raise kind(f"{variant.name}: the dry run ended with status {code}")
         write_atomically(asked, question)
     document: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
     return document
@@ -294,12 +298,12 @@ def _parser() -> Parser:
     add("--first", type=int, metavar="N", help="only the N tasks that are predicted to be cheapest")
     add("--workers", type=int, metavar="N", help="worker processes, as for kernel.py")
     add("--seed", type=int, default=0, metavar="N", help="seed of everything random")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting, for all variants")
+    add_set(parser, "any setting, for all variants; may be repeated")
     add_json(parser)
     return parser
 
 
-@reports_errors("ablate")
+@resumable("ablate")
 def main(argv: Sequence[str]) -> int:
     """Run the ablate command."""
     options = _parser().parse_args(argv)
@@ -307,13 +311,11 @@ def main(argv: Sequence[str]) -> int:
         options.ids = ",".join(read_ids(options.ids))
     chosen = choose(options.only, [parse_variant(text) for text in options.variant])
     check(chosen, options)
-    with text_to_stderr(options.json):
+    with json_document(options.json) as document:
         answered = {variant.name: answered_tasks(run_variant(variant, options)) for variant in chosen}
         rows = [compare(variant, answered[variant.name], answered[FULL]) for variant in chosen]
         print_table(f"Ablations on {options.tasks}, {options.limit} each", COLUMNS, [row.cells() for row in rows])
-    document = {"tasks": options.tasks, "limit": options.limit, "seed": options.seed}
-    document |= {"rows": [row.document() for row in rows]}
-    write_atomically(options.out / "ablations.json", json.dumps(document, indent=1) + "\n")
-    if options.json:
-        print_document(document)
+        document |= {"tasks": options.tasks, "limit": options.limit, "seed": options.seed}
+        document |= {"rows": [row.document() for row in rows]}
+        write_atomically(options.out / "ablations.json", json.dumps(document, indent=1) + "\n")
     return 0

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from arc_lab.command_line import add_json, make_parser, print_document, print_table, reports_errors, text_to_stderr
+from arc_lab.command_line import add_json, add_set, json_document, make_parser, print_table, reports_errors
 from arc_lab.data.datasets import load_dataset
 from arc_lab.evaluate.speed import best_of, flops_per_token, matmul_peak
 from arc_ttt.adapt.batches import shuffled_steps
@@ -39,12 +39,12 @@ def main(argv: Sequence[str]) -> int:
     parser = make_parser("benchmark", __doc__, examples=EXAMPLES)
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="numeric threads on a CPU")
     parser.add_argument("--steps", type=int, default=6, metavar="N", help="training steps measured on each task")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting")
+    add_set(parser, "any setting; may be repeated")
     add_json(parser)
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    with text_to_stderr(options.json):
+    with json_document(options.json) as document:
         settings = Settings().override([*parse_overrides(options.set), ("ttt.stop_loss", 0.0)])
         start_s = time.perf_counter()
         base = load_model(settings.model, device)
@@ -57,9 +57,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"{base.parameters:,} parameters, {base.dtype}, {device}, {threads}")
         print(f"matmul peak of this machine with these threads: {peak / 1e9:.0f} GFLOP/s")
         print_table("Speed in tokens a second", COLUMNS, [_cells(row) for row in rows])
-    if options.json:
-        machine = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-        print_document({"peak_gflops": round(peak / 1e9, 1), "load_s": round(load_s, 2), "rows": rows, **machine})
+        document |= {"peak_gflops": round(peak / 1e9, 1), "load_s": round(load_s, 2), "rows": rows}
+        document |= {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
     return 0
 
 

@@ -58,7 +58,7 @@ def make_report(dataset: Dataset, settings: Settings, result: RunResult, submitt
     """
     rule = settings.vote.rule
     scores: dict[str, dict[str, TaskScore]] = {BASE: {}, TTT: {}, SYNTHESIS: {}, JOINED: {}}
-    reasons = result.by_task(trains=settings.ttt.scope != "none")
+    reasons = result.by_task(settings.ttt.scope)
     rows: dict[str, dict[str, Any]] = {task_id: dict(why) for task_id, why in reasons.items()}
     for (stage, task_id), found in result.results.items():
         row = rows.setdefault(task_id, {})

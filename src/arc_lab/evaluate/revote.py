@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from arc_lab.command_line import add_json, make_parser, print_document, print_table, reports_errors
+from arc_lab.command_line import add_json, json_document, make_parser, print_table, reports_errors
 from arc_lab.data.datasets import Dataset, load_dataset
 from arc_lab.evaluate.scores import Paired, Summary, TaskScore, score_task, summarize
 from arc_ttt.errors import SettingsError
@@ -198,9 +198,8 @@ def main(argv: Sequence[str]) -> int:
     scores = count(findings, dataset, options.stage, ways)
     rows = rows_of({**own, **scores}, own[AS_IT_WAS])
     title = f"{len(own[AS_IT_WAS])} tasks of {dataset.name}, stage {options.stage}"
-    if options.json:
-        print_document({"tasks": dataset.name, "stage": options.stage, "rows": [row.document() for row in rows]})
-    else:
+    with json_document(options.json) as document:
+        document |= {"tasks": dataset.name, "stage": options.stage, "rows": [row.document() for row in rows]}
         print_table(title, COLUMNS, [row.cells() for row in rows])
     return 0
 

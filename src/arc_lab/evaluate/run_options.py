@@ -7,7 +7,7 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from arc_lab.command_line import Parser, make_parser
+from arc_lab.command_line import Parser, add_set, make_parser
 from arc_lab.data.datasets import DATASETS_HELP
 from arc_lab.evaluate.settings_text import read_config_file
 from arc_ttt.checkpoints.folders import SIZES
@@ -57,7 +57,7 @@ def make_run_parser() -> Parser:
     add("--out", default="out", metavar="DIR", help="folder for submission.json, report and logs")
     add("--preset", metavar="NAME", help=f"settings to start from: {', '.join(PRESETS)} (default: by the format)")
     add("--config", type=Path, metavar="FILE", help="settings from a TOML file or a run's report.json, over the preset")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting, over all else; may be repeated")
+    add_set(parser, "any setting, over all else; may be repeated")
     add("--list-settings", action="store_true", help="print every setting with its default and meaning, and exit")
     return parser
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from arc_lab.command_line import add_json, make_parser, print_document, print_table, reports_errors, text_to_stderr
+from arc_lab.command_line import add_json, json_document, make_parser, print_table, reports_errors
 from arc_lab.data.datasets import DATASETS_HELP, Dataset, usable_tasks
 from arc_lab.evaluate.scores import standard_error
 from arc_lab.folders import make_folder
@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
     tasks: Sequence[Task] = dataset.loaded.tasks
     if options.first:
         tasks = sorted(tasks, key=lambda task: work(task, TTT, Settings()))[: options.first]
-    with text_to_stderr(options.json):
+    with json_document(options.json) as document:
         begun_s = time.monotonic()
         results = solve_all(dataset, tasks, options.cpu_limit)
         figures = summarize(results) | {
@@ -105,8 +105,7 @@ def main(argv: Sequence[str]) -> int:
         }
         _write(options.out, results, figures)
         print_tables(figures)
-    if options.json:
-        print_document(figures)
+        document |= figures
     return 0
 
 

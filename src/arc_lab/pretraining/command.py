@@ -39,7 +39,7 @@ from pathlib import Path
 
 import torch
 
-from arc_lab.command_line import Parser, add_json, make_parser, print_document, resumable, text_to_stderr
+from arc_lab.command_line import Parser, add_json, json_document, make_parser, resumable
 from arc_lab.pretraining.attention import can_pack
 from arc_lab.pretraining.model import size_of
 from arc_lab.pretraining.pretrain import pretrain
@@ -146,17 +146,15 @@ def main(argv: Sequence[str]) -> int:
         given = {name: getattr(options, name) for name in names}
         run = RunOptions(**given, checkpoints=options.checkpoints or options.out / "checkpoint")
         torch.set_num_threads(run.threads)
-        with text_to_stderr(options.json):
+        with json_document(options.json) as document:
             card = pretrain(options.pack, settings, run, stopped=lambda: asked)
+            if "steps" in card:  # in the first of several processes
+                document |= {name: card[name] for name in SUMMARY}
+                shown = {name: value for name, value in document.items() if not isinstance(value, dict)}
+                print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in shown.items()))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if "steps" in card:  # in the first of several processes
-        summary = {name: card[name] for name in SUMMARY}
-        if options.json:
-            print_document(summary)
-        else:
-            print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in summary.items()))
     if not card["finished"]:
         raise KeyboardInterrupt
     return 0

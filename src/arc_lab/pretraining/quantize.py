@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from arc_lab.command_line import add_json, make_parser, print_document, resumable, text_to_stderr
+from arc_lab.command_line import add_json, add_set, json_document, make_parser, resumable
 from arc_lab.data.packs import read_pack
 from arc_lab.folders import part_of, replace_folder
 from arc_lab.pretraining.card import add_weights_card, check_weights, read_card
@@ -128,7 +128,7 @@ def main(argv: Sequence[str]) -> int:
     add("--sequences", type=int, default=200, metavar="N", help="pairs of each kind before training; 0 for none")
     add("--tasks", type=int, default=20, metavar="N", help="tasks before and after test-time training; 0 for none")
     add("--threads", type=int, default=1, metavar="N", help="numeric threads")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting of the test-time training")
+    add_set(parser, "any setting of the test-time training; may be repeated")
     add_json(parser)
     options = parser.parse_args(argv)
     for name, least in (("sequences", 0), ("tasks", 0), ("threads", 1)):
@@ -137,7 +137,7 @@ def main(argv: Sequence[str]) -> int:
     torch.set_num_threads(options.threads)
     settings = Settings().override([*SMALL.items(), *parse_overrides(options.set)])
     pack = read_pack(options.pack) if options.pack else None
-    with text_to_stderr(options.json):
+    with json_document(options.json) as document:
         written = quantize(options.model, options.out)
         costs = {}
         if pack is not None:
@@ -146,6 +146,5 @@ def main(argv: Sequence[str]) -> int:
             costs = measure(options.model, options.out, questions, settings, kept=kept)
         print(f"{written['parameters']:,} parameters, {written['bytes']:,} bytes, reloads bit for bit")
         print("\n".join(cost_lines(costs)), end="\n" if costs else "")
-    if options.json:
-        print_document({**written, "costs": costs})
+        document |= {**written, "costs": costs}
     return 0

@@ -16,11 +16,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from arc_lab.command_line import add_json, make_parser, print_document, print_table, reports_errors
+from arc_lab.command_line import add_json, json_document, make_parser, print_table, reports_errors
 from arc_lab.folders import ROOT, Build, current_build
 from arc_lab.publish.kaggle_image import IMAGE, IMAGE_HELP, WHEELS, read_image
 from arc_lab.publish.metadata import dataset_names, read_metadata
-from arc_lab.publish.wheels import SETS, Wheel, members, read_lock, state, wheel_options
+from arc_lab.publish.wheels import SETS, Wheel, defect, members, read_lock, wheel_options
 from arc_ttt.bootstrap.mounts import MANIFEST
 from arc_ttt.checkpoints.folders import read_config
 from arc_ttt.errors import InputError
@@ -124,7 +124,7 @@ def build_bundle(
         InputError: a wheel is missing or damaged, a name is not safe, or the model cannot be used or is too large.
     """
     listed = list(wheels)
-    if problems := [f"{wheel.file} is {wrong}" for wheel in listed if (wrong := state(wheel, wheel_folder))]:
+    if problems := [f"{wheel.file} is {wrong}" for wheel in listed if (wrong := defect(wheel, wheel_folder))]:
         raise InputError(f"{problems[0]}: run arc-lab wheels{options} first")
     if into.is_dir() and any(into.iterdir()) and not (into / MANIFEST).is_file():
         raise InputError(f"{into} holds other things: give --into a new folder")
@@ -217,10 +217,9 @@ def main(argv: Sequence[str]) -> int:
     dataset = read_metadata(options.into / METADATA)["id"]
     sizes = {path.name: path.stat().st_size for path in files}
     commit = current_build().stamp
-    if options.json:
-        print_document({"folder": str(options.into), "dataset": dataset, "commit": commit, "bytes": sizes})
-        return 0
-    rows = [(name, f"{size / 1e6:.2f}") for name, size in sizes.items()]
-    title = f"{options.into}: {sum(sizes.values()) / 1e6:.0f} MB for the dataset {dataset}, made from commit {commit}"
-    print_table(title, ("file", "MB"), rows)
+    megabytes = sum(sizes.values()) / 1e6
+    with json_document(options.json) as document:
+        document |= {"folder": str(options.into), "dataset": dataset, "commit": commit, "bytes": sizes}
+        title = f"{options.into}: {megabytes:.0f} MB for the dataset {dataset}, made from commit {commit}"
+        print_table(title, ("file", "MB"), [(name, f"{size / 1e6:.2f}") for name, size in sizes.items()])
     return 0

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arc_lab.command_line import add_json, make_parser, print_document, reports_errors, text_to_stderr
+from arc_lab.command_line import add_json, json_document, make_parser, reports_errors
 from arc_lab.folders import ROOT
 from arc_lab.publish.bundle import BUNDLE, METADATA, outdated
 from arc_lab.publish.kaggle_cli import LOG_IN, NO_NETWORK, UPLOAD_LIMIT_S, KaggleError, find_cli, run_cli
@@ -185,10 +185,8 @@ def main(argv: Sequence[str]) -> int:
     add("--dry-run", action="store_true", help="check what can be checked here, print the commands and run none")
     add_json(parser)
     options = parser.parse_args(argv)
-    with text_to_stderr(options.json):
-        document = _push(options)
-    if options.json:
-        print_document(document)
+    with json_document(options.json) as document:
+        document |= _push(options)
     return 0
 
 

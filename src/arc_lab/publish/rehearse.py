@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from arc_lab.command_line import Parser, add_json, make_parser, print_document, reports_errors, text_to_stderr
+from arc_lab.command_line import Parser, add_json, json_document, make_parser, reports_errors
 from arc_lab.folders import ROOT
 from arc_lab.publish.bundle import BUNDLE, PROJECT_WHEELS, make_bundle, outdated, put_project
 from arc_lab.publish.interpreter import can_isolate, clean_interpreter, offline_words
@@ -88,11 +88,10 @@ def _parser() -> Parser:
 def main(argv: Sequence[str]) -> int:
     """Run the rehearse command. Returns 0 if Kaggle would have taken the submission, 1 if not, 2 for wrong use."""
     options = _parser().parse_args(argv)
-    with text_to_stderr(options.json):
+    with json_document(options.json) as document:
         result = rehearse(options)
         status = report(result)
-    if options.json:
-        print_document(asdict(result) | {"log": result.log.splitlines()})
+        document |= asdict(result) | {"log": result.log.splitlines()}
     return status
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from arc_lab.command_line import add_json, make_parser, print_document, reports_errors
+from arc_lab.command_line import add_json, json_document, make_parser, reports_errors
 from arc_lab.folders import ROOT
 from arc_lab.publish.kaggle_cli import KaggleError, find_cli, output_of, run_cli
 from arc_lab.publish.metadata import read_metadata
@@ -80,15 +80,14 @@ def _interpreter(cli: str) -> str:
 @reports_errors("submit")
 def main(argv: Sequence[str]) -> int:
     """Run the submit command. Returns 0, or 1 if Kaggle refused, or 2 for wrong use."""
-    parser = make_parser("submit", __doc__, examples=EXAMPLES)
+    parser = make_parser("submit", __doc__, examples=EXAMPLES, version=False)
     parser.add_argument("--version", type=int, required=True, metavar="N", help="version that the push printed")
     parser.add_argument("--message", default="arc-ttt", help="description of the submission")
     parser.add_argument("--kernel", type=Path, default=ROOT, metavar="DIR", help="folder of kernel-metadata.json")
     add_json(parser)
     options = parser.parse_args(argv)
-    answer = submit(find_cli(), options.kernel, options.version, options.message)
-    if options.json:
-        print_document({"version": options.version, "answer": answer})
-    else:
+    with json_document(options.json) as document:
+        answer = submit(find_cli(), options.kernel, options.version, options.message)
+        document |= {"version": options.version, "answer": answer}
         print(answer)
     return 0

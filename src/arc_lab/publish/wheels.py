@@ -21,7 +21,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion
 
-from arc_lab.command_line import add_json, make_parser, print_document, print_table, reports_errors
+from arc_lab.command_line import add_json, json_document, make_parser, print_table, reports_errors
 from arc_lab.folders import make_folder
 from arc_lab.publish.kaggle_image import IMAGE, IMAGE_HELP, WHEELS, Image, read_image
 from arc_ttt.bootstrap.wheels import misfit
@@ -100,7 +100,7 @@ def wheel_options(chosen: str, image: Path = IMAGE) -> str:
     return (f" --set {chosen}" if chosen != SETS[0] else "") + (f" --image {image}" if image != IMAGE else "")
 
 
-def state(wheel: Wheel, folder: Path) -> str:
+def defect(wheel: Wheel, folder: Path) -> str:
     """What is wrong with a wheel's file: missing, damaged, or nothing."""
     path = folder / wheel.file
     if not path.is_file():
@@ -115,7 +115,7 @@ def fetch(wheels: Sequence[Wheel], folder: Path, python: str) -> list[str]:
 
     Returns a line for each wheel that still differs from the lock.
     """
-    wanted = [wheel for wheel in wheels if state(wheel, folder)]
+    wanted = [wheel for wheel in wheels if defect(wheel, folder)]
     if wanted:
         for wheel in wanted:
             (folder / wheel.file).unlink(missing_ok=True)
@@ -134,7 +134,7 @@ def fetch(wheels: Sequence[Wheel], folder: Path, python: str) -> list[str]:
                 subprocess.run(words, check=False, stdin=subprocess.DEVNULL, timeout=FETCH_LIMIT_S)
     problems = []
     for wheel in wheels:
-        if wrong := state(wheel, folder):
+        if wrong := defect(wheel, folder):
             (folder / wheel.file).unlink(missing_ok=True)
             problems.append(f"{wheel.file}: {wrong}")
     return problems
@@ -181,6 +181,10 @@ def _requirements(path: Path) -> list[str]:
     return [str(text) for text in message.get_all("Requires-Dist", [])]
 
 
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
 @reports_errors("wheels")
 def main(argv: Sequence[str]) -> int:
     """Run the wheels command. Returns 0 if every wheel is there, as locked, and fits; else 1; 2 for wrong use."""
@@ -196,22 +200,20 @@ def main(argv: Sequence[str]) -> int:
     image = read_image(options.image)
     python = options.python or image.python
     wheels = members(read_lock(), options.set, python)
-    make_folder(options.into)
     if options.check:
-        problems = [f"{wheel.file}: {wrong}" for wheel in wheels if (wrong := state(wheel, options.into))]
+        problems = [f"{wheel.file}: {wrong}" for wheel in wheels if (wrong := defect(wheel, options.into))]
     else:
+        make_folder(options.into)
         problems = fetch(wheels, options.into, python)
     if not problems and python == image.python:
         problems = conflicts(wheels, options.into, image)
-    if options.json:
-        sizes = {wheel.file: wheel.size for wheel in wheels}
-        print_document({"set": options.set, "python": python, "bytes": sizes, "problems": problems})
-        return 1 if problems else 0
-    rows = [(wheel.file, f"{wheel.size / 1e6:.1f}", wheel.reason) for wheel in wheels]
-    print_table(f"Wheels of set {options.set} for Python {python}", ("file", "MB", "reason"), rows)
-    for line in problems:
-        print(f"PROBLEM: {line}")
-    result = "all as locked" if not problems else f"{len(problems)} problems"
-    count = "1 wheel" if len(wheels) == 1 else f"{len(wheels)} wheels"
-    print(f"{count}, {sum(wheel.size for wheel in wheels) / 1e6:.0f} MB, {result}")
+    with json_document(options.json) as document:
+        document |= {"set": options.set, "python": python, "problems": problems}
+        document["bytes"] = {wheel.file: wheel.size for wheel in wheels}
+        rows = [(wheel.file, f"{wheel.size / 1e6:.1f}", wheel.reason) for wheel in wheels]
+        print_table(f"Wheels of set {options.set} for Python {python}", ("file", "MB", "reason"), rows)
+        for line in problems:
+            print(f"PROBLEM: {line}")
+        result = _counted(len(problems), "problem") if problems else "all as locked"
+        print(f"{_counted(len(wheels), 'wheel')}, {sum(wheel.size for wheel in wheels) / 1e6:.0f} MB, {result}")
     return 1 if problems else 0

@@ -12,19 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arc_lab.command_line import (
-    Parser,
-    add_json,
-    make_parser,
-    print_document,
-    print_table,
-    reports_errors,
-    text_to_stderr,
-)
+from arc_lab.command_line import Parser, add_json, add_set, json_document, make_parser, print_table, reports_errors
 from arc_lab.data.datasets import DATASETS, load_dataset
 from arc_lab.simulate.faults import MIXES, Faults
 from arc_lab.simulate.scenarios import MODELS, Scenario, loaded_from, made_up_tasks
-from arc_lab.simulate.simulation import Outcome, random_runs, simulate
+from arc_lab.simulate.simulation import SimulatedRun, random_runs, simulate
 from arc_lab.simulate.tables import answer_lines, summary_lines
 from arc_ttt.checkpoints.checkpoint import Checkpoint
 from arc_ttt.checkpoints.shape import ModelSize
@@ -84,7 +76,7 @@ def make_simulate_parser() -> Parser:
     add("--runs", type=int, default=0, metavar="N", help="N random runs with faults instead; exit 1 if any misses")
     add("--seed", type=int, default=0, metavar="N", help="seed, or the first seed of many")
     add("--journal", metavar="FILE", help="write the journal of a single run")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting; may be repeated")
+    add_set(parser, "any setting; may be repeated")
     return parser
 
 
@@ -94,30 +86,25 @@ def main(argv: Sequence[str]) -> int:
     options = make_simulate_parser().parse_args(argv)
     if options.runs < 0:
         raise SettingsError(f"--runs {options.runs}: must be at least 1")
-    with text_to_stderr(options.json):
-        outcomes = _random_runs(options) if options.runs else _simulate_asked(options)
-    if options.json:
-        print_document([_document(outcome) for outcome in outcomes])
-    return int(any(outcome.missed for outcome in outcomes))
+    with json_document(options.json) as document:
+        document["runs"] = _random_runs(options) if options.runs else _simulate_asked(options)
+    return int(any(run["missed"] for run in document["runs"]))
 
 
-def _document(outcome: Outcome) -> dict[str, Any]:
-    """A simulated run for machines."""
-    names = ("seconds", "limit_s", "missed", "load", "utilisation", "answered", "trained", "sure")
-    return {name: getattr(outcome, name) for name in names}
-
-
-def _random_runs(options: argparse.Namespace) -> list[Outcome]:
+def _random_runs(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Simulate runs of random size under random faults. Returns a document of each."""
     faults = _mix(options.faults) if options.faults else None
-    outcomes = random_runs(range(options.seed, options.seed + options.runs), faults)
-    print("\n".join(summary_lines(outcomes)))
-    missed = [options.seed + n for n, outcome in enumerate(outcomes) if outcome.missed]
+    seeds = range(options.seed, options.seed + options.runs)
+    runs = random_runs(seeds, faults)
+    print("\n".join(summary_lines(runs)))
+    missed = [seed for seed, run in zip(seeds, runs, strict=True) if run.missed]
     if missed:
         print(f"seeds that missed: {missed[:10]}")
-    return outcomes
+    return [{"seed": seed, **run.document()} for seed, run in zip(seeds, runs, strict=True)]
 
 
-def _simulate_asked(options: argparse.Namespace) -> list[Outcome]:
+def _simulate_asked(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Simulate every scenario that the options name. Returns a document of each."""
     tasks = _tasks(options.tasks)
     scenarios = [
         Scenario(
@@ -139,31 +126,45 @@ def _simulate_asked(options: argparse.Namespace) -> list[Outcome]:
         for settings, model in [_model(options, limit)]
     ]
     if len(scenarios) == 1:
-        outcome = simulate(scenarios[0])
-        print("\n".join(answer_lines(scenarios[0], outcome)))
+        runs = [simulate(scenarios[0])]
+        print("\n".join(answer_lines(scenarios[0], runs[0])))
         if options.journal:
-            Path(options.journal).write_bytes(outcome.journal.text())
-        return [outcome]
-    outcomes = [simulate(scenario) for scenario in scenarios]
-    print_table("Simulated runs", SWEEP, [_row(*pair) for pair in zip(scenarios, outcomes, strict=True)])
-    return outcomes
+            Path(options.journal).write_bytes(runs[0].journal.text())
+    else:
+        runs = [simulate(scenario) for scenario in scenarios]
+        print_table("Simulated runs", SWEEP, [_row(*pair) for pair in zip(scenarios, runs, strict=True)])
+    return [_asked(scenario) | run.document() for scenario, run in zip(scenarios, runs, strict=True)]
+
+
+def _asked(scenario: Scenario) -> dict[str, Any]:
+    """What tells a scenario from the others of a sweep, for machines."""
+    return {
+        "devices": scenario.devices,
+        "device_type": scenario.device_type,
+        "faults": _name_of(scenario.faults),
+        "seed": scenario.seed,
+    }
+
+
+def _name_of(faults: Faults) -> str:
+    return next(name for name, mix in MIXES.items() if mix == faults)
 
 
 SWEEP = ("devices", "limit", "load", "faults", "missed", "used", "answered", "trained", "slack")
 
 
-def _row(scenario: Scenario, outcome: Outcome) -> list[object]:
+def _row(scenario: Scenario, run: SimulatedRun) -> list[object]:
     """A line of the table of a sweep."""
     return [
         scenario.devices,
-        format_duration(outcome.limit_s),
-        f"{outcome.load:.2f}",
-        next(name for name, faults in MIXES.items() if faults == scenario.faults),
-        "yes" if outcome.missed else "no",
-        f"{outcome.utilisation:.1%}",
-        f"{outcome.answered:.1%}",
-        f"{outcome.trained:.1%}",
-        format_duration(outcome.limit_s - outcome.seconds),
+        format_duration(run.limit_s),
+        f"{run.load:.2f}",
+        _name_of(scenario.faults),
+        "yes" if run.missed else "no",
+        f"{run.utilisation:.1%}",
+        f"{run.answered:.1%}",
+        f"{run.trained:.1%}",
+        format_duration(run.limit_s - run.seconds),
     ]
 
 
@@ -190,9 +191,9 @@ def _mix(name: str) -> Faults:
 
 def _model(options: argparse.Namespace, limit: str) -> tuple[Settings, ModelSize]:
     preset, model = MODELS.get(options.model, ("llama-1b-3b", None))
-    path = "" if options.model in MODELS else options.model
-    with contextlib.suppress(KeyError):
-        model = model or Checkpoint.of_path(path, gpu=options.device_type != "cpu").size
+    if model is None:
+        path = "" if options.model in MODELS else options.model
+        model = Checkpoint.of_path(path, gpu=options.device_type != "cpu").size
     changes = [("run.limit_s", str(parse_duration(limit)))]
     settings = Settings.of(preset).override([*changes, *parse_overrides(options.set)])
-    return settings, model or ModelSize()
+    return settings, model

@@ -18,7 +18,7 @@ from arc_ttt.fleet.launch import count_searchers, make_hello
 from arc_ttt.protocol.jobs import BASE, TTT
 from arc_ttt.run.coordinator import Coordinator
 from arc_ttt.run.findings import Findings, TaskResult
-from arc_ttt.run.report import DECODE, TRAIN, run_report
+from arc_ttt.run.report import COMPILE, DECODE, KILLED, LOAD, TRAIN, run_report
 from arc_ttt.run.spec import RunSpec
 from arc_ttt.run.submission import check_submission
 from arc_ttt.schedule.cost import CostModel
@@ -28,12 +28,21 @@ POLL_S = 60.0  # nothing happens in virtual time between two events
 
 
 @dataclass(slots=True)
-class Outcome:
-    """What a simulated run came to.
+class SimulatedRun:
+    """What a simulated run came to. Shares are from 0 to 1.
 
-    sure: share of tasks with a program that is taken for right; answered, trained: of those with that, or with an
-    answer, or a training, of the model. load: predicted seconds of one full training of every task, over devices x
-    limit. utilisation: device time of jobs that ended by themselves, over the same.
+    Args:
+        load: predicted seconds of one full training of every task, over devices x limit.
+        seconds, limit_s: how long it took, and what it was allowed.
+        valid: whether its submission is.
+        utilisation: seconds of jobs that ended by themselves, over devices x limit.
+        sure: share of tasks with a program that is taken for right.
+        answered: share of tasks that are sure, or have an answer of the model.
+        trained: share of tasks that are sure, or have a training that answered.
+        passes: number of tasks by number of trainings.
+        report: as in report.json.
+        journal: its events.
+        unaccounted: share of devices x limit that the report's accounts leave out or count twice.
     """
 
     load: float
@@ -53,10 +62,15 @@ class Outcome:
     def missed(self) -> bool:
         return self.seconds > self.limit_s or not self.valid
 
+    def document(self) -> dict[str, Any]:
+        """Its figures, for machines."""
+        names = ("seconds", "limit_s", "missed", "load", "utilisation", "answered", "trained", "sure")
+        return {name: getattr(self, name) for name in names}
+
 
 def simulate(
     scenario: Scenario, coordinator: type[Coordinator] = Coordinator, workers: type[VirtualFleet] = VirtualFleet
-) -> Outcome:
+) -> SimulatedRun:
     """Run a scenario to its end in virtual time. The same scenario gives the same journal, byte for byte.
 
     coordinator, workers: other classes to put in their places, to see what would go wrong with them.
@@ -100,10 +114,10 @@ def simulate(
     result = run.run()
     if run.signals:  # meant for the person's command, not for the simulated run
         raise KeyboardInterrupt
-    return _outcome(scenario, scenario.load or load, run, fleet, submission, journal, run_report(result))
+    return _simulated_run(scenario, scenario.load or load, run, fleet, submission, journal, run_report(result))
 
 
-def _outcome(
+def _simulated_run(
     scenario: Scenario,
     load: float,
     run: Coordinator,
@@ -111,7 +125,7 @@ def _outcome(
     submission: VirtualSubmission,
     journal: MemoryJournal,
     report: dict[str, Any],
-) -> Outcome:
+) -> SimulatedRun:
     valid = True
     try:
         check_submission(submission.document(), scenario.tasks.test_counts)
@@ -126,9 +140,7 @@ def _outcome(
     whole_s = scenario.devices * run.result.limit_s
     accounts = run.result.ledger.seconds
     by_fleet = [device.kept_s + device.killed_s + device.loaded_s for device in fleet.devices]
-    by_ledger = [
-        sum(parts[name] for name in ("train", "decode", "compile", "killed", "load")) for parts in accounts.values()
-    ]
+    by_ledger = [sum(parts[name] for name in (TRAIN, DECODE, COMPILE, KILLED, LOAD)) for parts in accounts.values()]
     open_s = sum(
         run.result.seconds - device.begun_s
         for device in fleet.devices
@@ -137,7 +149,7 @@ def _outcome(
     total = sum(sum(parts.values()) for parts in accounts.values())
     off = abs(total - max(whole_s, scenario.devices * run.result.seconds))
     off += max(0.0, abs(sum(by_fleet) - sum(by_ledger)) - max(0.0, open_s))
-    return Outcome(
+    return SimulatedRun(
         load=load,
         seconds=run.result.seconds,
         limit_s=run.result.limit_s,
@@ -159,10 +171,10 @@ def _trainings(findings: Findings, task_id: str) -> int:
     return max((len(found) for found in passes.values()), default=0)
 
 
-def random_runs(seeds: Iterable[int], faults: Faults | None = None, most_tasks: int = 400) -> list[Outcome]:
+def random_runs(seeds: Iterable[int], faults: Faults | None = None, most_tasks: int = 400) -> list[SimulatedRun]:
     """Runs of random scenarios, without their journals: many would fill the memory."""
-    outcomes = []
+    runs = []
     for seed in seeds:
-        outcomes.append(simulate(random_scenario(seed, faults, most_tasks=most_tasks)))
-        outcomes[-1].journal.events.clear()
-    return outcomes
+        runs.append(simulate(random_scenario(seed, faults, most_tasks=most_tasks)))
+        runs[-1].journal.events.clear()
+    return runs

@@ -10,26 +10,26 @@ from statistics import fmean
 import numpy as np
 
 from arc_lab.simulate.scenarios import Scenario
-from arc_lab.simulate.simulation import Outcome
+from arc_lab.simulate.simulation import SimulatedRun
 from arc_ttt.deadline import format_duration
 from arc_ttt.protocol.jobs import BASE, SYNTHESIS, TTT
 from arc_ttt.run.report import report_lines
 from arc_ttt.votes.candidates import SURE as SURE_CONFIDENCE
 
 
-def summary_lines(outcomes: Sequence[Outcome]) -> list[str]:
+def summary_lines(runs: Sequence[SimulatedRun]) -> list[str]:
     """Misses, utilisation and coverage of many runs."""
-    missed = sum(outcome.missed for outcome in outcomes)
-    used = np.quantile([outcome.utilisation for outcome in outcomes], [0.05, 0.5])
-    covered = [outcome.answered for outcome in outcomes]
-    slack = min(outcome.limit_s - outcome.seconds for outcome in outcomes)
+    missed = sum(run.missed for run in runs)
+    used = np.quantile([run.utilisation for run in runs], [0.05, 0.5])
+    covered = [run.answered for run in runs]
+    slack = min(run.limit_s - run.seconds for run in runs)
     return [
-        f"{len(outcomes)} runs, {missed} missed their limit (95% sure of at most {_bound(missed, len(outcomes)):.1e})",
+        f"{len(runs)} runs, {missed} missed their limit (95% sure of at most {_bound(missed, len(runs)):.1e})",
         f"utilisation p5 {used[0]:.3f}, p50 {used[1]:.3f}",
         f"tasks answered: mean {fmean(covered):.2%}, p5 {np.quantile(covered, 0.05):.2%}, worst {min(covered):.2%}; "
-        f"trained: mean {fmean(outcome.trained for outcome in outcomes):.2%}",
+        f"trained: mean {fmean(run.trained for run in runs):.2%}",
         f"least slack {slack:.1f} s; largest part of the time not accounted for "
-        f"{max(outcome.unaccounted for outcome in outcomes):.1e}",
+        f"{max(run.unaccounted for run in runs):.1e}",
     ]
 
 
@@ -38,27 +38,26 @@ def _bound(missed: int, runs: int) -> float:
     return (missed + 3 + 2 * math.sqrt(missed)) / runs
 
 
-def answer_lines(scenario: Scenario, outcome: Outcome) -> list[str]:
+def answer_lines(scenario: Scenario, run: SimulatedRun) -> list[str]:
     """One run for a person: does it fit, and what does each task get?"""
-    count, most = len(scenario.tasks.tasks), max(outcome.passes, default=0)
-    programs = f" or one of the programs assumed for {outcome.sure:.1%}" if outcome.sure else ""
-    verdict = "MISSED ITS LIMIT" if outcome.missed else "fits"
+    count, most = len(scenario.tasks.tasks), max(run.passes, default=0)
+    programs = f" or one of the programs assumed for {run.sure:.1%}" if run.sure else ""
+    verdict = "MISSED ITS LIMIT" if run.missed else "fits"
     return [
         f"{count} tasks on {scenario.devices} x {scenario.device_type}, "
-        f"{format_duration(outcome.limit_s)}: {verdict}; {outcome.answered:.1%} of the tasks get an answer, "
-        f"{outcome.trained:.1%} a training{programs}",
-        f"one full training of every task is predicted to take {outcome.load:.2f} times the devices' time",
-        "trainings a task: "
-        + ", ".join(f"{n}: {outcome.passes[n]} tasks" for n in range(most + 1) if outcome.passes[n]),
-        *report_lines(outcome.report),
+        f"{format_duration(run.limit_s)}: {verdict}; {run.answered:.1%} of the tasks get an answer, "
+        f"{run.trained:.1%} a training{programs}",
+        f"one full training of every task is predicted to take {run.load:.2f} times the devices' time",
+        "trainings a task: " + ", ".join(f"{n}: {run.passes[n]} tasks" for n in range(most + 1) if run.passes[n]),
+        *report_lines(run.report),
         "",
-        *timeline(scenario, outcome),
+        *timeline(scenario, run),
     ]
 
 
-def timeline(scenario: Scenario, outcome: Outcome, rows: int = 12) -> list[str]:
+def timeline(scenario: Scenario, run: SimulatedRun, rows: int = 12) -> list[str]:
     """How far the run was after each twelfth of its limit."""
-    events = outcome.journal.events
+    events = run.journal.events
     lines = [
         f"{'until':>8}{'search':>8}{'base':>7}{'short':>7}{'full':>7}{'more':>7}{'cut':>6}{'failed':>8}{'deaths':>8}{'answered':>10}"
     ]
@@ -67,7 +66,7 @@ def timeline(scenario: Scenario, outcome: Outcome, rows: int = 12) -> list[str]:
     counts: Counter[str] = Counter()
     at = 0
     for row in range(1, rows + 1):
-        until_s = outcome.limit_s * row / rows
+        until_s = run.limit_s * row / rows
         while at < len(events) and events[at]["t"] <= until_s:
             event = events[at]
             at += 1

@@ -195,7 +195,7 @@ def _kaggle_run(
     adapted = sum(1 for kind, _ in result.results if kind == TTT)
     report = run_report(result)
     report["run"] = provenance(settings.run.seed, result.devices)
-    report["by_task"] = result.by_task(trains=settings.ttt.scope != "none")
+    report["by_task"] = result.by_task(settings.ttt.scope)
     print("\n".join([f"{adapted} tasks adapted", *report_lines(report)]), flush=True)
     with contextlib.suppress(OSError):
         write_atomically(out / "report.json", json.dumps(report, indent=1) + "\n")

@@ -92,6 +92,7 @@ class Coordinator:
         for stale in self.spec.out.glob(".submission.json.*.part"):  # a write that a kill cut short
             stale.unlink(missing_ok=True)
         self.resume(past)
+        past = ()  # a long run's journal would stay in memory
         self.writer.write()
         with on_signals(self.signals.append):  # the loop sees it within one poll
             try:
@@ -299,7 +300,7 @@ class Coordinator:
         self.result.ledger.spend(slot, now_s, KILLED if running else IDLE if was_ready else LOAD)
         if not self.crew.searches(slot):
             self._be_careful(death, was_ready)
-        again = blamed = False
+        again = False
         job = running.job if running is not None else None
         superseded = running is not None and running.called_back is CallBack.SUPERSEDED
         blamed = death.kind is not DeathKind.NO_MEMORY and not superseded

@@ -159,13 +159,13 @@ class RunResult:
         base, trained, searched = (self.ended[kind] for kind in (BASE, TTT, SYNTHESIS))
         return Status(elapsed_s, self.limit_s, base, trained, searched, tasks, running)
 
-    def by_task(self, *, trains: bool) -> dict[str, dict[str, str]]:
-        """By task id, what every task got and why. trains: the run trains adapters at all."""
+    def by_task(self, scope: str) -> dict[str, dict[str, str]]:
+        """By task id, what every task got and why. scope: of the test-time training, as in `ttt.scope`."""
         return reasons(
             self.task_ids,
             self.results,
             left_alone=set(self.quarantined),
-            trains=trains,
+            scope=scope,
             problems=self.problems,
             stopped_by=self.stopped_by,
         )

@@ -70,14 +70,13 @@ def start_run(
     coordinator = Coordinator(
         spec, workers, submission=submission, signals=started.signals, free_memory=available_memory
     )
-    past = take_over(out / "events.jsonl", run_fingerprint, wanted=settings.run.resume)
 
     def each_turn(status: Status) -> None:
         deadman.beat()
         on_status(status)
 
     try:
-        return coordinator.run(each_turn, past)
+        return coordinator.run(each_turn, take_over(out / "events.jsonl", run_fingerprint, wanted=settings.run.resume))
     finally:
         submission.drop_ballast()
         _verify(submission)

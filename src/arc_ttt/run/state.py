@@ -35,9 +35,10 @@ class RunState:
         self.findings = Findings(spec.loaded)
         self.joint_path = ""
         """The file of the joint adapter, once it is trained."""
+        problems = {problem.task_id: str(problem) for problem in spec.loaded.problems}
         self.result = RunResult(
-            task_ids=tuple(spec.loaded.test_counts),
-            problems={problem.task_id: str(problem) for problem in spec.loaded.problems},
+            task_ids=tuple(i for i in spec.loaded.test_counts if i in self.tasks or i in problems),
+            problems=problems,
             results=self.findings.results,
             limit_s=self.settings.run.limit_s,
             reserve_s=self.settings.run.reserve,

@@ -22,7 +22,7 @@ from arc_lab.simulate import simulation
 from arc_lab.simulate.command import main
 from arc_lab.simulate.faults import MIXES, Faults
 from arc_lab.simulate.scenarios import Scenario, loaded_from, made_up_tasks, random_scenario
-from arc_lab.simulate.simulation import Outcome, random_runs, simulate
+from arc_lab.simulate.simulation import SimulatedRun, random_runs, simulate
 from arc_lab.simulate.tables import summary_lines
 from arc_lab.simulate.virtual_fleet import VirtualFleet, VirtualMachine
 from arc_ttt import settings as settings_module
@@ -143,7 +143,7 @@ def test_the_fleet_keeps_the_promises_that_the_bound_rests_on() -> None:
 
 
 @lru_cache(maxsize=8)
-def run_of(limit_h: float, mix: str, load: float, seed: int = 0, tasks: int = 150, devices: int = 2) -> Outcome:
+def run_of(limit_h: float, mix: str, load: float, seed: int = 0, tasks: int = 150, devices: int = 2) -> SimulatedRun:
     changes = [("run.limit_s", limit_h * 3600), ("ttt.passes", 64), ("synthesis.enabled", False)]
     return simulate(
         Scenario(
@@ -366,7 +366,7 @@ def test_the_command_fails_when_a_run_misses(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(simulation, "Coordinator", WaitsForJobs)
-    monkeypatch.setattr(Outcome, "missed", True)
+    monkeypatch.setattr(SimulatedRun, "missed", True)
     assert main(["--runs", "2"]) == 1
     assert "seeds that missed: [0, 1]" in capsys.readouterr().out
 

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arc_lab.command_line import Parser, add_json, make_parser, print_document, resumable
+from arc_lab.command_line import Parser, add_json, json_document, make_parser, resumable
 from arc_lab.pretraining.rearc.build import build
 from arc_lab.pretraining.rearc.settings import HELD_PAIRS, PackSettings
 from arc_ttt.deadline import REAL_CLOCK, format_duration
@@ -68,9 +68,8 @@ def main(argv: Sequence[str]) -> int:
         user_tasks=options.tasks,
         progress=progress,
     )
-    if options.json:
-        print_document(report)
-    else:
+    with json_document(options.json) as document:
+        document |= report
         print_report(report)
     return 0
 

@@ -8,14 +8,14 @@ from arc_lab.publish.bundle import METADATA, SAFE_NAME, current_build, outdated
 from arc_lab.publish.metadata import dataset_names, dataset_problems, read_metadata
 from arc_lab.publish.preflight.checkup import Checkup
 from arc_lab.publish.preflight.findings import Finding, Level
-from arc_lab.publish.wheels import conflicts, members, read_lock, state
+from arc_lab.publish.wheels import conflicts, defect, members, read_lock
 
 
 def check_wheels(checkup: Checkup) -> Iterator[Finding]:
     """The bundle's wheels are as locked, and fit the image."""
     checkup.need_bundle()
     wheels = members(read_lock(), checkup.set, checkup.image.python)
-    wrong = [(wheel, why) for wheel in wheels if (why := state(wheel, checkup.bundle))]
+    wrong = [(wheel, why) for wheel in wheels if (why := defect(wheel, checkup.bundle))]
     for wheel, why in wrong:
         yield Finding(Level.FAIL, wheel.file, f"{why} in the bundle: {checkup.refetch}")
     problems = [] if wrong else conflicts(wheels, checkup.bundle, checkup.image)

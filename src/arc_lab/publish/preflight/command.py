@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from arc_lab.command_line import add_json, make_parser, print_document, reports_errors, text_to_stderr
+from arc_lab.command_line import add_json, json_document, make_parser, reports_errors
 from arc_lab.folders import ROOT
 from arc_lab.publish.bundle import BUNDLE
 from arc_lab.publish.kaggle_image import IMAGE, IMAGE_HELP, read_image
@@ -82,13 +82,12 @@ def main(argv: Sequence[str]) -> int:
     image = read_image(options.image)
     checkup = Checkup(options.kernel, options.bundle, image, options.set, options.model, options.short, options.image)
     found = []
-    with text_to_stderr(options.json):
+    with json_document(options.json) as document:
         for finding in findings(checkup):
             found.append(finding)
             print(finding, flush=True)
         failed, skipped = (sum(one.level == level for one in found) for level in (Level.FAIL, Level.SKIPPED))
         left = f"; {skipped} checks were skipped" if skipped else ""
         print((f"{failed} things to mend" if failed else "nothing left to mend at home") + left)
-    if options.json:
-        print_document({"findings": [asdict(finding) for finding in found]})
+        document["findings"] = [asdict(finding) for finding in found]
     return 1 if failed else 0

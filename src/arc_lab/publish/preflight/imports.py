@@ -22,7 +22,15 @@ INSTALL_LIMIT_S = 300.0
 IMPORT_LIMIT_S = 600.0
 """Seconds for the imports, and for attaching an adapter."""
 
-IMPORTS = "import arc_ttt.kaggle.run, arc_ttt.worker, arc_ttt.worker.solver, arc_ttt.model.load, arc_ttt.synthesis"
+IMPORTED = (
+    "arc_ttt.kaggle.run",
+    "arc_ttt.worker.serve",
+    "arc_ttt.worker.ready",
+    "arc_ttt.worker.calibrate",
+    "arc_ttt.synthesis.solver",
+)
+"""Modules that import all others of a run, in the coordinator and in workers of both kinds."""
+IMPORTS = f"import {', '.join(IMPORTED)}"
 ATTACH = """
 import torch
 from arc_ttt.adapt.adapter import Adapter
