@@ -31,22 +31,23 @@ def run():
 kernel.on_kaggle = lambda guard=0: (kernel.make_importable(), end_with(guard), run())[2]
 def end_with(guard):
     from arc_ttt.bootstrap.process import die_with_parent
-    die_with_parent(guard)
+    if guard:
+        die_with_parent(guard)
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda number, _frame: kernel.SIGNALS.append(number))
 sys.exit(kernel.guarded())
 """
 
 
-def script(root: Path, body: str, *, limit_s: float = 60.0) -> str:
+def script(root: Path, body: str, *, limit_s: object = 60.0) -> str:
     (root / "working").mkdir()
     (root / "input").mkdir()
     tasks = {name: {"train": [], "test": [{}] * count} for name, count in COUNTS.items()}
     (root / "input" / "arc-agi_test_challenges.json").write_text(json.dumps({**tasks, "odd": 7, "none": {"test": []}}))
-    return SCRIPT.format(root=str(ROOT), limit_s=limit_s, body=body)
+    return SCRIPT.format(root=str(ROOT), limit_s=repr(limit_s), body=body)
 
 
-def start(root: Path, body: str, *, rerun: bool = True, limit_s: float = 60.0) -> subprocess.Popen[str]:
+def start(root: Path, body: str, *, rerun: bool = True, limit_s: object = 60.0) -> subprocess.Popen[str]:
     env = {**os.environ, "ARC_KAGGLE_ROOT": str(root)}
     env.pop("KAGGLE_IS_COMPETITION_RERUN", None)
     if rerun:
@@ -154,3 +155,37 @@ def test_a_slow_reader_gets_every_line() -> None:
     lines = b"".join(found).splitlines()
     assert [line.split()[0] for line in lines] == [str(i).encode() for i in range(3000)]
     process.stdout.close()
+
+
+def test_a_restart_that_cannot_fork_runs_without_a_guard(tmp_path: Path) -> None:
+    """Memory that a killed run has not given back yet is the likely reason."""
+    body = """
+    if tries == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    print("a run of its own guard", os.getpid() == main, flush=True)
+    return 0
+main, forks, fork = os.getpid(), [], os.fork
+def fork_once():
+    forks.append(1)
+    if len(forks) > 1:
+        raise OSError("no memory")
+    return fork()
+os.fork = fork_once"""
+    process = start(tmp_path, body.strip())
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "a run of its own guard True" in said
+    assert tries(tmp_path) == 2
+
+
+@pytest.mark.parametrize("limit", ["6", 6.0, " 6 "])
+def test_the_guard_takes_a_limit_as_the_settings_take_it(tmp_path: Path, limit: object) -> None:
+    process = start(tmp_path, "time.sleep(600)", limit_s=limit)
+    assert process.communicate(timeout=60)[0].count("ended by signal 9") == 1
+    assert process.returncode == 0
+
+
+def test_a_limit_that_no_float_holds_does_not_end_the_run(tmp_path: Path) -> None:
+    process = start(tmp_path, "return 0", limit_s=10**400)
+    process.communicate(timeout=60)
+    assert (process.returncode, tries(tmp_path)) == (0, 1)

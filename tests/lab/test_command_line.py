@@ -111,7 +111,11 @@ def test_a_table_is_markdown_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_sentence_that_begins_with_a_digit_is_no_figure(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table("Title", ("file", "right", "reason"), [("a", "12 (34.5% ± 1.2)", "4-bit weights; the image has none.")])
+    print_table(
+        "Title",
+        ("file", "right", "reason"),
+        [("a", "12 (34.5% ± 1.2)", "4-bit weights; the image has none, as of today.")],
+    )
     assert "|---|---:|---|" in capsys.readouterr().out
 
 

@@ -82,7 +82,8 @@ def test_a_message_is_read_as_it_was_written(message: Any) -> None:
 
 ONE = Example(freeze(np.ones((2, 3))), freeze(np.zeros((1, 1))))
 TASK = Task("t", (ONE,), (freeze(np.full((2, 2), 7)),))
-SOON = Deadline.after(60.0)
+SOON = Deadline.after(86_400.0)
+"""Far enough: it is made when the tests are collected."""
 PROGRAMS: dict[int, list[Grid]] = {0: [freeze(np.full((1, 2), 3))]}
 ORDERS: list[Order] = [
     AnswerOrder(id=1, kind=BASE, task=TASK, deadline=SOON),
@@ -98,7 +99,7 @@ ORDERS: list[Order] = [
 def test_an_order_is_read_as_it_was_written_and_its_moment_as_seconds_left(order: Order) -> None:
     line = through_a_pipe(order.to_json())
     again = read_order(line)
-    assert 0 < line["left_s"] <= 60.0
+    assert 0 < line["left_s"] <= 86_400.0
     assert type(again) is type(order)
     assert not isinstance(again, Cancel)
     assert abs(again.deadline.at_s - order.deadline.at_s) < 5.0

@@ -300,12 +300,10 @@ class Coordinator:
         self.result.ledger.spend(slot, now_s, KILLED if running else IDLE if was_ready else LOAD)
         if not self.crew.searches(slot):
             self._be_careful(death, was_ready)
-        again = False
         job = running.job if running is not None else None
         superseded = running is not None and running.called_back is CallBack.SUPERSEDED
         blamed = death.kind is not DeathKind.NO_MEMORY and not superseded
-        if job is not None and not superseded:
-            again = self.state.plan.lost(job, blamed=blamed)
+        again = job is not None and not superseded and self.state.plan.lost(job, blamed=blamed)
         if death.final and slot in self.crew.all_devices and slot not in self.workers.slots:
             self.result.lost_devices.append(slot)
             self.state.replan(self.crew.devices)

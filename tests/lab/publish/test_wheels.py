@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from arc_lab.publish.kaggle_image import CLASHES, WHEELS, read_image
-from arc_lab.publish.wheels import NEVER_BUNDLED, conflicts, fetch, members, read_lock, state
+from arc_lab.publish.wheels import NEVER_BUNDLED, conflicts, defect, fetch, members, read_lock
 from arc_ttt.bootstrap.wheels import misfit
 from arc_ttt.errors import InputError
 from support.preflight import FOO, wheel_row
@@ -88,6 +88,6 @@ def test_packages_that_clash_are_known_by_their_versions(packages: dict[str, str
 def test_the_fetched_wheels_fit_the_image() -> None:
     """Only where they have been fetched; the lock's own versions were found by resolving against the image."""
     wheels = members(read_lock(), "unsloth", IMAGE.python)
-    if any(state(wheel, WHEELS) for wheel in wheels):
+    if any(defect(wheel, WHEELS) for wheel in wheels):
         pytest.skip("arc-lab wheels --set unsloth has not been run")
     assert conflicts(wheels, WHEELS, IMAGE) == []
