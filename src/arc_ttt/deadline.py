@@ -1,7 +1,7 @@
 """Clock and Deadline. The only module that asks for the time.
 
-The clock is monotonic and, on Linux, the same for all processes of a machine: a Deadline may be handed to a child as
-the plain number `at_s`. A change of the wall clock has no effect.
+The clock is monotonic and, on Linux, the same for all processes of a machine, so the dead-man gets moments as plain
+numbers. Lines to workers carry the seconds left. A change of the wall clock has no effect.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class RunDeadlines:
         stop      the coordinator writes, kills its workers and ends                  limit - reserve
         dead-man  another process kills the coordinator (`run.deadman`)               limit - reserve / 2
         limit     what the user asked for; on Kaggle half an hour before its own      start + run.limit_s
-        guard     kernel.py kills the run and leaves the file (`kernel.py`)     limit
+        guard     the parent process kills the run and leaves the file (`kernel.py`)  limit
 
     Args:
         limit: the end of the run.

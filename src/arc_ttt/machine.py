@@ -1,4 +1,4 @@
-"""How much memory this machine, or the container on it, has left."""
+"""What the machine, or the container on it, has: memory that is left, GPUs and their names. Needs no torch."""
 
 from __future__ import annotations
 

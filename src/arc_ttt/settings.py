@@ -295,7 +295,7 @@ class Settings:
 
     @classmethod
     def of(cls, preset: str) -> Settings:
-        """A preset: embedded, llama-1b, llama-3b, llama-1b-3b (the same for both), or llama-8b.
+        """The settings of a preset, by its name in `presets.PRESETS`.
 
         Raises:
             SettingsError: no such preset.

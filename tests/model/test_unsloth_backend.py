@@ -15,14 +15,19 @@ import pytest
 import torch
 
 from arc_ttt.adapt.adapter import Adapter
+from arc_ttt.checkpoints.memory_formulas import T4
+from arc_ttt.checkpoints.memory_plan import MemoryPlan, plan
+from arc_ttt.checkpoints.shape import LlamaShape
 from arc_ttt.deadline import Deadline
 from arc_ttt.errors import ModelError
 from arc_ttt.model import unsloth as unsloth_backend
 from arc_ttt.model.attention import hidden_states
 from arc_ttt.model.load import load_model
 from arc_ttt.model.unsloth import Patches, adapter_refusal
+from arc_ttt.protocol.messages import Note
 from arc_ttt.settings import Settings
 from arc_ttt.tasks.grids import Example, Task, freeze
+from arc_ttt.worker import ready
 from arc_ttt.worker.ready import check_backend, ready_solver
 from arc_ttt.worker.solver import TaskSolver
 from support.fake_unsloth import FakeUnsloth
@@ -185,15 +190,50 @@ def test_where_unsloth_fails_transformers_takes_over_unpatched(
     assert answers_of(solver) == answers_of(plain)
 
 
+def test_a_device_that_cannot_train_answers_with_unsloths_base_model(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    use(monkeypatch, FakeUnsloth())
+
+    def no_room(base: Any, wanted: Settings) -> MemoryPlan:
+        shape = LlamaShape.of(base.llama.config.to_dict())
+        return dataclasses.replace(plan(shape, T4, wanted.ttt, four_bit=True, checkpointing=True), tokens=0)
+
+    monkeypatch.setattr(ready, "memory_plan", no_room)
+    solver, notes = ready_solver(settings(folder), CPU)
+    assert solver.adapter is None
+    assert solver.base.unsloth is not None
+    assert [note.less for note in notes] == [True]
+    assert "backend" not in notes[0].text
+
+
+def test_notes_of_an_attempt_with_unsloth_that_failed_are_not_kept(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    use(monkeypatch, FakeUnsloth("idle"))
+    plans: list[str] = []
+
+    def changed(wanted: Settings, _: object) -> tuple[Settings, list[Note]]:
+        plans.append(wanted.model.backend)
+        return wanted, [Note(f"memory for {wanted.model.backend}", less=True)]
+
+    monkeypatch.setattr(ready, "memory_plan", lambda base, wanted: object())
+    monkeypatch.setattr(ready, "fitted", changed)
+    monkeypatch.setattr(ready, "TaskSolver", lambda base, wanted, memory: TaskSolver(base, wanted))
+    _, notes = ready_solver(settings(folder), CPU)
+    assert plans == ["unsloth", "transformers"]
+    assert [note.text.partition(":")[0] for note in notes] == ["backend", "memory for transformers"]
+
+
 def test_a_backend_with_other_positions_is_found(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     use(monkeypatch, FakeUnsloth())
     solver, _ = ready_solver(settings(folder), CPU)
-    assert check_backend(solver) < 1e-4
+    assert check_backend(solver, solver.adapter) < 1e-4
     right = solver.base.llama.model.rotary_emb.forward
     backwards = lambda x, position_ids: tuple(table.flip(1) for table in right(x, position_ids))  # noqa: E731
     monkeypatch.setattr(solver.base.llama.model.rotary_emb, "forward", backwards)
     with pytest.raises(ModelError, match="differ"):
-        check_backend(solver)
+        check_backend(solver, solver.adapter)
     assert solver.adapter is not None
     assert all(not w.any() for name, w in solver.adapter.trainable.items() if "lora_B" in name)
 

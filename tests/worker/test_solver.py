@@ -186,6 +186,26 @@ def test_a_shared_adapter_changes_training_and_never_the_base_pass() -> None:
     assert [c.nll for c in adapted.candidates] != [c[4] for c in before[: len(adapted.candidates)]]
 
 
+def test_every_rung_of_a_joint_training_starts_from_the_untrained_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = new_solver(run_settings(**{"ttt.scope": "shared"}))
+    shared.adapt_jointly([TASK, OTHER], Deadline.never())
+    assert shared.adapter is not None
+    assert shared.trainer is not None
+    lora_b = [weight for name, weight in shared.adapter.trainable.items() if "lora_B" in name]
+    assert any(bool(weight.any()) for weight in lora_b)  # later resets return to the first joint training
+    original, untrained = shared.trainer._train, []
+
+    def full_at_first(*arguments: Any) -> Any:
+        untrained.append(not any(bool(weight.any()) for weight in lora_b))
+        if len(untrained) < 3:
+            raise no_memory(torch.OutOfMemoryError)
+        return original(*arguments)
+
+    monkeypatch.setattr(shared.trainer, "_train", full_at_first)
+    assert shared.adapt_jointly([TASK, OTHER], Deadline.never()).steps > 0
+    assert untrained == [True, True, True]
+
+
 def test_a_share_trains_on_fewer_sequences(solver: TaskSolver) -> None:
     whole_, part = (solver.adapt(OTHER, Deadline.never(), effort=Effort(share=share)).training for share in (1.0, 0.01))
     assert whole_ is not None

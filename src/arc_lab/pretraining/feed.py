@@ -106,7 +106,7 @@ class Feed:
                 self._index = 0
             number, own_limit, future = self._pending[0]
             try:
-                self._window = future.result() if future else self._make_here(number, own_limit)
+                self._window = future.result() if future else self._maker(number, own_limit)
             except BrokenProcessPool as error:
                 raise ArcError(DIED) from error
         batch = self._window[self._index]
@@ -133,6 +133,3 @@ class Feed:
         except BrokenProcessPool as error:
             raise ArcError(DIED) from error
         self._pending.append((number, limit, future))
-
-    def _make_here(self, number: int, limit: int) -> list[Batch]:
-        return self._maker(number, limit)

@@ -17,7 +17,7 @@ from arc_ttt.checkpoints.folders import model_folder, read_config
 from arc_ttt.errors import InputError
 from arc_ttt.formats.compact import CompactFormat
 from arc_ttt.model.cuda import compute_dtype
-from arc_ttt.model.load import load_model
+from arc_ttt.model.load import load_model, random_llama
 from arc_ttt.model.loaded import LoadedModel
 from arc_ttt.settings import ModelSettings
 
@@ -79,7 +79,7 @@ def rope_parameters(kind: str, head_size: int) -> dict[str, Any]:
 
 def new_llama(preset: Preset, rope: str, seed: int) -> Any:
     """A fresh LlamaForCausalLM in float32, which the seed determines; residual branches start small."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig
 
     config = LlamaConfig(
         vocab_size=CompactFormat().vocabulary,
@@ -96,14 +96,7 @@ def new_llama(preset: Preset, rope: str, seed: int) -> Any:
         bos_token_id=CompactFormat.IN,
         eos_token_id=CompactFormat.END,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        llama = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for name, weight in llama.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                weight.mul_((2 * preset.layers) ** -0.5)
-    return llama.float()
+    return random_llama(config, seed)
 
 
 def training_model(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -47,6 +48,13 @@ FIELD_TYPES: dict[str, type] = {
 }
 RETIRED = {"NvidiaTeslaP100": "NvidiaTeslaT4", "TpuV38": "TpuV5E8", "Tpu1VmV38": "TpuV5E8"}
 SHAPES = ("NvidiaTeslaT4", "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaT4Highmem", "NvidiaTeslaA100", "NvidiaH100")
+
+
+def competition_of(body: Mapping[str, Any]) -> str:
+    """The competition that a kernel's metadata name. Raises InputError if they name none."""
+    if not (named := body.get("competition_sources")):
+        raise InputError("kernel-metadata.json names no competition under competition_sources")
+    return str(named[0])
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -88,7 +96,9 @@ def kernel_problems(body: dict[str, Any], root: Path) -> list[str]:
     if not code.is_file():
         found.append(f"code_file {body.get('code_file')!r}: there is no such file")
     elif code.stat().st_size >= MOST_CODE_BYTES:
-        found.append(f"code_file has {code.stat().st_size} bytes; Kaggle takes less than 1 MB, stay below 900000")
+        found.append(
+            f"code_file has {code.stat().st_size} bytes; Kaggle takes less than 1 MB, stay below {MOST_CODE_BYTES}"
+        )
     if body.get("language") != "python" or body.get("kernel_type") != "script":
         found.append('language must be "python" and kernel_type "script"')
     if body.get("enable_internet") is not False:

@@ -18,11 +18,11 @@ from arc_lab.folders import ROOT
 from arc_lab.publish.bundle import METADATA
 from arc_lab.publish.interpreter import CONTAINER, offline
 from arc_lab.publish.kernel_file import read_settings
-from arc_lab.publish.metadata import read_metadata
+from arc_lab.publish.metadata import competition_of, read_metadata
 from arc_ttt.bootstrap.mounts import CHALLENGES
 from arc_ttt.errors import InputError, SubmissionError, TaskFileError
 from arc_ttt.kaggle.record import RECORD
-from arc_ttt.run.submission import check_submission
+from arc_ttt.run.submission import check_file
 from arc_ttt.tasks.files import load_tasks
 
 GRACE_S = 30.0
@@ -79,12 +79,10 @@ class Stage:
     Args:
         root: the folder that becomes /kaggle.
         isolated: whether namespaces make it /kaggle; otherwise ARC_KAGGLE_ROOT names it.
-        notes: differences from Kaggle.
     """
 
     root: Path
     isolated: bool
-    notes: list[str] = field(default_factory=list)
 
     @property
     def working(self) -> Path:
@@ -157,10 +155,7 @@ def set_stage(
 
 def slug_of_competition() -> str:
     """The competition that kernel-metadata.json names. Raises InputError."""
-    named = read_metadata(ROOT / "kernel-metadata.json").get("competition_sources") or []
-    if not named:
-        raise InputError("kernel-metadata.json names no competition under competition_sources")
-    return str(named[0])
+    return competition_of(read_metadata(ROOT / "kernel-metadata.json"))
 
 
 def perform(
@@ -242,12 +237,12 @@ def judge(submission: Path, root: Path) -> list[str]:
     """Why Kaggle would refuse a submission for the tasks that are mounted below `root`; empty if it would not."""
     try:
         counts = load_tasks(next((root / "input").rglob(CHALLENGES))).test_counts
-        check_submission(json.loads(submission.read_text(encoding="utf-8")), counts)
+        check_file(submission, counts)
     except StopIteration:
         return ["no tasks are mounted"]
     except OSError as error:
         return [f"no submission.json: {error.strerror}"]
-    except (ValueError, SubmissionError, TaskFileError) as error:
+    except (SubmissionError, TaskFileError) as error:
         return [f"submission.json: {error}"]
     return []
 

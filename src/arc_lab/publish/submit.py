@@ -11,8 +11,7 @@ from pathlib import Path
 from arc_lab.command_line import add_json, json_document, make_parser, reports_errors
 from arc_lab.folders import ROOT
 from arc_lab.publish.kaggle_cli import KaggleError, find_cli, output_of, run_cli
-from arc_lab.publish.metadata import read_metadata
-from arc_ttt.errors import InputError
+from arc_lab.publish.metadata import competition_of, read_metadata
 
 OUTPUT = "submission.json"
 """Name of the file that the version wrote; not a path on this machine."""
@@ -44,16 +43,14 @@ def submit(cli: str, root: Path, version: int, message: str) -> str:
         KaggleError: the version's run is not complete, or Kaggle refused.
     """
     body = read_metadata(root / "kernel-metadata.json")
-    kernel, competitions = str(body.get("id")), body.get("competition_sources") or []
-    if not competitions:
-        raise InputError("kernel-metadata.json names no competition under competition_sources")
+    kernel, competition = str(body.get("id")), competition_of(body)
     state = version_state(cli, kernel, version)
     if state != "COMPLETE":
         wait = state in ("NEW_SCRIPT", "QUEUED", "RUNNING")
         advice = "wait for it" if wait else f"see the log of this version at https://www.kaggle.com/code/{kernel}"
         raise KaggleError(f"version {version} of {kernel} is {state}, not COMPLETE", advice)
     words = ("-f", OUTPUT, "-k", kernel, "-v", str(version), "-m", message)
-    return run_cli(cli, "competitions", "submit", str(competitions[0]), *words).strip()
+    return run_cli(cli, "competitions", "submit", competition, *words).strip()
 
 
 def version_state(cli: str, kernel: str, version: int) -> str:

@@ -1,4 +1,4 @@
 """The real coordinator and schedule in virtual time, with workers that only pretend.
 
-Touches no torch, no process and no real clock. Start at `command.py`.
+Touches no torch, no process and no real clock. Start at `simulation.py`.
 """

@@ -1,4 +1,4 @@
 """Test-time training: sequences from a task's demonstrations, and the adapter that learns them.
 
-Touches torch, `model`, `tasks` and `formats`; reads no answers. Start at `training.py`.
+Touches torch, `model`, `tasks` and `formats`; reads no answers. Start at `adapter_trainer.py`.
 """

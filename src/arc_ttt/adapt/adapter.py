@@ -33,9 +33,8 @@ class Adapter:
         Raises:
             ModelError: `ttt.adapter=full` on a model with 4-bit weights.
         """
-        self.kind = settings.adapter
         llama = base.llama
-        if self.kind == "full":
+        if settings.adapter == "full":
             if base.four_bit:
                 raise ModelError("ttt.adapter=full needs plain weights: set model.dequantize=always, or use lora")
             llama.requires_grad_(True)

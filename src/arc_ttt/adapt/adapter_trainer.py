@@ -15,7 +15,7 @@ from arc_ttt.errors import OutOfDeviceMemory, TrainingDiverged, out_of_memory
 from arc_ttt.formats.format import TokenSequence
 from arc_ttt.model.cuda import release_memory
 from arc_ttt.model.loaded import LoadedModel
-from arc_ttt.protocol.jobs import Effort, Progress
+from arc_ttt.protocol.jobs import Effort, OnProgress
 from arc_ttt.settings import Settings, TttSettings
 from arc_ttt.tasks.grids import Task
 from arc_ttt.tasks.views import purpose_of, task_rng
@@ -56,8 +56,8 @@ class AdapterTrainer:
     ) -> None:
         self.base, self.settings, self.adapter, self.recorded = base, settings, adapter, recorded
 
-    def fit(self, task: Task, effort: Effort, deadline: Deadline, progress: Progress, fit: Fit) -> None:
-        """Train on a task's own demonstrations. `fit` receives what happens as it happens, an error included.
+    def fit(self, task: Task, effort: Effort, deadline: Deadline, progress: OnProgress, fit: Fit) -> None:
+        """Train a fresh adapter on a task's own demonstrations. `fit` receives what happens, also before an error.
 
         Raises:
             TrainingDiverged: the loss was no number, or exploded, more often than can be mended.
@@ -75,12 +75,11 @@ class AdapterTrainer:
         order = task.task_id, purpose_of("order", effort.number)
         self._within_memory(sequences, order, deadline, progress, fit)
 
-    def fit_jointly(self, tasks: Sequence[Task], deadline: Deadline, progress: Progress) -> TrainingReport:
+    def fit_jointly(self, tasks: Sequence[Task], deadline: Deadline, progress: OnProgress) -> TrainingReport:
         """Train over the demonstrations of all tasks; later resets return to this adapter (scope shared or joint).
 
         Where training diverges or does not fit the memory it is the untrained one, and the report says so.
         """
-        self.adapter.reset(to_base=True)
         seed = self.settings.run.seed
 
         def sequences(ttt: TttSettings) -> list[TokenSequence]:
@@ -88,7 +87,7 @@ class AdapterTrainer:
 
         fit = Fit()
         try:
-            self._within_memory(sequences, ("", "joint order"), deadline, progress, fit)
+            self._within_memory(sequences, ("", "joint order"), deadline, progress, fit, to_base=True)
             report = fit.report or TrainingReport()
         except (TrainingDiverged, OutOfDeviceMemory) as error:
             self.adapter.reset(to_base=True)
@@ -101,22 +100,25 @@ class AdapterTrainer:
         sequences: Callable[[TttSettings], list[TokenSequence]],
         order: tuple[str, str],
         deadline: Deadline,
-        progress: Progress,
+        progress: OnProgress,
         fit: Fit,
+        *,
+        to_base: bool = False,
     ) -> None:
         """Train; while memory does not suffice, again from the start with the next rung of the ladder.
 
         Args:
             sequences: what to train on under given settings.
             order: task id and purpose of the random order.
+            to_base: start from the untrained adapter, also after a joint training.
         """
         message = ""
         for name, ttt in memory_ladder(self.settings.ttt, sequences):
+            self.adapter.reset(to_base=to_base)
             if name:
                 if self.recorded is not None:
                     self.recorded.forget()
                 release_memory(self.base.device)
-                self.adapter.reset()
                 fit.degraded.append(name)
             made = sequences(ttt)
             if not made:
@@ -136,7 +138,7 @@ class AdapterTrainer:
         raise OutOfDeviceMemory(message)
 
     def _train(
-        self, steps: list[list[TokenSequence]], ttt: TttSettings, deadline: Deadline, progress: Progress
+        self, steps: list[list[TokenSequence]], ttt: TttSettings, deadline: Deadline, progress: OnProgress
     ) -> TrainingReport:
         progress("train", 0, len(steps))
         return train(

@@ -1,4 +1,8 @@
-"""Augmenters of training tasks: transformations of pairs that keep a task's rule."""
+"""The paper's 23 test-time augmenters: its table 3, and three tilings of its code.
+
+Each maps a grid to a grid, the same way for every grid of a task, so that the task's rule is kept. Unlike the official
+code, a translation moves inputs and outputs by the same step.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The test-time training loop, and the batches and the loss that pretraining shares. Stops at a Deadline.
+"""The test-time training loop. Stops at a Deadline.
 
 A step is a list of sequences. They pass through the model in micro-batches of similar length under a token budget;
 logits are computed at targets only; gradients are those of the mean cross-entropy over all targets of the step.

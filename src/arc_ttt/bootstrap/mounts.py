@@ -1,5 +1,7 @@
-"""Find Kaggle's mounts and make bundled wheels importable without a network. Standard library only, imports nothing of
-ours; everything it decides is returned with its reason, so that the run can record it."""
+"""Find Kaggle's mounts by the names of their files, in any layout.
+
+Everything that is decided here is returned with its reason, so that the run can record it.
+"""
 
 from __future__ import annotations
 

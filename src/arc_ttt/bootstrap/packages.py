@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from arc_ttt.bootstrap.mounts import Mounts
-from arc_ttt.bootstrap.wheels import _version, damage, distribution, misfit
+from arc_ttt.bootstrap.wheels import damage, distribution, misfit, wheel_version
 
 PROJECT = "arc-ttt"
 BASE = frozenset({"bitsandbytes"})
@@ -54,7 +54,7 @@ def choose_wheels(mounts: Mounts) -> tuple[dict[str, Path], dict[str, str]]:
         why = misfit(wheel.name) or damage(wheel, mounts.digests.get(wheel.name))
         if why:
             refused[name] = f"{wheel.name} is not used: {why}"
-        elif name not in chosen or _version(wheel) > _version(chosen[name]):
+        elif name not in chosen or wheel_version(wheel) > wheel_version(chosen[name]):
             chosen[name] = wheel
     return chosen, {name: why for name, why in refused.items() if name not in chosen}
 

@@ -83,5 +83,5 @@ def damage(wheel: Path, digest: str | None) -> str:
         return f"it is damaged: {error}"
 
 
-def _version(wheel: Path) -> tuple[int, ...]:
+def wheel_version(wheel: Path) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", wheel.name.split("-")[1]))

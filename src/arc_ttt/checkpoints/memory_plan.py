@@ -29,7 +29,9 @@ MOST_FUSED = 0.25
 SCORING_PIECE = 1 << 25
 """Logits that exist at once in scoring."""
 ROOM = 32
-"""Places behind a prompt in its cache."""
+"""Places behind a prompt in its cache, and by which the cache grows."""
+OPTIMIZER_BYTES = 12
+"""Bytes of a trained weight's gradient and of its two moments in AdamW, all float32."""
 SHORTEST = 256
 """A device that cannot train on this many tokens cannot train."""
 
@@ -62,7 +64,8 @@ class MemoryPlan:
         cache = cache_bytes(self.shape, 1, prompt_tokens + answer_tokens + ROOM, self.device.itemsize)
         row = 4 * cache + prompt_tokens * forward_bytes(self.shape, self.device)
         logits = SCORING_PIECE * (self.device.itemsize + 8)
-        narrow = 0 if self.fused else self.optimizer // 12 * self.device.itemsize  # the decoder's copies of adapters
+        weights = self.optimizer // OPTIMIZER_BYTES  # of the adapter, of which the decoder has copies
+        narrow = 0 if self.fused else weights * self.device.itemsize
         left = self.device.usable - self.weights - self.adapter - self.fused - narrow - logits
         best = 1, 1
         for batch in range(min(batch_views, left // row), 0, -1):
@@ -90,7 +93,7 @@ def plan(
     if ttt.adapter == "full" and count:
         weights = 0  # they are the adapter
     adapter = count * (4 if host_copies else 8)
-    optimizer = count * (4 + 8)  # gradients, two moments
+    optimizer = count * OPTIMIZER_BYTES
     left = device.usable - weights - adapter - optimizer
     fits = 0
     for bit in reversed(range(20)):  # the largest that fits, as activations only grow with the tokens

@@ -16,7 +16,7 @@ from arc_ttt.decode.search import search
 from arc_ttt.errors import OutOfDeviceMemory, SequenceTooLong, out_of_memory
 from arc_ttt.model.cuda import release_memory
 from arc_ttt.model.loaded import LoadedModel
-from arc_ttt.protocol.jobs import JobKind, Outcome, Progress
+from arc_ttt.protocol.jobs import JobKind, OnProgress, Outcome
 from arc_ttt.settings import Settings
 from arc_ttt.tasks.grids import Grid, Task, grid_bytes
 from arc_ttt.tasks.views import View, paper_views, purpose_of, sample_views, task_rng, turns_sides
@@ -105,7 +105,7 @@ class Answerer:
         return Decoder(self.base, fuse=False)
 
     def answer(
-        self, request: Request, answers: Answers, deadline: Deadline, progress: Progress, on_found: OnFound
+        self, request: Request, answers: Answers, deadline: Deadline, progress: OnProgress, on_found: OnFound
     ) -> None:
         """Answer all test inputs of a task into `answers`, as far as the deadline lets."""
         decoder = self.decoder()
@@ -159,7 +159,7 @@ class _Reading:
         self._found: list[Candidate] = []
         self._prompts: list[tuple[PromptBatch, list[View]]] = []
 
-    def read(self, answers: Answers, deadline: Deadline, progress: Progress, on_found: OnFound) -> None:
+    def read(self, answers: Answers, deadline: Deadline, progress: OnProgress, on_found: OnFound) -> None:
         """Read greedy answers under all views, a batch of views at a time, and undo them."""
         start, batch = 0, None
         while start < len(self._views):
@@ -171,8 +171,8 @@ class _Reading:
             try:
                 batch = PromptBatch(self._decoder, prompts, self._limits[rows])
                 results = self._results(batch, deadline)
-            except (SequenceTooLong, MemoryError, RuntimeError) as error:
-                if not isinstance(error, SequenceTooLong) and not out_of_memory(error):
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
                     raise
                 batch, message = None, str(error)[:200]
             if batch is None:  # here, not above: what an exception refers to keeps its memory

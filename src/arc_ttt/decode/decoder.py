@@ -13,13 +13,11 @@ from contextlib import contextmanager
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from arc_ttt.checkpoints.memory_plan import SCORING_PIECE
 from arc_ttt.decode.kv_cache import KVCache, Tensor
 from arc_ttt.decode.layers import call_linear, fuse_linears, masked_attention, rms_norm, rotate
 from arc_ttt.model.attention import fused_groups, rotary_is_fixed
 from arc_ttt.model.loaded import LoadedModel
-
-LOGITS_AT_ONCE = 1 << 25
-"""Numbers of one piece of logits."""
 
 
 class Decoder:
@@ -60,7 +58,7 @@ class Decoder:
                 where the next token goes.
         """
         reach = min(cache.longest + ids.shape[1], cache.capacity)
-        with _any_kernel():
+        with any_kernel():
             hidden = self.hidden(ids, positions, cache.lengths, cache, reach, fresh=cache.longest == 0)
         cache.lengths = cache.lengths + counts
         cache.longest = longest
@@ -138,7 +136,7 @@ class Decoder:
         A large vocabulary is taken in pieces, so that memory stays below about 256 MB.
         """
         flat, wanted = hidden.flatten(0, 1), tokens.flatten()
-        rows = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
+        rows = max(1, SCORING_PIECE // self.config.vocab_size)
         pieces = [
             self.log_probabilities(flat[i : i + rows]).gather(-1, wanted[i : i + rows, None])[:, 0]
             for i in range(0, len(flat), rows)
@@ -147,7 +145,7 @@ class Decoder:
 
 
 @contextmanager
-def _any_kernel() -> Iterator[None]:
+def any_kernel() -> Iterator[None]:
     """Let the device use its usual kernels although deterministic ones are asked for: every place of the cache is
     written once, so that the order of writes cannot matter, and the deterministic kernels sort them first."""
     asked, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from arc_ttt.deadline import Deadline
-from arc_ttt.decode.decoder import Decoder, _any_kernel
+from arc_ttt.decode.decoder import Decoder, any_kernel
 from arc_ttt.decode.kv_cache import KVCache, Tensor
 from arc_ttt.decode.prompts import PromptBatch
 from arc_ttt.model.cuda import recording_failed, side_stream, warm_up
@@ -36,7 +36,7 @@ class Recorded:
             return decoder.log_probabilities(hidden[:, 0])
 
         self.graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), _any_kernel():
+        with torch.no_grad(), any_kernel():
             warm_up(device, step)
             # A stream of its own: torch 2.12 and 2.13 drop the cuBLAS workspace of a stream with any graph of that
             # stream, and graphs of training steps outlive this one (pytorch issue 193402).
@@ -136,7 +136,7 @@ class _RecordedSteps:
 
     def __init__(self, batch: PromptBatch) -> None:
         longest = max(rows * (columns + 1) + 2 for rows, columns in batch.limits)
-        self.decoder, self.cache = batch.decoder, batch.ensure(min(longest, RECORDED_ROOM))
+        self.decoder, self.cache = batch.decoder, batch.rewind_with_room(min(longest, RECORDED_ROOM))
         self.places = list(range(len(batch.prompts)))
         self.recorded: Recorded | None = None
         self.plain: _PlainSteps | None = None

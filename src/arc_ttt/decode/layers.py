@@ -13,7 +13,7 @@ from arc_ttt.decode.kv_cache import Tensor
 
 
 class _Layer:
-    """One decoder layer as four functions and two norm weights."""
+    """One decoder layer as three functions and two norm weights."""
 
     __slots__ = ("feed_forward", "norm_in", "norm_out", "output", "project")
 

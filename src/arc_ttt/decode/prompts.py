@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from arc_ttt.checkpoints.memory_plan import ROOM
 from arc_ttt.decode.decoder import Decoder
 from arc_ttt.decode.kv_cache import KVCache
 from arc_ttt.errors import SequenceTooLong
@@ -57,10 +58,6 @@ def answer_limits(task: Task, index: int) -> tuple[int, int]:
     return limits[0], limits[1]
 
 
-ROOM = 32
-"""Places by which a cache grows while answers are read."""
-
-
 class PromptBatch:
     """Prompts passed through the model once; answers are read or scored from here as often as wanted.
 
@@ -73,11 +70,7 @@ class PromptBatch:
         prompts: Sequence[TokenSequence],
         limits: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        """Prefill. limits: most rows and columns of each prompt's answer.
-
-        Raises:
-            SequenceTooLong: the prompts do not fit the memory of the device.
-        """
+        """Pass the prompts through the model. limits: most rows and columns of each prompt's answer."""
         self.decoder = decoder
         self.prompts = list(prompts)
         self.limits = list(limits) if limits is not None else [(MAX_SIDE, MAX_SIDE)] * len(self.prompts)
@@ -89,11 +82,8 @@ class PromptBatch:
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt)], positions[row, : len(prompt)] = prompt.ids, prompt.positions
         self.lengths = torch.tensor(lengths, device=device)
-        try:
-            self.cache = decoder.new_cache(len(prompts), self.longest + ROOM)
-            hidden = decoder.forward(_to(ids, device), _to(positions, device), self.lengths, self.cache, self.longest)
-        except torch.OutOfMemoryError as error:
-            raise SequenceTooLong(f"{len(prompts)} prompts of up to {self.longest} tokens: {error}") from error
+        self.cache = decoder.new_cache(len(prompts), self.longest + ROOM)
+        hidden = decoder.forward(_to(ids, device), _to(positions, device), self.lengths, self.cache, self.longest)
         last = hidden[torch.arange(len(prompts), device=device), self.lengths - 1]
         self.first = decoder.log_probabilities(last)  # (B, V): of the first token of each answer
 
@@ -109,7 +99,7 @@ class PromptBatch:
         self.cache.rollback(self.lengths, self.longest)
         return self.cache
 
-    def ensure(self, room: int) -> KVCache:
+    def rewind_with_room(self, room: int) -> KVCache:
         """Rewind, with places for `room` more tokens behind every prompt."""
         cache = self.rewind()
         if cache.capacity < self.longest + room:

@@ -86,7 +86,7 @@ def score(batch: PromptBatch, views: Sequence[View], grids: Sequence[Grid], dead
         for row, (tokens, places) in enumerate(answers):
             ids[row, : len(tokens)], positions[row, : len(tokens)] = tokens, places
             real[row, : len(tokens)] = True
-        cache = batch.ensure(longest)
+        cache = batch.rewind_with_room(longest)
         tokens_in = torch.from_numpy(ids).to(device)
         counts = torch.from_numpy(real.sum(axis=1)).to(device)
         hidden = decoder.forward(

@@ -1,4 +1,4 @@
-"""Reading answers off the model: greedy over a batch of views, and depth-first for every answer above a probability.
+"""Depth-first search for every answer above a probability.
 
 Only tokens that can still lead to a grid are ever taken: rows of one width, at most 30 x 30. Probabilities are those of
 the model over its whole vocabulary, not renormalized over the allowed tokens.
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from arc_ttt.checkpoints.memory_plan import ROOM
 from arc_ttt.deadline import Deadline
 from arc_ttt.decode.greedy import Answer
-from arc_ttt.decode.prompts import ROOM, PromptBatch
+from arc_ttt.decode.prompts import PromptBatch
 from arc_ttt.formats.format import AnswerCursor
 
 
@@ -24,7 +25,6 @@ class _Node:
 
     depth: int
     cursor: AnswerCursor
-    nll: float
     open: list[tuple[float, int]]
 
 
@@ -49,7 +49,7 @@ def search(
         return sorted(((nll + costs[token], int(token)) for token in np.flatnonzero(cursor.allowed())), reverse=True)
 
     root = form.cursor(batch.prompts[row], batch.limits[row])
-    stack = [_Node(0, root, 0.0, opened(batch.first[row], root, 0.0))]
+    stack = [_Node(0, root, opened(batch.first[row], root, 0.0))]
     found: list[Answer] = []
     forwards = 0
     while stack:
@@ -74,5 +74,5 @@ def search(
         )
         forwards += 1
         logp = decoder.log_probabilities(hidden[0, 0])
-        stack.append(_Node(node.depth + 1, cursor, nll, opened(logp, cursor, nll)))
+        stack.append(_Node(node.depth + 1, cursor, opened(logp, cursor, nll)))
     return sorted(found, key=lambda answer: answer.nll), True

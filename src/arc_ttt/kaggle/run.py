@@ -33,7 +33,7 @@ from arc_ttt.run.report import RunResult, Status, report_lines, run_report
 from arc_ttt.run.signals import on_signals
 from arc_ttt.run.spec import Started
 from arc_ttt.run.start import start_run
-from arc_ttt.run.submission import check_submission
+from arc_ttt.run.submission import check_file
 from arc_ttt.schedule.shapes import work
 from arc_ttt.settings import TRANSDUCTIVE, Settings
 from arc_ttt.tasks.grids import LoadedTasks
@@ -224,7 +224,7 @@ def _look_back(out: Path, asked: Mapping[str, int], result: RunResult, settings:
     if not asked:
         return
     try:
-        check_submission(json.loads((out / "submission.json").read_text(encoding="utf-8")), asked)
+        check_file(out / "submission.json", asked)
         setup.note("submission.json is valid")
-    except (OSError, ValueError, SubmissionError) as error:
+    except (OSError, SubmissionError) as error:
         setup.fall_back(f"submission.json is not valid: {error}")

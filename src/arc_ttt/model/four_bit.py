@@ -21,6 +21,11 @@ STATE = ".quant_state.bitsandbytes__"
 PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
 
 
+def holds_four_bit(llama: Any) -> bool:
+    """Whether any layer of a model has 4-bit weights of bitsandbytes."""
+    return any(type(module).__name__ == "Linear4bit" for module in llama.modules())
+
+
 def read_expanded(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """All weights of a folder's safetensors files in `dtype`, 4-bit ones expanded, on the CPU.
 

@@ -23,7 +23,7 @@ from arc_ttt.checkpoints.shape import SMALL_PARAMETERS
 from arc_ttt.errors import ModelError
 from arc_ttt.model.attention import fused_groups, repeat_groups
 from arc_ttt.model.cuda import compute_dtype
-from arc_ttt.model.four_bit import compute_in, disarm_repacking, expand_weights, read_expanded
+from arc_ttt.model.four_bit import compute_in, disarm_repacking, expand_weights, holds_four_bit, read_expanded
 from arc_ttt.model.loaded import LoadedModel
 from arc_ttt.model.tokenizer import format_of
 from arc_ttt.model.unsloth import Unsloth
@@ -43,12 +43,12 @@ def load_model(settings: ModelSettings, device: torch.device, *, seed: int = 0) 
         return _load_with_unsloth(folder, settings, device, dtype)
     _quiet()
     if settings.random_start:
-        llama = _random_llama(folder, seed).to(device=device)
+        llama = random_llama(_plain_config(folder), seed).to(device=device)
     else:
         llama = _from_folder(checkpoint, settings, device, dtype)
     llama.eval().requires_grad_(False)
     parameters = _count_parameters(llama)
-    four_bit = any(type(module).__name__ == "Linear4bit" for module in llama.modules())
+    four_bit = holds_four_bit(llama)
     expand = settings.dequantize == "always" or (settings.dequantize == "auto" and parameters < SMALL_PARAMETERS)
     if four_bit and expand:
         expand_weights(llama)
@@ -101,26 +101,36 @@ def _from_folder(checkpoint: Checkpoint, settings: ModelSettings, device: torch.
             )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"{folder}: cannot be loaded: {error}") from error
-    if report.get("missing_keys"):
-        missing = sorted(report["missing_keys"])
-        raise ModelError(f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}")
+    _refuse_missing(report, folder)
     return llama
 
 
 def _from_expanded(folder: Path, dtype: torch.dtype) -> Any:
     """A checkpoint stored in 4 bits, with its weights expanded to `dtype` by our own reader: needs no bitsandbytes."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    config = LlamaConfig.from_pretrained(folder, local_files_only=True)
-    del config.quantization_config
-    weights = read_expanded(folder, dtype)
+    config, weights = _plain_config(folder), read_expanded(folder, dtype)
     llama, report = LlamaForCausalLM.from_pretrained(
         None, config=config, state_dict=weights, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
     )
-    if report.get("missing_keys"):
-        missing = sorted(report["missing_keys"])
-        raise ModelError(f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}")
+    _refuse_missing(report, folder)
     return llama
+
+
+def _plain_config(folder: Path) -> Any:
+    """The transformers config of a folder, without its quantization."""
+    from transformers import LlamaConfig
+
+    config = LlamaConfig.from_pretrained(folder, local_files_only=True)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
+
+
+def _refuse_missing(report: dict[str, Any], folder: Path) -> None:
+    """Raises ModelError if a load left weights of the model at random values."""
+    if missing := sorted(report.get("missing_keys") or ()):
+        raise ModelError(f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}")
 
 
 def _load_with_unsloth(folder: Path, settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> LoadedModel:
@@ -144,7 +154,7 @@ def _load_with_unsloth(folder: Path, settings: ModelSettings, device: torch.devi
         unsloth.patches.undo()
         raise
     llama.eval().requires_grad_(False)
-    four_bit = any(type(module).__name__ == "Linear4bit" for module in llama.modules())
+    four_bit = holds_four_bit(llama)
     disarm_repacking(llama)
     compute_in(llama, dtype)
     torch.set_float32_matmul_precision("highest")
@@ -152,17 +162,14 @@ def _load_with_unsloth(folder: Path, settings: ModelSettings, device: torch.devi
     return LoadedModel(llama, form, device, dtype, four_bit, _count_parameters(llama), unsloth, rotary)
 
 
-def _random_llama(folder: Path, seed: int) -> Any:
-    """The architecture of a folder with fresh weights, the same for a seed."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def random_llama(config: Any, seed: int) -> Any:
+    """A Llama with random weights in float32, equal for equal seeds. Residual branches start small."""
+    from transformers import LlamaForCausalLM
 
-    config = LlamaConfig.from_pretrained(folder, local_files_only=True)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         llama = LlamaForCausalLM(config)
-    with torch.no_grad():  # residual branches start small, as in pretraining
+    with torch.no_grad():
         for name, weight in llama.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 weight.mul_((2 * config.num_hidden_layers) ** -0.5)

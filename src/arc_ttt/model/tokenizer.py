@@ -21,6 +21,7 @@ class HubTokenizer:
         except Exception as error:  # the library raises bare Exceptions
             raise ModelError(f"{folder}: tokenizer.json is missing or damaged: {error}") from error
         self._vocabulary = vocabulary
+        self._texts: list[str | None] = []
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         encoded = self._tokenizer.encode(text, add_special_tokens=False)
@@ -28,11 +29,14 @@ class HubTokenizer:
 
     def token_texts(self) -> list[str | None]:
         """By id the exact text of a token, special ones by their name; None for parts of characters."""
+        if self._texts:
+            return self._texts
         specials = {i: str(token.content) for i, token in self._tokenizer.get_added_tokens_decoder().items()}
         texts: list[str | None] = [None] * max(self._vocabulary, self._tokenizer.get_vocab_size())
         for token in range(self._tokenizer.get_vocab_size()):
             text = specials.get(token) or self._tokenizer.decode([token], skip_special_tokens=False)
             texts[token] = text if text and "�" not in text else None
+        self._texts = texts
         return texts
 
 
@@ -43,13 +47,13 @@ def format_of(name: str, folder: Path, config: Any) -> Format:
         ModelError: the checkpoint cannot be written to in this format.
     """
     make = FORMATS[name].make
+    tokenizer = HubTokenizer(folder, config.vocab_size) if make is not None else None
     try:
-        if make is None:
+        if make is None or tokenizer is None:
             return compact_format(config.vocab_size)
-        tokenizer = HubTokenizer(folder, config.vocab_size)
         return make(tokenizer, _special(tokenizer, config))
     except ModelError as error:
-        raise error if str(folder) in str(error) else ModelError(f"{folder}: {error}") from error
+        raise ModelError(f"{folder}: {error}") from error
 
 
 def _special(tokenizer: HubTokenizer, config: Any) -> Special:

@@ -10,7 +10,7 @@ from typing import Any
 MOST_FREE = 0.6
 """Training leaves time for answering, but at most this fraction of the job's remaining time."""
 
-Progress = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 """Called with the phase of a job, the rounds that are done, and the rounds that there are."""
 
 

@@ -146,7 +146,6 @@ class Cancel:
 
 
 Order: TypeAlias = AnswerOrder | SearchOrder | JointOrder
-ToWorker: TypeAlias = Hello | Order | Cancel
 
 _ORDERS: Mapping[JobKind, Callable[[Json], Order]] = {
     BASE: AnswerOrder.from_json,

@@ -59,9 +59,8 @@ class Submission:
     def adopt(self) -> bool:
         """Begin with the answers that the file holds, where it is complete and valid. Returns whether it is."""
         try:
-            document = json.loads(self.path.read_text(encoding="utf-8"))
-            check_submission(document, self.test_counts)
-        except (OSError, ValueError, SubmissionError):
+            document = check_file(self.path, self.test_counts)
+        except (OSError, SubmissionError):
             return False
         for task_id, answers in document.items():
             names = ("attempt_1", "attempt_2")
@@ -97,11 +96,7 @@ class Submission:
             OSError: it cannot be read.
             SubmissionError: it does not hold what it should.
         """
-        try:
-            document = json.loads(self.path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise SubmissionError(f"{self.path} is damaged: {error}") from error
-        check_submission(document, self.test_counts)
+        check_file(self.path, self.test_counts)
 
     def take_ballast(self) -> None:
         """Occupy disk space for a last submission; without it where the disk has none."""
@@ -120,6 +115,21 @@ class Submission:
     @property
     def _ballast(self) -> Path:
         return self.path.with_name(".ballast")
+
+
+def check_file(path: Path, test_counts: Mapping[str, int]) -> dict[str, Any]:
+    """Read a submission and check it. Returns it parsed.
+
+    Raises:
+        OSError: it cannot be read.
+        SubmissionError: it is damaged, or breaks a rule of the competition.
+    """
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SubmissionError(f"{path} is damaged: {error}") from error
+    check_submission(document, test_counts)
+    return document
 
 
 def check_submission(document: Any, test_counts: Mapping[str, int]) -> None:

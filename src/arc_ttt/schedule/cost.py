@@ -109,7 +109,7 @@ class CostModel:
         token_s = 6 * self.model.parameters / self.device.flops
         square_s = 6 * self.model.layers * self.model.width / self.device.flops
         self._train = _Fit(np.array([self.device.step_s, token_s, square_s]))
-        self._token_s, self._square_s = token_s, square_s
+        self._token_s = token_s
         self._decode_factor = 1.0
         self._shapes: dict[str, JobShape] = {}
         self._predicted: dict[tuple[str, str, float], float] = {}  # until something is learned

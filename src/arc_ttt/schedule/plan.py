@@ -187,9 +187,9 @@ class Plan:
         """
         self.budget_s = budget_s
         self._base = self._by_cost(self._base)
-        self._first = [i for i, state in self._states.items() if self._comes_first(i)]
-        self.first_share = self._choose_first_share()
-        self._first = self._by_cost(self._first) if self.policy.passes > 1 else []
+        first = [task_id for task_id in self._states if self._comes_first(task_id)] if self.policy.passes > 1 else []
+        self.first_share = self._choose_first_share(first)
+        self._first = self._by_cost(first)
         self._ranking = []
         for task_id, state in self._states.items():
             if self._wanted(task_id):
@@ -205,9 +205,9 @@ class Plan:
             share = max(share, 1.0 - (self.spent_s[SYNTHESIS] + self.searches.early_s()) / max(1e-6, self.budget_s))
         return FIRST_SHARE * share * self.budget_s
 
-    def _choose_first_share(self) -> float:
+    def _choose_first_share(self, waiting: Iterable[str]) -> float:
         """The largest size of short trainings at which those that wait take no more than their part of the time."""
-        tasks = [self._tasks[task_id] for task_id in self._first]
+        tasks = [self._tasks[task_id] for task_id in waiting]
         usable_s, least = self._first_budget_s - self._first_spent_s, self.policy.least_share
         return first_share(lambda share: sum(self.predict(task, TTT, share) for task in tasks), usable_s, least)
 

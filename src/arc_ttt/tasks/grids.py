@@ -1,7 +1,7 @@
-"""Grid, Example, Task, Solutions; loading of task files with full checks.
+"""Grid, Example, Task, Solutions, and what loading a file gives.
 
-A bad task costs only itself: `load_tasks` returns what can be used, what is wrong with the rest, and for every id of
-the file how many answers the submission needs.
+A bad task costs only itself: `LoadedTasks` holds the tasks that can be used, what is wrong with the rest, and for every
+id of the file how many answers the submission needs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """View: a symmetry of the square, a permutation of colours and an order of demonstrations, with exact undo.
 
 Views serve twice: they multiply test-time training sequences, and each is a separate look at a test input whose answer
-is undone before the vote. The size-changing augmenters at the end have no undo and serve training only.
+is undone before the vote. Augmenters that change sizes have no undo; they are in `adapt.augmenters`.
 """
 
 from __future__ import annotations
@@ -125,10 +125,6 @@ def paper_views(demonstrations: int, rng: np.random.Generator, *, permutations: 
             kept = leave_one(int(rng.integers(max(1, demonstrations))))
             views[View(DIHEDRALS.index(symmetry), IDENTITY_COLOURS, shuffled(kept))] = None
     return list(views)
-
-
-# The paper's 23 test-time augmenters (its table 3 and three tilings of its code). Each maps a grid to a grid, the same
-# way for every grid of a task. Unlike the official code, a translation moves inputs and outputs by the same step.
 
 
 def task_rng(seed: int, task_id: str, purpose: str) -> np.random.Generator:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from arc_ttt.tasks.grids import Grid, Task, freeze, same_grid
-from arc_ttt.votes.candidates import TAKES, Program, _distinct
+from arc_ttt.votes.candidates import TAKES, Program, distinct
 
 
 def merge(neural: Sequence[Grid], vote_strength: float, programs: Sequence[Program], *, rule: str) -> list[Grid]:
@@ -16,17 +16,17 @@ def merge(neural: Sequence[Grid], vote_strength: float, programs: Sequence[Progr
     Source: `first` is the rule of Li et al. 2024 (BARC), equation 5; `confident` is ours: the best program and the
     vote's first grid share the attempts, in the order of the program's confidence and the share of views that agree.
     """
-    vote = list(_distinct(neural).values())
+    vote = list(distinct(neural).values())
     grids = [p.grid for p in programs]
     if rule == "first":
-        return list(_distinct([*(p.grid for p in programs if p.fits_all), *vote, *grids]).values())
+        return list(distinct([*(p.grid for p in programs if p.fits_all), *vote, *grids]).values())
     likely = [p for p in programs if p.fits_all and p.confidence >= TAKES] if rule == "confident" else []
     if not likely:
-        return list(_distinct([*vote, *grids]).values())
+        return list(distinct([*vote, *grids]).values())
     agreed = bool(vote) and same_grid(vote[0], likely[0].grid)
     program_first = agreed or likely[0].confidence > vote_strength
     leading = [likely[0].grid, *vote[:1]] if program_first else [*vote[:1], likely[0].grid]
-    return list(_distinct([*leading, *(p.grid for p in likely[1:]), *vote, *grids]).values())
+    return list(distinct([*leading, *(p.grid for p in likely[1:]), *vote, *grids]).values())
 
 
 def attempts(ranked: Sequence[Grid], fallbacks: Sequence[Grid]) -> tuple[Grid, Grid]:

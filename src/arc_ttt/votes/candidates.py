@@ -92,7 +92,7 @@ def mean_nll(nlls: Sequence[float]) -> float:
     return math.inf if math.isnan(mean) else mean
 
 
-def _distinct(grids: Sequence[Grid]) -> dict[bytes, Grid]:
+def distinct(grids: Sequence[Grid]) -> dict[bytes, Grid]:
     """Grids by identity, in the order first seen."""
     found: dict[bytes, Grid] = {}
     for grid in grids:
@@ -102,7 +102,7 @@ def _distinct(grids: Sequence[Grid]) -> dict[bytes, Grid]:
 
 def flattened(candidates: Sequence[Candidate]) -> list[Grid]:
     """Most frequent first over all views; ties by frequency under the identity, then by mean nll, then first seen."""
-    grids = _distinct([c.grid for c in candidates])
+    grids = distinct([c.grid for c in candidates])
     counts = Counter(grid_bytes(c.grid) for c in candidates)
     identity = Counter(grid_bytes(c.grid) for c in candidates if c.group == "identity")
     nlls: dict[bytes, list[float]] = {}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from arc_ttt.tasks.grids import Grid, freeze, grid_bytes, same_grid
-from arc_ttt.votes.candidates import Candidate, _distinct, flattened
+from arc_ttt.votes.candidates import Candidate, distinct, flattened
 
 
 def _groups(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
@@ -36,7 +36,7 @@ def hierarchical(candidates: Sequence[Candidate]) -> list[Grid]:
     ranked = sorted(overall, key=lambda g: (-votes[grid_bytes(g)], -identity[grid_bytes(g)], place[grid_bytes(g)]))
     grids = [candidate.grid for candidate in candidates]
     made = [_row_majority(grids), _column_majority(grids)]
-    return list(_distinct([*ranked, *made]).values())
+    return list(distinct([*ranked, *made]).values())
 
 
 def _row_majority(grids: Sequence[Grid]) -> Grid:
@@ -56,7 +56,7 @@ def _column_majority(grids: Sequence[Grid]) -> Grid:
 def _paper_top3(grids: Sequence[Grid]) -> list[Grid]:
     """The official code's three candidates of a list, its tie behaviour included: with equal top counts the second
     place repeats the first."""
-    found = _distinct(grids)
+    found = distinct(grids)
     names = list(found)
     counts = np.array([sum(grid_bytes(g) == name for g in grids) for name in names])
     ascending = np.argsort(counts, kind="stable")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from arc_ttt.deadline import REAL_CLOCK, Deadline
 from arc_ttt.errors import ArcError, DeviceLost, device_lost
-from arc_ttt.protocol.jobs import BASE, Outcome, Progress
+from arc_ttt.protocol.jobs import BASE, OnProgress, Outcome
 from arc_ttt.protocol.messages import Done, Found, FoundGrid, Ready, ScoredGrid, Trial
 from arc_ttt.protocol.orders import AnswerOrder, Hello, JointOrder, Order
 from arc_ttt.settings import Settings
@@ -72,14 +72,14 @@ class ModelServer(Server):
             return []
         return [Trial(row["length"], row["sequences"], row.get("seconds", 0.0), row["fitted"]) for row in rows]
 
-    def work(self, order: Order, deadline: JobDeadline, progress: Progress) -> Done:
+    def work(self, order: Order, deadline: JobDeadline, progress: OnProgress) -> Done:
         if isinstance(order, JointOrder):
             return self._train_jointly(order, deadline, progress)
         if isinstance(order, AnswerOrder):
             return self._answer(order, deadline, progress)
         raise ArcError(f"a worker of a device does no {order.kind}")
 
-    def _answer(self, order: AnswerOrder, deadline: JobDeadline, progress: Progress) -> Done:
+    def _answer(self, order: AnswerOrder, deadline: JobDeadline, progress: OnProgress) -> Done:
         task = order.task
         if order.joint and order.joint != self._joint_loaded and self.solver.adapter is not None:
             self.solver.adapter.load(Path(order.joint))
@@ -116,7 +116,7 @@ class ModelServer(Server):
         scored = [ScoredGrid(s.grid, s.nll_by_view, s.stage) for s in answers.scored if s.test_index == index]
         self.send(Found(order.task.task_id, index, candidates, scored, round(answers.trained, 4), order.id))
 
-    def _train_jointly(self, order: JointOrder, deadline: JobDeadline, progress: Progress) -> Done:
+    def _train_jointly(self, order: JointOrder, deadline: JobDeadline, progress: OnProgress) -> Done:
         report = self.solver.adapt_jointly(order.tasks, deadline, progress)
         if self.solver.adapter is None:
             raise ArcError("without test-time training there is no adapter to share")

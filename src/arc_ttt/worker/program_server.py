@@ -9,7 +9,7 @@ from pathlib import Path
 
 from arc_ttt.deadline import REAL_CLOCK, cpu_seconds
 from arc_ttt.errors import ArcError
-from arc_ttt.protocol.jobs import Outcome, Progress
+from arc_ttt.protocol.jobs import OnProgress, Outcome
 from arc_ttt.protocol.messages import Done, Programs, Ready
 from arc_ttt.protocol.orders import Hello, Order, SearchOrder
 from arc_ttt.settings import Settings
@@ -45,7 +45,7 @@ class ProgramServer(Server):
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
-    def work(self, order: Order, deadline: JobDeadline, progress: Progress) -> Done:
+    def work(self, order: Order, deadline: JobDeadline, progress: OnProgress) -> Done:
         from arc_ttt.synthesis.solver import synthesize
 
         if not isinstance(order, SearchOrder):

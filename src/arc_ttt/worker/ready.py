@@ -1,23 +1,24 @@
 """A solver ready for its device: preset of the device, backend with its fallback, settings that fit the memory.
 
-    settings --device preset--> load --(unsloth checked against our own decoder)--> memory plan --> TaskSolver
+    settings --device preset--> load --> memory plan --> TaskSolver --> unsloth held against our own decoder
 
-Every deviation from the settings comes back as one line.
+Every deviation from the settings comes back as one note.
 """
 
 from __future__ import annotations
 
-import gc
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from arc_ttt.adapt.adapter import Adapter
 from arc_ttt.checkpoints.memory_formulas import CONTEXT, Device
 from arc_ttt.checkpoints.memory_plan import MemoryPlan, fitted, plan
 from arc_ttt.checkpoints.shape import SMALL_PARAMETERS, LlamaShape
 from arc_ttt.errors import ModelError
 from arc_ttt.model.attention import fused_groups, hidden_states
+from arc_ttt.model.cuda import release_memory
 from arc_ttt.model.load import load_model
 from arc_ttt.model.loaded import LoadedModel
 from arc_ttt.model.unsloth import adapter_refusal
@@ -44,21 +45,21 @@ def ready_solver(settings: Settings, device: torch.device) -> tuple[TaskSolver, 
     Raises:
         ModelError: the model cannot be loaded by transformers.
     """
-    notes: list[Note] = []
+    failed: list[Note] = []
     if device.type == "cuda":
         settings = settings.on_device(torch.cuda.get_device_capability(device))
     if settings.model.backend == "unsloth":
         try:
-            return _solver(settings, device, notes), notes
+            return _solver(settings, device)
         except ModelError as error:
-            notes.append(Note(f"backend: transformers instead of unsloth: {error}", less=True))
-        gc.collect()
-        torch.cuda.empty_cache()
+            failed.append(Note(f"backend: transformers instead of unsloth: {error}", less=True))
+        release_memory(device)
         settings = replace(settings, model=replace(settings.model, backend="transformers"))
-    return _solver(settings, device, notes), notes
+    solver, notes = _solver(settings, device)
+    return solver, failed + notes
 
 
-def _solver(settings: Settings, device: torch.device, notes: list[Note]) -> TaskSolver:
+def _solver(settings: Settings, device: torch.device) -> tuple[TaskSolver, list[Note]]:
     if settings.model.backend == "unsloth" and (refusal := adapter_refusal(settings.ttt)):
         raise ModelError(refusal)
     base = load_model(settings.model, device, seed=settings.run.seed)
@@ -66,21 +67,22 @@ def _solver(settings: Settings, device: torch.device, notes: list[Note]) -> Task
         limit = min(settings.model.max_tokens, int(base.llama.config.max_position_embeddings))
         shorter = replace(settings.ttt, max_sequence_tokens=min(settings.ttt.max_sequence_tokens, limit))
         settings = replace(settings, ttt=shorter)
+    notes: list[Note] = []
     memory = memory_plan(base, settings)
     if memory is not None:
-        settings, changed = fitted(settings, memory)
-        notes += changed
+        settings, notes = fitted(settings, memory)
     elif settings.ttt.micro_batch_tokens == 0:
         settings = replace(settings, ttt=replace(settings.ttt, micro_batch_tokens=CPU_TOKENS))
     if base.unsloth is None:
-        return TaskSolver(base, settings, memory=memory)
+        return TaskSolver(base, settings, memory=memory), notes
     try:
         solver = TaskSolver(base, settings, memory=memory)
-        check_backend(solver)
+        if solver.adapter is not None:  # without one nothing passes through unsloth's layers
+            check_backend(solver, solver.adapter)
     except ModelError:
         base.unsloth.patches.undo()
         raise
-    return solver
+    return solver, notes
 
 
 def memory_plan(base: LoadedModel, settings: Settings) -> MemoryPlan | None:
@@ -115,7 +117,7 @@ def choose_plan(
     return plan(shape, device, settings.ttt, four_bit=four_bit, checkpointing=True)
 
 
-def check_backend(solver: TaskSolver) -> float:
+def check_backend(solver: TaskSolver, adapter: Adapter) -> float:
     """Hold the backend's training pass against our own decoder, on two random sequences, one of them padded.
 
     The adapter is given weights that count, so that a kernel which passes it over is found too. Returns the largest
@@ -124,9 +126,7 @@ def check_backend(solver: TaskSolver) -> float:
     Raises:
         ModelError: they differ by more than `TOLERANCE`, or a gradient is missing or not finite.
     """
-    base, adapter = solver.base, solver.adapter
-    assert adapter is not None
-    ttt = solver.settings.ttt
+    base, ttt = solver.base, solver.settings.ttt
     scale = ttt.alpha / (ttt.rank**0.5 if ttt.rslora else ttt.rank)
     random = torch.Generator().manual_seed(0)
     counts = torch.tensor([PROBE_TOKENS, PROBE_TOKENS // 2])

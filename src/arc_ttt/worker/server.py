@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from arc_ttt.deadline import REAL_CLOCK
 from arc_ttt.errors import device_lost
-from arc_ttt.protocol.jobs import Outcome, Progress
+from arc_ttt.protocol.jobs import OnProgress, Outcome
 from arc_ttt.protocol.messages import Done, Ready
 from arc_ttt.protocol.orders import Hello, Order
 from arc_ttt.settings import Settings
@@ -31,7 +31,7 @@ class Server:
         self.settings, self.send, self.inbox = settings, send, inbox
         self.deadline = hello.deadline
 
-    def work(self, order: Order, deadline: JobDeadline, progress: Progress) -> Done:
+    def work(self, order: Order, deadline: JobDeadline, progress: OnProgress) -> Done:
         """Do the job and return its end."""
         raise NotImplementedError
 

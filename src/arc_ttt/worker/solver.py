@@ -22,7 +22,7 @@ from arc_ttt.deadline import Deadline
 from arc_ttt.decode.answerer import Answerer, Answers, Request
 from arc_ttt.errors import OutOfDeviceMemory, TrainingDiverged
 from arc_ttt.model.loaded import LoadedModel
-from arc_ttt.protocol.jobs import BASE, FULL_EFFORT, MOST_FREE, TTT, Effort, Outcome, Progress
+from arc_ttt.protocol.jobs import BASE, FULL_EFFORT, MOST_FREE, TTT, Effort, OnProgress, Outcome
 from arc_ttt.settings import Settings
 from arc_ttt.tasks.grids import Grid, Task
 
@@ -72,7 +72,7 @@ class TaskSolver:
         self.answerer = Answerer(base, settings, memory, forget)
         self.trainer = None if self.adapter is None else AdapterTrainer(base, settings, self.adapter, self.recorded)
 
-    def answer(self, task: Task, deadline: Deadline, progress: Progress = lambda *_: None) -> PassAnswers:
+    def answer(self, task: Task, deadline: Deadline, progress: OnProgress = lambda *_: None) -> PassAnswers:
         """Candidates of the base model under `decode.base_views` views."""
         if self.adapter is not None:
             self.adapter.reset(to_base=True)
@@ -82,7 +82,7 @@ class TaskSolver:
         self,
         task: Task,
         deadline: Deadline,
-        progress: Progress = lambda *_: None,
+        progress: OnProgress = lambda *_: None,
         effort: Effort = FULL_EFFORT,
         programs: Mapping[int, Sequence[Grid]] = NO_PROGRAMS,
     ) -> PassAnswers:
@@ -101,7 +101,6 @@ class TaskSolver:
         request = Request(task, TTT, effort.views or self.settings.decode.views, effort.number, programs)
         if self.adapter is None or self.trainer is None:
             return self._answer(request, deadline, progress)
-        self.adapter.reset()
         outcome, reason, trained, fit = Outcome.FINISHED, "", 1.0, Fit()
         out_of_memory = False
         if self.settings.ttt.scope in ("per-task", "joint"):
@@ -117,6 +116,8 @@ class TaskSolver:
             trained = fit.report.share if fit.report is not None else 0.0
             if outcome is not Outcome.FINISHED:
                 self.adapter.reset(to_base=True)
+        else:
+            self.adapter.reset()
         answers = self._answer(request, deadline, progress, trained)
         if answers.spoiled and not answers.candidates and fit.report is not None:
             self.adapter.reset(to_base=True)
@@ -134,7 +135,7 @@ class TaskSolver:
         return answers
 
     def adapt_jointly(
-        self, tasks: Sequence[Task], deadline: Deadline, progress: Progress = lambda *_: None
+        self, tasks: Sequence[Task], deadline: Deadline, progress: OnProgress = lambda *_: None
     ) -> TrainingReport:
         """Train one adapter over the demonstrations of all tasks; later resets return to it (scope shared or joint).
 
@@ -145,7 +146,7 @@ class TaskSolver:
             raise ValueError("scope none has no adapter to train")
         return self.trainer.fit_jointly(tasks, deadline, progress)
 
-    def _answer(self, request: Request, deadline: Deadline, progress: Progress, trained: float = 1.0) -> PassAnswers:
+    def _answer(self, request: Request, deadline: Deadline, progress: OnProgress, trained: float = 1.0) -> PassAnswers:
         answers = PassAnswers(trained=trained)
         self.answerer.answer(request, answers, deadline, progress, lambda index, _: self.on_found(index, answers))
         return answers

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from arc_lab.publish.bundle import METADATA, SAFE_NAME, current_build, outdated
+from arc_lab.folders import current_build
+from arc_lab.publish.bundle import METADATA, SAFE_NAME, outdated
 from arc_lab.publish.metadata import dataset_names, dataset_problems, read_metadata
 from arc_lab.publish.preflight.checkup import Checkup
 from arc_lab.publish.preflight.findings import Finding, Level

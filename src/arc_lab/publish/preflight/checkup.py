@@ -12,7 +12,7 @@ from arc_lab.publish.kernel_file import read_settings
 from arc_lab.publish.metadata import read_metadata, source_of
 from arc_lab.publish.preflight.findings import NoModel
 from arc_lab.publish.wheels import wheel_options
-from arc_ttt.checkpoints.folders import SIZES, model_folder
+from arc_ttt.checkpoints.folders import is_embedded, model_folder
 from arc_ttt.errors import InputError
 from arc_ttt.settings import Settings
 
@@ -84,9 +84,9 @@ def chosen_settings(checkup: Checkup) -> Settings:
     return Settings.of("embedded-gpu" if preset == "embedded" else preset).override(chosen.items())
 
 
-def machine(checkup: Checkup) -> tuple[str, int]:
-    """Kind and number of the GPUs that kernel-metadata.json asks for."""
-    return DEVICES.get(checkup.metadata.get("machine_shape", ""), ("t4", 2))
+def machine(checkup: Checkup) -> tuple[str, int] | None:
+    """Kind and number of the GPUs that kernel-metadata.json asks for; None where their speed is not known."""
+    return DEVICES.get(checkup.metadata.get("machine_shape", ""))
 
 
 def model_here(checkup: Checkup) -> Path:
@@ -94,7 +94,7 @@ def model_here(checkup: Checkup) -> Path:
     path = chosen_settings(checkup).model.path
     if checkup.model is not None:
         return checkup.model
-    if not path or path in SIZES:
+    if is_embedded(path):
         return model_folder(path, gpu=True)
     if checkup.has_model and leads_into_bundle(checkup, path, checkup.metadata):
         return checkup.bundle

@@ -7,13 +7,19 @@ from typing import Any
 
 from arc_lab.publish.bundle import METADATA
 from arc_lab.publish.kernel_file import read_settings
-from arc_lab.publish.metadata import dataset_names, kernel_problems, model_path_problem, read_metadata, source_of
+from arc_lab.publish.metadata import (
+    MOST_CODE_BYTES,
+    dataset_names,
+    kernel_problems,
+    model_path_problem,
+    read_metadata,
+    source_of,
+)
 from arc_lab.publish.preflight.checkup import Checkup, chosen_settings, leads_into_bundle, model_here
 from arc_lab.publish.preflight.findings import Finding, Level
 from arc_ttt.checkpoints.checkpoint import Checkpoint
-from arc_ttt.checkpoints.folders import SIZES
-from arc_ttt.checkpoints.shape import SMALL_PARAMETERS
-from arc_ttt.errors import InputError
+from arc_ttt.checkpoints.folders import check_format, is_embedded
+from arc_ttt.errors import InputError, ModelError
 from arc_ttt.formats.registry import FORMATS
 from arc_ttt.model.unsloth import adapter_refusal
 from arc_ttt.settings import Settings
@@ -39,7 +45,7 @@ def check_metadata(checkup: Checkup) -> Iterator[Finding]:
     if not problems:
         yield Finding(Level.OK, "kernel-metadata.json", f"{body['id']}, {body['machine_shape']}, no internet, private")
         size = (checkup.kernel / body["code_file"]).stat().st_size
-        yield Finding(Level.OK, body["code_file"], f"{size} bytes of 900000")
+        yield Finding(Level.OK, body["code_file"], f"{size} bytes of {MOST_CODE_BYTES}")
 
 
 def check_settings(checkup: Checkup) -> Iterator[Finding]:
@@ -55,7 +61,11 @@ def check_settings(checkup: Checkup) -> Iterator[Finding]:
         problems.append(refusal)
     if unsloth and settings.model.format == "compact":
         problems.append("unsloth is for mounted checkpoints: set model.path and model.format")
-    if path and path not in SIZES:
+    try:
+        check_format(path, settings.model.format)
+    except ModelError as error:
+        problems.append(f"{error}: set model.path, or name another preset")
+    if not is_embedded(path):
         problems += filter(None, [model_path_problem(path, body), _bundled_model_problem(checkup, path, body)])
     if why := _preset_problem(checkup, settings):
         problems.append(why)
@@ -88,11 +98,11 @@ def _preset_problem(checkup: Checkup, settings: Settings) -> str:
     if form != "compact":
         other = FORMATS[form].preset
         return f"preset {preset} has the wrong learning rate for a model of format {form}: name preset {other}"
-    if not path or path in SIZES:
+    if is_embedded(path):
         return ""
     advice = "name preset llama-1b-3b or llama-8b, and model.format"
     try:
-        large = Checkpoint.read(model_here(checkup)).shape.matrix_weights >= SMALL_PARAMETERS
+        large = not Checkpoint.read(model_here(checkup)).shape.is_small
     except InputError:
         large = "model.format" not in chosen
         advice += "; for a small model of your own write model.format compact"

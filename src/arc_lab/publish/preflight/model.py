@@ -92,7 +92,7 @@ def check_memory(checkup: Checkup) -> Iterator[Finding]:
     """The model fits the GPUs of kernel-metadata.json; the other kind is reported as well."""
     settings, shape = chosen_settings(checkup), Checkpoint.read(model_here(checkup)).shape
     model, ttt = settings.model, settings.ttt
-    large = not shape.is_small
+    large, asked = not shape.is_small, machine(checkup)
     four_bit = model.quantize == "nf4" and (model.dequantize == "never" or (large and model.dequantize == "auto"))
     for kind, device in MEMORY.items():
         found = memory_plan(shape, device, ttt, four_bit=four_bit, checkpointing=large, host_copies=large)
@@ -103,7 +103,7 @@ def check_memory(checkup: Checkup) -> Iterator[Finding]:
             level = Level.OK if longest == ttt.max_sequence_tokens else Level.WARN
             text = f"{weights} on {usable}, trains on sequences of up to {longest} of {ttt.max_sequence_tokens} tokens"
         else:
-            level = Level.FAIL if kind == machine(checkup)[0] else Level.WARN
+            level = Level.FAIL if asked is not None and kind == asked[0] else Level.WARN
             advice = "take 4 bits, a lower ttt.rank or a smaller model"
             text = f"{weights}, with adapter and optimizer, leave no room to train on {usable}: {advice}"
         yield Finding(level, "memory", f"{kind.upper()}: {text}")

@@ -18,7 +18,7 @@ from arc_lab.publish.stage import FALLBACK, Stage, perform, set_stage, some_task
 from arc_lab.simulate.scenarios import Scenario, loaded_from, made_up_tasks
 from arc_lab.simulate.simulation import simulate
 from arc_ttt.checkpoints.checkpoint import Checkpoint
-from arc_ttt.checkpoints.folders import SIZES
+from arc_ttt.checkpoints.folders import is_embedded
 from arc_ttt.deadline import format_duration
 from arc_ttt.protocol.jobs import BASE, TTT
 from arc_ttt.run.journal import read_journal
@@ -73,7 +73,7 @@ class Answering:
 def answering(checkup: Checkup) -> Answering:
     """The model that SETTINGS name, if it is on this machine and small enough for a CPU; else embedded XS."""
     model = chosen_settings(checkup).model
-    if not model.path or model.path in SIZES:
+    if is_embedded(model.path):
         return Answering("embedded XS", EMBEDDED_XS, RUN_LIMIT_S)
     bundled = leads_into_bundle(checkup, model.path, checkup.metadata)
     if bundled and checkup.has_model:
@@ -133,13 +133,18 @@ def check_run(checkup: Checkup) -> Iterator[Finding]:
 
 def check_forecast(checkup: Checkup) -> Iterator[Finding]:
     """A simulated run of HIDDEN_TASKS made-up tasks ends in time and trains nearly all of them."""
-    device_type, devices = machine(checkup)
+    asked = machine(checkup)
+    if asked is None:
+        shape = checkup.metadata.get("machine_shape")
+        yield Finding(Level.SKIPPED, "forecast", f"the speed of machine_shape {shape!r} is not known")
+        return
+    device_type, devices = asked
     settings = chosen_settings(checkup).override([("synthesis.enabled", False)])
     model = Checkpoint.read(model_here(checkup)).size
     tasks = loaded_from(made_up_tasks(HIDDEN_TASKS))
-    outcome = simulate(Scenario(tasks=tasks, settings=settings, model=model, device_type=device_type, devices=devices))
+    run = simulate(Scenario(tasks=tasks, settings=settings, model=model, device_type=device_type, devices=devices))
     text = (
-        f"{HIDDEN_TASKS} tasks on {devices} x {device_type}: {outcome.answered:.0%} answered, {outcome.trained:.0%} "
-        f"trained, ends {format_duration(outcome.limit_s - outcome.seconds)} before the limit"
+        f"{HIDDEN_TASKS} tasks on {devices} x {device_type}: {run.answered:.0%} answered, {run.trained:.0%} "
+        f"trained, ends {format_duration(run.limit_s - run.seconds)} before the limit"
     )
-    yield Finding(Level.FAIL if outcome.missed else Level.WARN if outcome.trained < 0.9 else Level.OK, "forecast", text)
+    yield Finding(Level.FAIL if run.missed else Level.WARN if run.trained < 0.9 else Level.OK, "forecast", text)
