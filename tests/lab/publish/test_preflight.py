@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +116,10 @@ def mounted_model_has_the_embedded_preset(checkup: Checkup) -> None:
     set_metadata(checkup, model_sources=SOURCES)
 
 
+def preset_is_of_a_model_that_is_not_named(checkup: Checkup) -> None:
+    set_kernel(checkup, preset="llama-8b")
+
+
 def bundle_has_no_model(checkup: Checkup) -> None:
     set_kernel(checkup, model__path=f"/kaggle/input/datasets/{DATASET}")
 
@@ -177,6 +183,7 @@ def wheel_is_damaged(checkup: Checkup) -> None:
         (another_model_is_a_source, "SETTINGS", f"write {MODEL_PATH}"),
         (format_needs_another_preset, "SETTINGS", "for a model of format marc: name preset llama-8b"),
         (mounted_model_has_the_embedded_preset, "SETTINGS", "for a mounted model: name preset llama-1b-3b or llama-8b"),
+        (preset_is_of_a_model_that_is_not_named, "SETTINGS", "model.path names none: set model.path"),
         (bundle_has_no_model, "SETTINGS", "holds no model: run arc-lab bundle --model DIR"),
         (licence_is_missing, "LICENSE", "missing"),
         (licence_is_empty, "LICENSE", "empty"),
@@ -223,6 +230,25 @@ def test_a_mounted_model_under_the_embedded_preset_is_judged_by_its_size_if_know
         (folder / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
     assert [finding.level for finding in check_settings(replace(checkup, model=folder))] == [level]
     assert [finding.level for finding in check_settings(checkup)] == [Level.OK]  # not known: compact is believed
+
+
+def test_a_machine_whose_speed_is_not_known_gets_no_forecast(checkup: Checkup) -> None:
+    set_metadata(checkup, machine_shape="NvidiaH100")
+    (finding,) = trial_run.check_forecast(checkup)
+    assert (finding.level, "NvidiaH100" in finding.text) == (Level.SKIPPED, True)
+
+
+def test_every_module_of_a_run_is_imported_but_the_one_that_starts_a_worker() -> None:
+    program = """
+import importlib, pkgutil, sys
+for name in sys.argv[1:]: importlib.import_module(name)
+import arc_ttt
+print(*(one.name for one in pkgutil.walk_packages(arc_ttt.__path__, "arc_ttt.") if one.name not in sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *imports.IMPORTED], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["arc_ttt.worker.__main__"]
 
 
 def test_what_stops_several_checks_is_told_once(checkup: Checkup, monkeypatch: pytest.MonkeyPatch) -> None:
