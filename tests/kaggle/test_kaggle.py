@@ -29,12 +29,7 @@ GIB = 2**30
 MODEL = "/kaggle/input/models/me/llama/transformers/4bit/1"
 
 
-@pytest.fixture(autouse=True)
-def environment_as_before() -> Iterator[None]:
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
+pytestmark = pytest.mark.usefixtures("environment_as_before")
 
 
 Decide = Callable[..., Settings]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import errno
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +14,7 @@ from arc_ttt.deadline import VirtualClock
 from arc_ttt.protocol.jobs import Outcome
 from arc_ttt.run import journal as events_module
 from arc_ttt.run.journal import Journal, checked_line, read_journal
+from support.disk import file_size_limit
 
 fuzz = settings(max_examples=60, deadline=None, database=None)
 
@@ -25,17 +23,6 @@ fuzz = settings(max_examples=60, deadline=None, database=None)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for all examples of a property."""
     return tmp_path_factory.mktemp("journals")
-
-
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Inside, no file of this process grows past `size` bytes: a disk that fills up in the middle of a line."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def journal(path: Path, clock: VirtualClock | None = None) -> Journal:

@@ -41,6 +41,8 @@ from arc_ttt.tasks.grids import LoadedTasks
 from arc_ttt.tasks.parse import parse_tasks
 from support.scripted_fleet import InstantFleet, answer_all, worker_script
 
+pytestmark = pytest.mark.usefixtures("environment_as_before")
+
 ROOT = Path(__file__).resolve().parents[2]
 PAIR = {"input": [[1, 2], [3, 4]], "output": [[2, 1], [4, 3]]}
 DOCUMENT: dict[str, Any] = {
@@ -778,15 +780,6 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 # Kaggle
 
 RERUN = "KAGGLE_IS_COMPETITION_RERUN"
-
-
-@pytest.fixture(autouse=True)
-def environment_as_before() -> Iterator[None]:
-    """A run on Kaggle sets variables for its workers; other tests must not see them."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def mount(root: Path, layout: str, **files: str) -> Path:

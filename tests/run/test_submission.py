@@ -8,11 +8,9 @@ import errno
 import json
 import os
 import random
-import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from arc_ttt.errors import SubmissionError
 from arc_ttt.run.submission import Submission, check_submission
 from arc_ttt.tasks.grids import Grid, LoadedTasks, freeze
 from arc_ttt.tasks.parse import parse_tasks
+from support.disk import file_size_limit
 
 fuzz = settings(max_examples=80, deadline=None, database=None)
 
@@ -233,17 +232,6 @@ def test_a_reader_beside_a_writer_never_sees_a_part(tmp_path: Path) -> None:
     finally:
         os.kill(writer, signal.SIGKILL)
         os.waitpid(writer, 0)
-
-
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Inside, no file of this process grows past `size` bytes: a disk that fills up in the middle of a write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from arc_ttt.protocol.jobs import BASE, JOINT, SYNTHESIS, TTT, Job
 from arc_ttt.schedule.gains import FAILURES, FIRST_MOST, least_share
-from arc_ttt.schedule.plan import FIRST_SHARE, Plan, Policy
+from arc_ttt.schedule.plan import FIRST_PART, Plan, Policy
 from arc_ttt.schedule.searches import SearchQueue
 from arc_ttt.tasks.grids import Example, Task, freeze
 
@@ -210,7 +210,7 @@ def test_the_size_of_the_first_rung_follows_the_load(budget_s: float, share: flo
     )
     assert plan.first_share == pytest.approx(share)
     if share > 0.06:
-        assert sum(100.0 * plan.first_share for _ in seconds) <= FIRST_SHARE * budget_s
+        assert sum(100.0 * plan.first_share for _ in seconds) <= FIRST_PART * budget_s
 
 
 def test_beyond_their_part_short_trainings_compete_with_full_ones_by_gain_a_second() -> None:

@@ -62,7 +62,7 @@ RIGHT_FROM = {
 
 
 @dataclass(frozen=True, slots=True)
-class TaskResult:
+class SearchedTask:
     """Candidates of one task, their cost in CPU seconds, and the task's answers where they are known."""
 
     task: Task
@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
     with json_document(options.json) as document:
         begun_s = time.monotonic()
         results = solve_all(dataset, tasks, options.cpu_limit)
-        figures = summarize(results) | {
+        figures = figures_of(results) | {
             "wall_s": round(time.monotonic() - begun_s, 1),
             "tasks_of": dataset.name,
             "cpu_limit_s": options.cpu_limit,
@@ -157,20 +157,20 @@ def progress(total: int) -> Iterator[_Progress]:
     yield line
 
 
-def solve_all(dataset: Dataset, tasks: Sequence[Task], cpu_limit_s: float) -> list[TaskResult]:
+def solve_all(dataset: Dataset, tasks: Sequence[Task], cpu_limit_s: float) -> list[SearchedTask]:
     """Candidates of all tasks, one task after the other in this process."""
-    results: list[TaskResult] = []
+    results: list[SearchedTask] = []
     with progress(len(tasks)) as show:
         for task in tasks:
             before = time.process_time()
             candidates = synthesize(task, cpu_limit_s=cpu_limit_s)
             cpu_s = time.process_time() - before
-            results.append(TaskResult(task, candidates, cpu_s, dataset.solutions.by_task.get(task.task_id)))
+            results.append(SearchedTask(task, candidates, cpu_s, dataset.solutions.by_task.get(task.task_id)))
             show(len(results), sum(result.solved(GUESSES) for result in results))
     return results
 
 
-def summarize(results: Sequence[TaskResult]) -> dict[str, Any]:
+def figures_of(results: Sequence[SearchedTask]) -> dict[str, Any]:
     """All figures of a run as one flat JSON object."""
     known = [result for result in results if result.answers is not None]
     seconds = np.array([result.cpu_s for result in results])
@@ -197,7 +197,7 @@ def summarize(results: Sequence[TaskResult]) -> dict[str, Any]:
     return figures | _gate_figures(known)
 
 
-def _by_depth(known: Sequence[TaskResult]) -> dict[str, dict[str, int]]:
+def _by_depth(known: Sequence[SearchedTask]) -> dict[str, dict[str, int]]:
     """Solved tasks by engine and depth of the deepest right candidate; a program without steps counts as depth 1."""
     counts = {engine: dict.fromkeys(DEPTHS, 0) for engine in ENGINES}
     for result in known:
@@ -208,7 +208,7 @@ def _by_depth(known: Sequence[TaskResult]) -> dict[str, dict[str, int]]:
     return counts
 
 
-def _gate_figures(known: Sequence[TaskResult]) -> dict[str, Any]:
+def _gate_figures(known: Sequence[SearchedTask]) -> dict[str, Any]:
     """How often a first candidate is confident, how many of the confident ones are right, and the reliability curve."""
     firsts = [
         (guess.confidence, same_grid(guess.grid, answer))
@@ -267,7 +267,7 @@ def print_tables(figures: dict[str, Any]) -> None:
     )
 
 
-def _write(out: Path, results: Sequence[TaskResult], figures: dict[str, Any]) -> None:
+def _write(out: Path, results: Sequence[SearchedTask], figures: dict[str, Any]) -> None:
     """Write the three files of results."""
     document = {
         result.task.task_id: {
@@ -286,7 +286,7 @@ def _write(out: Path, results: Sequence[TaskResult], figures: dict[str, Any]) ->
                     file.write(f"{guess.task_id} test {number + 1} ({guess.confidence:.2f}): {guess.program}\n")
 
 
-def _as_json(candidate: ProgramCandidate, result: TaskResult) -> dict[str, Any]:
+def _as_json(candidate: ProgramCandidate, result: SearchedTask) -> dict[str, Any]:
     answers = result.answers
     return {
         "test_index": candidate.test_index,

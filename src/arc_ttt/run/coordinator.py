@@ -163,7 +163,7 @@ class Coordinator:
         """The last answers to the disk first, then the workers' end, which is not waited for."""
         stopped_s, ledger = self.clock.now(), self.result.ledger
         for slot in self.crew.all_devices:
-            loading = self.workers.alive(slot) and not self.crew.is_ready(slot)
+            loading = self.workers.alive(slot) and not self.crew.has_loaded(slot)
             ledger.spend(slot, stopped_s, KILLED if slot in self.board else LOAD if loading else IDLE)
             ledger.spend(slot, max(stopped_s, self.spec.limit.at_s), RESERVE)
         self.writer.write()
@@ -219,7 +219,7 @@ class Coordinator:
             self.journal.append("found", **job.to_json(), **message.record())
 
     def _ready(self, slot: int, message: Ready) -> None:
-        if not self.crew.greeted(slot):
+        if not self.crew.note_loaded(slot):
             return
         if not self.crew.searches(slot):
             self.trust.loaded()
@@ -296,7 +296,7 @@ class Coordinator:
     def _died(self, death: Death) -> None:
         slot, now_s = death.slot, self.clock.now()
         self.result.deaths.append(death.cause)
-        running, was_ready = self.board.end(slot), self.crew.gone(slot)
+        running, was_ready = self.board.end(slot), self.crew.note_death(slot)
         self.result.ledger.spend(slot, now_s, KILLED if running else IDLE if was_ready else LOAD)
         if not self.crew.searches(slot):
             self._be_careful(death, was_ready)

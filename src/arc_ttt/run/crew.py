@@ -33,7 +33,7 @@ class Crew:
         self._clock, self._free_memory = clock, free_memory
         self.all_devices = [slot for slot in workers.slots if slot not in self._searchers]
         """Slots of devices at the start of the run."""
-        self._greeted: set[int] = set()
+        self._loaded: set[int] = set()
         self._memory_looked_at_s = -math.inf
         self._short_of_memory = False
 
@@ -51,21 +51,21 @@ class Crew:
         """Slots of searchers that have a worker, or may get one again."""
         return [slot for slot in self.workers.slots if self.searches(slot)]
 
-    def is_ready(self, slot: int) -> bool:
+    def has_loaded(self, slot: int) -> bool:
         """Whether the worker of a slot has said that it is ready, and lives."""
-        return slot in self._greeted
+        return slot in self._loaded
 
-    def greeted(self, slot: int) -> bool:
+    def note_loaded(self, slot: int) -> bool:
         """A worker says that it is ready. Returns whether that is news from a worker that lives."""
-        if slot in self._greeted or not self.workers.alive(slot):
+        if slot in self._loaded or not self.workers.alive(slot):
             return False
-        self._greeted.add(slot)
+        self._loaded.add(slot)
         return True
 
-    def gone(self, slot: int) -> bool:
+    def note_death(self, slot: int) -> bool:
         """A worker has died. Returns whether it had been ready."""
-        was_ready = slot in self._greeted
-        self._greeted.discard(slot)
+        was_ready = slot in self._loaded
+        self._loaded.discard(slot)
         return was_ready
 
     def missing(self) -> list[int]:

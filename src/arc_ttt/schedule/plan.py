@@ -21,7 +21,7 @@ from arc_ttt.schedule.searches import SearchQueue
 from arc_ttt.settings import Settings
 from arc_ttt.tasks.grids import Task
 
-FIRST_SHARE = 0.6
+FIRST_PART = 0.6
 """Short trainings may take this part of the devices' time before longer ones are weighed against them."""
 
 
@@ -203,7 +203,7 @@ class Plan:
         share = self.device_share
         if share < 1.0:
             share = max(share, 1.0 - (self.spent_s[SYNTHESIS] + self.searches.early_s()) / max(1e-6, self.budget_s))
-        return FIRST_SHARE * share * self.budget_s
+        return FIRST_PART * share * self.budget_s
 
     def _choose_first_share(self, waiting: Iterable[str]) -> float:
         """The largest size of short trainings at which those that wait take no more than their part of the time."""

@@ -66,13 +66,13 @@ def test_tasks_that_are_all_alike_leave_an_error_of_one_task(tasks: int) -> None
 
 
 def test_figures_of_synthesis_have_the_same_error() -> None:
-    def result(right: bool) -> synthesize.TaskResult:
+    def result(right: bool) -> synthesize.SearchedTask:
         found = ProgramCandidate("t", 0, A if right else B, "a program", "pieces", True, 0.5, 1)
-        return synthesize.TaskResult(Task("t", (), (A,)), (found,), 1.0, (A,))
+        return synthesize.SearchedTask(Task("t", (), (A,)), (found,), 1.0, (A,))
 
     for hits in ([False] * 4, [True] * 4, [True, False, False, False]):
         share = sum(hits) / 4
-        figures = synthesize.summarize([result(right) for right in hits])
+        figures = synthesize.figures_of([result(right) for right in hits])
         assert figures["standard_error"] == round(standard_error(share * (1 - share), 4), 4) > 0
 
 

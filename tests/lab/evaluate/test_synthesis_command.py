@@ -57,10 +57,10 @@ def candidate(test_index: int, colour: int, engine: str, depth: int, confidence:
     return ProgramCandidate("made up", test_index, grid, "a program", engine, True, confidence, depth)
 
 
-def made_up(cpu_s: float, answers: list[int], *candidates: ProgramCandidate) -> synthesize.TaskResult:
+def made_up(cpu_s: float, answers: list[int], *candidates: ProgramCandidate) -> synthesize.SearchedTask:
     """The result of a task whose answers are single cells of these colours."""
     grids = tuple(freeze(np.full((1, 1), colour)) for colour in answers)
-    return synthesize.TaskResult(Task("made up", (), grids), candidates, cpu_s, grids)
+    return synthesize.SearchedTask(Task("made up", (), grids), candidates, cpu_s, grids)
 
 
 def test_figures_by_engine_depth_and_confidence() -> None:
@@ -78,7 +78,7 @@ def test_figures_by_engine_depth_and_confidence() -> None:
         ),
         made_up(9.0, [1]),
     ]
-    figures = synthesize.summarize(results)
+    figures = synthesize.figures_of(results)
     assert (figures["together@1"], figures["together@2"]) == (2, 3)
     assert (figures["pieces@1"], figures["pieces@2"]) == (2, 3)
     assert (figures["cells@1"], figures["cells@2"]) == (2, 3)
@@ -96,8 +96,8 @@ def test_figures_by_engine_depth_and_confidence() -> None:
 
 
 def test_figures_without_answers_or_candidates() -> None:
-    nothing = synthesize.TaskResult(Task("made up", (), ()), (), 0.5, None)
-    figures = synthesize.summarize([nothing]) | {"wall_s": 0.5, "tasks_of": "nothing"}
+    nothing = synthesize.SearchedTask(Task("made up", (), ()), (), 0.5, None)
+    figures = synthesize.figures_of([nothing]) | {"wall_s": 0.5, "tasks_of": "nothing"}
     assert (figures["tasks"], figures["scored"], figures["together@2"]) == (1, 0, 0)
     assert figures["confident_right_share"] is None
     synthesize.print_tables(figures)
