@@ -25,7 +25,7 @@ from arc_lab.publish.kaggle_image import WHEELS, read_image
 from arc_lab.publish.kernel_file import kernel_with, read_settings
 from arc_lab.publish.rehearse import main, ready_bundle, report
 from arc_lab.publish.stage import Rehearsal, Stage, judge, model_mount, perform, read_fallbacks, set_stage
-from arc_lab.publish.wheels import Wheel, members, read_lock, state
+from arc_lab.publish.wheels import Wheel, defect, members, read_lock
 from arc_ttt.bootstrap.mounts import CHALLENGES, find_model, find_mounts
 from arc_ttt.checkpoints.folders import EMBEDDED
 from arc_ttt.errors import InputError
@@ -358,7 +358,7 @@ def test_a_rehearsal_that_takes_too_long_or_fails_is_a_problem(tmp_path: Path, b
 def without_weights_library() -> Path | None:
     """The locked wheel of bitsandbytes, if it has been fetched."""
     wheel = next(w for w in members(read_lock(), "base", read_image().python) if w.name == "bitsandbytes")
-    return None if state(wheel, WHEELS) else WHEELS / wheel.file
+    return None if defect(wheel, WHEELS) else WHEELS / wheel.file
 
 
 @pytest.mark.slow
