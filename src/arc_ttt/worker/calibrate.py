@@ -64,7 +64,7 @@ def calibrate(
 
 
 def made_up_sequence(base: LoadedModel, tokens: int, settings: TttSettings) -> TokenSequence:
-    """A training sequence of no meaning, at most `tokens` long where a single pair of grids is."""
+    """A training sequence of no meaning, at most `tokens` long unless a single pair of grids is longer."""
     side = max(2, min(20, math.isqrt(tokens // 8)))
     grid = freeze(np.random.default_rng(0).integers(0, 10, (side, side)))
     sequence, demonstrations = base.form.encode((), grid, grid), 1
